@@ -1,0 +1,57 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+PYTHON ?= python3
+OUT ?= lmr-guard-demo
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WHEEL := .make/wheel
+SITE := .make/site
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types pytest install clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo "Variables: PYTHON=python3 (3.11 or newer), OUT=lmr-guard-demo, WORKERS=2"
+
+demo: $(STAMP) ## Plant two sleeping backdoors, guard against them, write reports to OUT
+	$(BIN)/lmr-guard demo --out "$(OUT)"
+
+test: lint types pytest ## Lint, type-check and test, with coverage; what CI runs
+
+lint: $(STAMP) ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# What is type-checked is what ships: a type checker cannot follow the mapped folders of an
+# editable install. The examples stand beside the package as a user's code would.
+types: $(STAMP) ## Type-check the built wheel and the examples
+	rm -rf build "$(WHEEL)" "$(SITE)"
+	$(BIN)/python -m build --quiet --wheel --no-isolation --outdir "$(WHEEL)" .
+	$(PIP) install --quiet --no-deps --no-index --target "$(SITE)" $(WHEEL)/*.whl
+	cp -R examples "$(SITE)/examples"
+	cd / && MYPYPATH="$(CURDIR)/$(SITE)" "$(CURDIR)/$(BIN)/mypy" \
+		--config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" \
+		-p lmr_guard -p examples
+
+# One thread a worker: two workers with a thread pool each would fight over two cores.
+pytest: $(STAMP) ## Run the tests alone
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term-missing \
+		--cov-fail-under=90
+
+install: $(STAMP) ## Make the virtual environment in .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "expected Python 3.11 or newer, got $$($(PYTHON) --version 2>&1); name one with make PYTHON=..." >&2; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt pip setuptools wheel
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[dev,timm]"
+	@touch $@
+
+clean: ## Remove what was built; .venv stays
+	rm -rf build dist .make *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

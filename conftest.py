@@ -1,0 +1,16 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the mapped folders importable where the package is not installed."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from hypothesis import settings
+
+import lmr_guard
+
+if find_spec("lmr_guard.hooks") is None:
+    lmr_guard.__path__.append(str(Path(__file__).parent))
+
+settings.register_profile("default", deadline=None, derandomize=True)
+settings.load_profile("default")
