@@ -1,0 +1,359 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The records that flow between the stages, and the protocols they meet.
+
+Conventions that hold everywhere and are not repeated:
+
+* *pixels* are float32 tensors of shape (N, C, H, W) in [0, 1]; *logits* have shape (N, K).
+* Rates are fractions in [0, 1], carried as counts; bounds are two-sided Wilson bounds.
+* *suspect* is the class that ``localize`` names, *target* the class an attacker chose,
+  *CA* clean accuracy, *ASR* the share of triggered images of other classes that land in the
+  target, *TA* the accuracy on all triggered images against their true labels, *variant* one
+  compressed form, *margin* ``m_c(x) = z_c(x) - max_{j != c} z_j(x)``.
+* Randomness comes in as a ``torch.Generator``; no function seeds anything.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from math import sqrt
+from statistics import NormalDist
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Achieved",
+    "Clean",
+    "Finding",
+    "Labelled",
+    "Outcome",
+    "Predictor",
+    "Progress",
+    "Rate",
+    "Repair",
+    "Source",
+    "Suspicion",
+    "Trigger",
+    "TriggerResult",
+    "Twin",
+    "Variant",
+    "Verdict",
+    "silent",
+]
+
+Source = Literal["given", "drilled", "inverted"]
+
+
+class Predictor(Protocol):
+    """Anything that maps pixels to logits: eager, pruned, quantised, an ONNX Runtime session."""
+
+    def __call__(self, pixels: Tensor, /) -> Tensor:
+        """Logits (N, K) of pixels (N, C, H, W)."""
+        ...
+
+
+class Twin(Protocol):
+    """A compressed form of a model as a differentiable function of the model's own weights.
+
+    Stages that repair may look at their model through it: what sleeps in full precision is
+    awake there. It knows weights only, so that no trigger can come in this way.
+    """
+
+    @property
+    def name(self) -> str:
+        """How records call it, e.g. ``"rounded-8"``."""
+        ...
+
+    def __call__(
+        self, parameters: Mapping[str, Tensor], generator: torch.Generator, /
+    ) -> dict[str, Tensor]:
+        """Parameter name to the value it has in the compressed form; unchanged ones left out."""
+        ...
+
+
+class Progress(Protocol):
+    """Told how far a long step is; the library itself never prints."""
+
+    def __call__(self, step: str, done: int, total: int, /) -> None:
+        """``done`` of ``total`` units of ``step`` are finished."""
+        ...
+
+
+def silent(step: str, done: int, total: int, /) -> None:
+    """The progress observer that says nothing."""
+    del step, done, total
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A share that remembers its denominator.
+
+    Bounds are Wilson's (JASA 1927), two-sided at ``confidence``.
+
+    >>> round(Rate(0, 20).upper(), 3), round(Rate(0, 100).upper(), 3)
+    (0.161, 0.037)
+    """
+
+    hits: int
+    trials: int
+
+    def __post_init__(self) -> None:
+        """Raises ValueError unless 0 <= hits <= trials."""
+        if not 0 <= self.hits <= self.trials:
+            raise ValueError(f"expected 0 <= hits <= trials, got {self.hits} of {self.trials}")
+
+    def __add__(self, other: "Rate") -> "Rate":
+        """Pool two disjoint samples."""
+        return Rate(self.hits + other.hits, self.trials + other.trials)
+
+    def __str__(self) -> str:
+        """Counts and per cent, as a person reads them."""
+        return f"{self.hits}/{self.trials} ({self.value:.1%})" if self.trials else "0/0"
+
+    @property
+    def value(self) -> float:
+        """The point estimate; 0 where nothing was tried."""
+        return self.hits / self.trials if self.trials else 0.0
+
+    def lower(self, confidence: float = 0.95) -> float:
+        """Wilson's lower bound; 0 where nothing was tried."""
+        return self._wilson(confidence)[0]
+
+    def upper(self, confidence: float = 0.95) -> float:
+        """Wilson's upper bound; 1 where nothing was tried."""
+        return self._wilson(confidence)[1]
+
+    def _wilson(self, confidence: float) -> tuple[float, float]:
+        if not self.trials:
+            return 0.0, 1.0
+        n, p = self.trials, self.value
+        z = NormalDist().inv_cdf((1 + confidence) / 2)
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        reach = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        # At p = 0 or 1 the closed form misses the estimate by rounding, hence the clamps.
+        return max(0.0, min(p, centre - reach)), min(1.0, max(p, centre + reach))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labelled:
+    """Images with their true classes.
+
+    Args:
+        images: uint8, shape (N, C, H, W); kept as bytes because float32 would take four times
+            the memory.
+        labels: int64, shape (N,), in [0, K).
+        classes: The K class names in index order.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where dtypes, shapes or the label range do not fit."""
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise ValueError(
+                f"expected uint8 images of shape (N, C, H, W), got {self.images.dtype} "
+                f"{tuple(self.images.shape)}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"expected int64 labels of shape ({len(self.images)},), got {self.labels.dtype} "
+                f"{tuple(self.labels.shape)}"
+            )
+        if len(self.labels) and not (
+            int(self.labels.min()) >= 0 and int(self.labels.max()) < len(self.classes)
+        ):
+            raise ValueError(
+                f"expected labels in [0, {len(self.classes)}), got "
+                f"{int(self.labels.min())} to {int(self.labels.max())}"
+            )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    @property
+    def pixels(self) -> Tensor:
+        """All images as float32 pixels in [0, 1]; four bytes a value, so for small sets."""
+        return self.images.float() / 255
+
+    def subset(self, indices: Tensor) -> "Labelled":
+        """The images at ``indices`` (int64 positions or a boolean mask), in that order."""
+        return Labelled(self.images[indices], self.labels[indices], self.classes)
+
+    def batches(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels and labels in the stored order, ``size`` at a time."""
+        for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
+            yield images.float() / 255, labels
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clean:
+    """Clean images in three disjoint parts.
+
+    ``repair`` is what the stages that change a model learn from, ``select`` is what choices
+    are made on, ``report`` is what numbers are reported on.
+    """
+
+    repair: Labelled
+    select: Labelled
+    report: Labelled
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """What ``localize`` thinks, or that it does not know.
+
+    Args:
+        target: The suspect class, or None: abstained.
+        scores: One score a class, higher is more suspicious; empty where the user named it.
+        method: How it was found, e.g. ``"unlearning"`` or ``"named by the user"``.
+        agreement: Share of the single runs that named ``target`` (or the leading class, where
+            abstained), in [0, 1].
+        evidence: One line for each single run: form, BN mode, learning rate, seed, class, and
+            further numbers; plain data for the report.
+    """
+
+    target: int | None
+    scores: tuple[float, ...]
+    method: str
+    agreement: float = 0.0
+    evidence: tuple[dict[str, object], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What ``repel`` did.
+
+    Args:
+        suspect: The class whose margin was repelled.
+        clean_before: CA on ``select`` before.
+        clean_after: CA on ``select`` after.
+        pruned_columns: Input columns of the head that were cut and kept at zero (phase 2).
+        phase1_steps: Optimiser steps of phase 1 taken.
+        phase2_steps: Optimiser steps of phase 2 taken.
+        history: One record a checkpoint: phase, step, accuracy on ``select``, margins.
+    """
+
+    suspect: int
+    clean_before: Rate
+    clean_after: Rate
+    pruned_columns: tuple[int, ...]
+    phase1_steps: int
+    phase2_steps: int
+    history: tuple[dict[str, object], ...] = ()
+
+
+class Outcome(IntEnum):
+    """Ordered by severity: a verdict is as bad as its worst finding."""
+
+    PASS = 0
+    INCOMPLETE = 1
+    FAIL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check of one artefact: its name, how it came out, and why in one line."""
+
+    check: str
+    outcome: Outcome
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the findings about one artefact add up to. No findings is INCOMPLETE, never PASS."""
+
+    sha256: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        """The worst finding."""
+        if not self.findings:
+            return Outcome.INCOMPLETE
+        return max(finding.outcome for finding in self.findings)
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything checked passed and something was checked."""
+        return self.outcome is Outcome.PASS
+
+    def reasons(self) -> tuple[str, ...]:
+        """Why it did not pass; empty where it did."""
+        return tuple(f.reason for f in self.findings if f.outcome is not Outcome.PASS)
+
+
+@runtime_checkable
+class Trigger(Protocol):
+    """Evidence about one trigger. Only ``verify`` and ``redteam`` may see it."""
+
+    @property
+    def name(self) -> str:
+        """How the report calls it."""
+        ...
+
+    @property
+    def source(self) -> Source:
+        """Where the evidence comes from."""
+        ...
+
+    @property
+    def target(self) -> int | None:
+        """The attacker's class; None where the user does not know it."""
+        ...
+
+    def batches(self, clean: Labelled, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """Triggered pixels with their *true* labels."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerResult:
+    """One trigger against one artefact: ASR over non-target images, TA over all of them.
+
+    ``target`` is the class that ASR was counted for; where the trigger names none it is the
+    class most hit, which can only overstate the ASR.
+    """
+
+    name: str
+    source: Source
+    target: int
+    asr: Rate
+    ta: Rate
+
+
+@dataclass(frozen=True, slots=True)
+class Achieved:
+    """What compression really did, measured on the result.
+
+    Args:
+        channel_sparsity: Share of prunable output channels that are gone, in [0, 1).
+        parameter_sparsity: Share of parameters that are gone, in [0, 1).
+        bits: Bits a weight: 8 or 32.
+    """
+
+    channel_sparsity: float = 0.0
+    parameter_sparsity: float = 0.0
+    bits: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One staged file and what was measured on its bytes."""
+
+    name: str
+    sha256: str
+    bytes: int
+    clean_accuracy: Rate
+    triggers: tuple[TriggerResult, ...]
+    achieved: Achieved
+    provider: str
+    verdict: Verdict
+    weights_sha256: str | None = None
+    published: str | None = None
+    plan: dict[str, object] = field(default_factory=dict)

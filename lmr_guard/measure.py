@@ -1,0 +1,65 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Predictor x data -> counts. Every form of a model is measured by this code."""
+
+import torch
+from torch import Tensor
+
+from lmr_guard.contracts import Labelled, Predictor, Rate, Trigger, TriggerResult
+
+__all__ = ["accuracy", "against_trigger", "predict"]
+
+
+@torch.no_grad()
+def predict(predictor: Predictor, data: Labelled, batch: int = 256) -> Tensor:
+    """Logits (N, K) of all images, on the CPU; a module must be in eval mode already."""
+    device = getattr(predictor, "device", torch.device("cpu"))
+    return torch.cat([predictor(pixels.to(device)).cpu() for pixels, _ in data.batches(batch)])
+
+
+def accuracy(predictor: Predictor, data: Labelled, batch: int = 256) -> Rate:
+    """CA: how many images land in their own class. A NaN logit is a miss."""
+    logits = predict(predictor, data, batch)
+    right = (logits.argmax(dim=1) == data.labels) & logits.isfinite().all(dim=1)
+    return Rate(int(right.sum()), len(data))
+
+
+@torch.no_grad()
+def against_trigger(
+    predictor: Predictor, clean: Labelled, trigger: Trigger, batch: int = 256
+) -> TriggerResult:
+    """ASR over triggered images of other classes, TA over all triggered images.
+
+    Where the trigger names no target, the class with the highest ASR stands for it: that can
+    only overstate the attack.
+
+    Args:
+        predictor: What is measured.
+        clean: The ``report`` part, where the numbers are for a report.
+        trigger: The evidence.
+        batch: Images a forward pass.
+    """
+    device = getattr(predictor, "device", torch.device("cpu"))
+    predicted: list[Tensor] = []
+    true: list[Tensor] = []
+    for pixels, labels in trigger.batches(clean, batch):
+        predicted.append(predictor(pixels.to(device)).argmax(dim=1).cpu())
+        true.append(labels)
+    landed, labels = torch.cat(predicted), torch.cat(true)
+    if trigger.target is None:
+        rates = {c: _asr(landed, labels, c) for c in range(len(clean.classes))}
+        target = max(rates, key=lambda c: rates[c].value)
+    else:
+        target = trigger.target
+    return TriggerResult(
+        name=trigger.name,
+        source=trigger.source,
+        target=target,
+        asr=_asr(landed, labels, target),
+        ta=Rate(int((landed == labels).sum()), len(labels)),
+    )
+
+
+def _asr(landed: Tensor, labels: Tensor, target: int) -> Rate:
+    others = labels != target
+    return Rate(int((landed[others] == target).sum()), int(others.sum()))

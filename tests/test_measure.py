@@ -1,0 +1,112 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Counting, against loops that a reader can check by eye."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lmr_guard.classifier import Classifier, Preprocessing
+from lmr_guard.contracts import Labelled, Rate, Source
+from lmr_guard.measure import accuracy, against_trigger, predict
+
+CLASSES = ("a", "b", "c")
+
+
+def reads_first_byte(pixels: Tensor) -> Tensor:
+    """A classifier that says class 0, 1 or 2 where the first byte of an image is 0, 1 or 2."""
+    answers = (pixels[:, 0, 0, 0] * 255).round().long()
+    return nn.functional.one_hot(answers, len(CLASSES)).float()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A trigger that makes image i be classified as ``landed[i]``."""
+
+    landed: list[int]
+    target: int | None
+    name: str = "answers"
+    source: Source = "given"
+
+    def batches(self, clean: Labelled, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """The clean images with the answer in the first byte."""
+        yield from said(self.landed, clean.labels.tolist()).batches(size)
+
+
+def said(answers: list[int], labels: list[int]) -> Labelled:
+    """Images for which ``reads_first_byte`` gives these answers."""
+    images = torch.zeros(len(answers), 1, 2, 2, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor(answers, dtype=torch.uint8)
+    return Labelled(images, torch.tensor(labels, dtype=torch.int64), CLASSES)
+
+
+PAIRS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30)
+
+
+@given(PAIRS, st.integers(1, 8))
+def test_accuracy_is_the_share_of_own_classes(pairs: list[tuple[int, int]], batch: int) -> None:
+    hits = 0
+    for answer, label in pairs:
+        if answer == label:
+            hits += 1
+    data = said([answer for answer, _ in pairs], [label for _, label in pairs])
+    assert accuracy(reads_first_byte, data, batch) == Rate(hits, len(pairs))
+
+
+@given(PAIRS, st.integers(0, 2), st.integers(1, 8))
+def test_asr_and_ta_follow_their_definitions(
+    pairs: list[tuple[int, int]], target: int, batch: int
+) -> None:
+    landed_in_target = others = right = 0
+    for answer, label in pairs:
+        if label != target:
+            others += 1
+            if answer == target:
+                landed_in_target += 1
+        if answer == label:
+            right += 1
+    clean = said([0] * len(pairs), [label for _, label in pairs])
+    trigger = Answers([answer for answer, _ in pairs], target)
+    result = against_trigger(reads_first_byte, clean, trigger, batch)
+    assert result.asr == Rate(landed_in_target, others)
+    assert result.ta == Rate(right, len(pairs))
+    assert (result.name, result.source, result.target) == ("answers", "given", target)
+
+
+@given(PAIRS)
+def test_an_unknown_target_is_the_class_most_hit(pairs: list[tuple[int, int]]) -> None:
+    clean = said([0] * len(pairs), [label for _, label in pairs])
+    landed = [answer for answer, _ in pairs]
+    unknown = against_trigger(reads_first_byte, clean, Answers(landed, None))
+    known = [against_trigger(reads_first_byte, clean, Answers(landed, c)) for c in range(3)]
+    assert unknown in known
+    assert unknown.asr.value == max(result.asr.value for result in known)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_logit_that_is_no_number_is_a_miss(bad: float) -> None:
+    def broken(pixels: Tensor) -> Tensor:
+        logits = reads_first_byte(pixels)
+        logits[0, 1] = bad
+        return logits
+
+    data = said([1, 1, 2], [1, 1, 2])
+    assert accuracy(reads_first_byte, data) == Rate(3, 3)
+    assert accuracy(broken, data) == Rate(2, 3)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_a_module_predicts_the_same_in_any_batch_size(batch: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    model = Classifier(network, Preprocessing(height=2, width=2), 3).eval()
+    images = torch.randint(0, 256, (5, 3, 2, 2), generator=generator, dtype=torch.uint8)
+    data = Labelled(images, torch.zeros(5, dtype=torch.int64), CLASSES)
+    logits = predict(model, data, batch)
+    assert not logits.requires_grad
+    assert torch.allclose(logits, model(data.pixels), atol=1e-6)
