@@ -1,0 +1,639 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights + architecture -> Classifier. Nothing is unpickled.
+
+A checkpoint is untrusted: it is read as safetensors or by ``torch.load(weights_only=True)``, and
+never a second time in a more trusting way. An architecture is trusted: torchvision's, timm's, or
+code that the user named.
+
+Two architectures of torchvision, ``googlenet`` and ``inception_v3``, normalise a second time
+inside the network when they hold the published weights. They are built without that step, and
+their own normalisation is therefore mean 0.5, std 0.5, which is what both steps come to; for
+weights trained from scratch with another one, set mean and std. Their auxiliary heads are left
+out: they take no part in inference.
+"""
+
+import difflib
+import importlib
+import inspect
+import math
+import pickle
+import re
+import sys
+import tarfile
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lmr_guard.classifier import Classifier, Preprocessing, find_head
+from lmr_guard.errors import ConfigError, InputError
+
+__all__ = ["Config", "build", "classifier", "read_weights"]
+
+_FORMS = "torchvision:NAME, timm:NAME or package.module:factory"
+_WRAPPERS = ("state_dict", "model", "net")
+_PREFIXES = ("module.", "_orig_mod.")
+_LIBRARIES = ("torchvision", "timm")
+_NORMALISED_TWICE = ("googlenet", "inception_v3")  # see the module's docstring
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+_ADVICE = "ask for the bare state dict, best as safetensors"
+# Families whose first layers have a well-known form for small images: what their name starts
+# with, and the pooling that goes. The convolution is the first one of the network.
+_CIFAR_STEMS: dict[str, str | None] = {
+    "resnet": "maxpool",
+    "resnext": "maxpool",
+    "wide_resnet": "maxpool",
+    "densenet": "features.pool0",
+    "mobilenet_v2": None,
+    "mobilenetv2": None,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Which network the weights belong to, and what the architecture does not say itself.
+
+    Args:
+        architecture: ``torchvision:NAME``, ``timm:NAME`` (needs the extra), or
+            ``package.module:factory``, the user's own code, importable from the current folder
+            too. The factory is called with ``num_classes`` if it takes that; it returns an
+            ``nn.Module``, which may tell its input in an attribute ``default_cfg`` as timm's
+            networks do: a mapping with ``input_size``, ``mean``, ``std`` and ``crop_pct``.
+        num_classes: K; None reads it off the head in the checkpoint.
+        input_size: (channels, rows, columns) that the network sees; None takes the
+            architecture's own. Images are resized straight to a size that is not its own.
+        mean: One value a channel, in pixel units; None takes the architecture's own.
+        std: As ``mean``; the two go together.
+        stem: ``"cifar"`` gives a torchvision or timm ResNet, DenseNet or MobileNetV2 the first
+            layers that are usual for small images, a 3x3 convolution of stride 1 and no pooling
+            after it, and makes 32x32 the input size. The normalisation stays the
+            architecture's own: set ``mean`` and ``std`` for another one.
+    """
+
+    architecture: str
+    num_classes: int | None = None
+    input_size: tuple[int, int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    stem: Literal["native", "cifar"] = "native"
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for what no architecture could accept."""
+        kind, name = self.source
+        if kind not in _LIBRARIES and not (_is_dotted(kind) and _is_dotted(name)):
+            raise ConfigError(f"expected {_FORMS} as architecture, got {self.architecture!r}")
+        if self.num_classes is not None and self.num_classes < 2:
+            raise ConfigError(f"expected num_classes of at least 2, got {self.num_classes}")
+        if self.stem not in {"native", "cifar"}:
+            raise ConfigError(f"expected stem native or cifar, got {self.stem!r}")
+        self._check_input()
+
+    def _check_input(self) -> None:
+        size = self.input_size
+        if size is not None and (size[0] not in {1, 3} or min(size) < 1):
+            raise ConfigError(f"expected input_size 1 or 3 channels, rows, columns, got {size}")
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError("expected mean and std together, got one of them; give the other")
+        if not all(math.isfinite(value) for value in (*(self.mean or ()), *(self.std or ()))):
+            raise ConfigError(f"expected finite mean and std, got {self.mean} and {self.std}")
+        if min(self.std or (1.0,)) <= 0:
+            raise ConfigError(f"expected std above 0, got {self.std}")
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """What stands before and after the colon of ``architecture``."""
+        kind, _, name = self.architecture.partition(":")
+        return kind, name
+
+
+def classifier(checkpoint: Path, config: Config) -> Classifier:
+    """Load a classifier: strict keys, finite weights, a head, and a forward pass that works.
+
+    Uses no randomness of the caller: the RNG state is as before.
+
+    Args:
+        checkpoint: safetensors, or a torch checkpoint that holds tensors only.
+        config: The architecture, and what it does not say itself.
+
+    Returns:
+        The model in eval mode on the CPU, float32, all parameters requiring gradients.
+
+    Raises:
+        InputError: The file is missing, unreadable or unsafe, or its weights do not fit.
+        ConfigError: There is no such architecture, or it cannot be built as asked.
+    """
+    weights = read_weights(checkpoint)
+    network, preprocessing, num_classes = build(config, weights)
+    _fill(network, _without_auxiliary_heads(config, weights))
+    model = Classifier(network, preprocessing, num_classes).eval().requires_grad_(True)
+    logits = _logits(model)
+    if logits.shape[1] != num_classes:
+        raise InputError(
+            f"expected {num_classes} logits an image, as the head says, got {logits.shape[1]}"
+        )
+    if not logits.isfinite().all():
+        raise InputError("expected finite logits, got NaN or infinity; the weights are damaged")
+    return model
+
+
+# --- the checkpoint -----------------------------------------------------------------------------
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict of a checkpoint, on the CPU, without running anything in it.
+
+    The wrappers ``state_dict``, ``model`` and ``net`` are peeled off, also one inside another,
+    and the prefixes ``module.`` (data parallel) and ``_orig_mod.`` (compiled) where every name
+    has them.
+
+    Args:
+        path: safetensors, recognised by content or suffix, or a torch checkpoint.
+
+    Raises:
+        InputError: No such file, not a checkpoint, truncated, or more than tensors in it.
+    """
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise InputError(f"expected a checkpoint file, got {found}: {str(path)!r}")
+    if not path.stat().st_size:
+        raise InputError(f"expected a checkpoint, got an empty file: {str(path)!r}")
+    payload = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+    return _without_prefixes(_state_dict(payload, path))
+
+
+def _is_safetensors(path: Path) -> bool:
+    """A safetensors file is a little-endian header length and a JSON object of that length."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    return path.suffix == ".safetensors" or (
+        start[8:] == b"{" and 8 + length <= path.stat().st_size
+    )
+
+
+def _read_safetensors(path: Path) -> object:
+    try:
+        return load_file(path)
+    except Exception as error:  # Hostile bytes may raise anything.
+        raise InputError(
+            f"expected a safetensors file, got one that does not read ({_line(error)}): "
+            f"{str(path)!r}"
+        ) from error
+
+
+def _read_torch(path: Path) -> object:
+    if other := _other_format(path):
+        raise InputError(f"expected weights, got {other}; {_ADVICE}: {str(path)!r}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on protocols and layouts: both are checked here
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"expected weights only, got {_unsafe_content(path, error)}; nothing of it was run; "
+            f"{_ADVICE}: {str(path)!r}"
+        ) from error
+    except Exception as error:  # Hostile bytes may raise anything.
+        raise InputError(
+            f"expected a torch checkpoint, got a file that is truncated or no checkpoint "
+            f"({_line(error)}): {str(path)!r}"
+        ) from error
+
+
+def _other_format(path: Path) -> str | None:
+    """Torch's formats that hold more than weights, told before torch explains how to trust them."""
+    if tarfile.is_tarfile(path):
+        return "a tar file (or the format of torch before 0.1.10)"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+    except Exception:  # noqa: BLE001  # No zip, or a damaged one: torch's own reader tells which.
+        return None
+    if "constants.pkl" in names:
+        return "a TorchScript program"
+    return "an exported program (.pt2)" if "archive_format" in names else None
+
+
+def _unsafe_content(path: Path, error: pickle.UnpicklingError) -> str:
+    """What a checkpoint holds beside tensors, by the names it would import."""
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # noqa: BLE001  # Only zip checkpoints can be asked; the error names one.
+        names = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
+    if names:
+        return f"a pickle that would import {_some(names)}"
+    return "a pickle that torch cannot read, or no checkpoint"
+
+
+def _state_dict(payload: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401  # The file's.
+    payload = _unwrapped(_unwrapped(payload, path), path)
+    if not isinstance(payload, dict) or not payload:
+        raise InputError(
+            f"expected a state dict, names to tensors, got {_describe(payload)}; {_ADVICE}: "
+            f"{str(path)!r}"
+        )
+    for name, value in payload.items():
+        if not isinstance(name, str) or not _is_dense(value):
+            raise InputError(
+                f"expected a state dict, names to dense tensors, got {_describe(value)} at "
+                f"{name!r}; {_ADVICE}: {str(path)!r}"
+            )
+    return dict(payload)
+
+
+def _unwrapped(payload: Any, path: Path) -> Any:  # noqa: ANN401  # The file's.
+    if not isinstance(payload, dict):
+        return payload
+    found = [name for name in _WRAPPERS if isinstance(payload.get(name), dict)]
+    if len(found) > 1:
+        raise InputError(
+            f"expected one state dict, got {' and '.join(found)}; keep the one that is meant: "
+            f"{str(path)!r}"
+        )
+    return payload[found[0]] if found else payload
+
+
+def _is_dense(value: object) -> bool:
+    """Whether a tensor has its bytes: a few can claim any shape by strides of zero."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not value.is_quantized
+        and value.device.type == "cpu"
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    )
+
+
+def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _PREFIXES * 2:  # in either order
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+# --- the network --------------------------------------------------------------------------------
+
+
+def build(config: Config, weights: Mapping[str, Tensor]) -> tuple[nn.Module, Preprocessing, int]:
+    """The network that the weights belong to, not yet filled with them.
+
+    K is read off the head: a network of another K is built first to find out which layer that
+    is, and run once on a grey image. Channels are read off the first convolution.
+
+    Args:
+        config: The architecture.
+        weights: What ``read_weights`` gave; only shapes are looked at.
+
+    Returns:
+        The network in eval mode on the CPU in float32, its preprocessing, and K.
+
+    Raises:
+        InputError: The weights contradict ``config``, or there is no head.
+        ConfigError: There is no such architecture, or it cannot be built as asked.
+    """
+    with torch.random.fork_rng(devices=[]):
+        probe = _network(config, weights, config.num_classes or 2)
+        preprocessing = _preprocessing(config, _native(config, probe))
+        num_classes = _classes(config, Classifier(probe, preprocessing, 0), weights)
+        return _network(config, weights, num_classes), preprocessing, num_classes
+
+
+def _classes(config: Config, probe: Classifier, weights: Mapping[str, Tensor]) -> int:
+    """K, as the head in the weights has it; where they have none, as the network has it."""
+    if config.source[0] in _LIBRARIES:
+        probe.to("meta")  # shapes only, at no cost; the user's own code may not run there
+    outputs = _logits(probe).shape[1]
+    name, head = find_head(probe, probe.example(), outputs)
+    stored = weights.get(f"{name}.weight".removeprefix("network."))
+    found = outputs if stored is None or stored.ndim != head.weight.ndim else stored.shape[0]
+    if config.num_classes not in {None, found}:
+        raise InputError(f"expected {config.num_classes} classes, got {found} in the weights")
+    if found < 2:
+        raise InputError(f"expected a head of at least 2 classes, got {found}")
+    return found
+
+
+def _network(config: Config, weights: Mapping[str, Tensor], num_classes: int) -> nn.Module:
+    kind, name = config.source
+    if kind == "torchvision":
+        network = _torchvision(name, config, weights, num_classes)
+        _fit_stem(network, config, weights)
+    elif kind == "timm":
+        network = _timm(name, config, num_classes)
+        _fit_stem(network, config, weights)
+    elif config.stem == "native":
+        network = _own(kind, name, num_classes)
+    else:
+        raise ConfigError("expected stem native for your own network; build its stem as it is")
+    return network.to("cpu", torch.float32).eval()
+
+
+def _torchvision(
+    name: str, config: Config, weights: Mapping[str, Tensor], num_classes: int
+) -> nn.Module:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ConfigError(_unknown("torchvision", name, known))
+    options: dict[str, object] = {}
+    if config.input_size and name.startswith("vit_"):
+        options["image_size"] = config.input_size[1]
+    if name in _NORMALISED_TWICE:
+        options["init_weights"] = False  # slow, and overwritten by the checkpoint
+        options["aux_logits"] = False
+    network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **options)
+    return network
+
+
+def _timm(name: str, config: Config, num_classes: int) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(
+            "expected the package timm for a timm: architecture, got none; "
+            "pip install lmr-guard[timm]"
+        ) from error
+    if not timm.is_model(name):
+        raise ConfigError(_unknown("timm", name, timm.list_models()))
+    options: dict[str, Any] = {}
+    if config.input_size and timm.get_pretrained_cfg_value(name, "fixed_input_size"):
+        options["img_size"] = config.input_size[1:]
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
+
+
+def _own(module: str, factory: str, num_classes: int) -> nn.Module:
+    with _current_folder_importable():
+        try:
+            make: Any = importlib.import_module(module)
+            for part in factory.split("."):
+                make = getattr(make, part)
+            options = {"num_classes": num_classes} if _takes_num_classes(make) else {}
+            network = make(**options)
+        except Exception as error:  # the user's code may raise anything
+            raise ConfigError(
+                f"expected a network from {module}:{factory}, got {_line(error)}"
+                + _did_you_mean(module, _LIBRARIES)
+            ) from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            f"expected {module}:{factory} to return an nn.Module, got {_describe(network)}"
+        )
+    return network
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """As ``python -m`` does it: the command line is started from the user's folder."""
+    folder = str(Path.cwd())
+    importlib.invalidate_caches()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _takes_num_classes(make: Callable[..., object]) -> bool:
+    parameters = inspect.signature(make).parameters.values()
+    return any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _fit_stem(network: nn.Module, config: Config, weights: Mapping[str, Tensor]) -> None:
+    """Gives the first convolution the channels of the weights, and the stem that was asked for."""
+    convolutions = ((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    path, old = next(convolutions, ("", None))
+    small = config.stem == "cifar"
+    pool = _cifar_pool(config) if small else None
+    if old is None:
+        return
+    channels = _channels(config, old, weights.get(f"{path}.weight"))
+    if not small and channels == old.in_channels:
+        return
+    if type(old) is not nn.Conv2d or old.groups != 1:
+        raise ConfigError(
+            f"expected a plain first convolution for {channels} channels and the {config.stem} "
+            f"stem, got {type(old).__name__}; use package.module:factory"
+        )
+    kernel = {"kernel_size": 3, "stride": 1, "padding": 1} if small else _kernel(old)
+    new = nn.Conv2d(channels, old.out_channels, bias=old.bias is not None, **kernel)
+    network.set_submodule(path, new)
+    if pool:
+        network.set_submodule(pool, nn.Identity())
+
+
+def _kernel(old: nn.Conv2d) -> dict[str, Any]:
+    return {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
+
+
+def _cifar_pool(config: Config) -> str | None:
+    families = [f for f in _CIFAR_STEMS if config.source[1].startswith(f)]
+    if not families or config.source[1].startswith("resnetv2"):
+        raise ConfigError(
+            f"expected an architecture with a known stem for small images ("
+            f"{', '.join(_CIFAR_STEMS)}), got {config.architecture!r}; use package.module:factory"
+        )
+    return _CIFAR_STEMS[families[0]]
+
+
+def _channels(config: Config, first: nn.Conv2d, stored: Tensor | None) -> int:
+    if first.in_channels != 3:
+        return first.in_channels  # the network rearranges pixels into channels before it
+    told = stored.shape[1] * first.groups if stored is not None and stored.ndim == 4 else None
+    asked = config.input_size[0] if config.input_size else None
+    if told and asked and told != asked:
+        raise InputError(
+            f"expected input_size with {told} channels, as the first convolution of the weights "
+            f"has, got {asked}"
+        )
+    return told or asked or first.in_channels
+
+
+# --- its input ----------------------------------------------------------------------------------
+
+
+def _native(config: Config, network: nn.Module) -> Preprocessing | None:
+    """What the architecture says about its input; None where it says no size."""
+    kind, name = config.source
+    if kind == "torchvision":
+        native: Preprocessing | None = _torchvision_input(name)
+    else:
+        native = _described_input(getattr(network, "default_cfg", None) or {})
+    if kind not in _LIBRARIES or native is None:
+        return native
+    if config.stem == "cifar":
+        native = replace(native, height=32, width=32, resize=None)
+    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+    return replace(native, channels=1) if first and first.in_channels == 1 else native
+
+
+def _torchvision_input(name: str) -> Preprocessing:
+    from torchvision import models
+
+    published = models.get_model_weights(name).DEFAULT.transforms()
+    twice = name in _NORMALISED_TWICE
+    return Preprocessing(
+        height=published.crop_size[0],
+        width=published.crop_size[0],
+        mean=(0.5, 0.5, 0.5) if twice else tuple(published.mean),
+        std=(0.5, 0.5, 0.5) if twice else tuple(published.std),
+        resize=published.resize_size[0],
+    )
+
+
+def _described_input(described: Mapping[str, Any]) -> Preprocessing | None:
+    """The keys of timm's ``default_cfg``."""
+    if not described.get("input_size"):
+        return None
+    channels, height, width = described["input_size"]
+    crop = described.get("crop_pct") if described.get("crop_mode") != "squash" else None
+    return Preprocessing(
+        channels=channels,
+        height=height,
+        width=width,
+        mean=tuple(described.get("mean") or (0.0,) * channels),
+        std=tuple(described.get("std") or (1.0,) * channels),
+        resize=math.floor(min(height, width) / crop) if crop else None,
+    )
+
+
+def _preprocessing(config: Config, native: Preprocessing | None) -> Preprocessing:
+    if config.input_size:
+        channels, height, width = config.input_size
+    elif native:
+        channels, height, width = native.channels, native.height, native.width
+    else:
+        raise ConfigError(
+            f"expected input_size, as {config.architecture} has no default_cfg, got none"
+        )
+    own_size = native is not None and (height, width) == (native.height, native.width)
+    mean = config.mean or (native.mean if native else (0.0,) * channels)
+    std = config.std or (native.std if native else (1.0,) * channels)
+    if not len(mean) == len(std) == channels:
+        raise ConfigError(
+            f"expected mean and std of one value for each of {channels} channels, got {mean} and "
+            f"{std}; set both"
+        )
+    return Preprocessing(
+        channels=channels,
+        height=height,
+        width=width,
+        mean=mean,
+        std=std,
+        resize=native.resize if native and own_size else None,
+    )
+
+
+# --- weights into the network -------------------------------------------------------------------
+
+
+def _without_auxiliary_heads(config: Config, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    has_them = config.source[0] == "torchvision" and config.source[1] in _NORMALISED_TWICE
+    return {n: w for n, w in weights.items() if not (has_them and n.startswith(_AUXILIARY))}
+
+
+def _fill(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Strict loading, told in one line where it fails."""
+    own = network.state_dict()
+    common = [name for name in weights if name in own]
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+        for name in common
+        if weights[name].shape != own[name].shape
+    ]
+    whole = [n for n in common if own[n].is_floating_point() and not weights[n].is_floating_point()]
+    if whole:
+        raise InputError(
+            f"expected floating weights, got {weights[whole[0]].dtype} in {_some(whole)}"
+        )
+    missing = [] if shapes else _copy(network, {name: weights[name] for name in common})
+    unexpected = [name for name in weights if name not in own]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    told = [f"{len(names)} {fault} ({_some(names)})" for fault, names in faults.items() if names]
+    if told:
+        raise InputError(
+            f"expected the weights of the architecture, got {', '.join(told)}; "
+            "check the architecture, its stem and the class count"
+        )
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(f"expected finite weights, got NaN or infinity in {_some([name])}")
+
+
+def _copy(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Load what has the right shape; returns the names that are missing.
+
+    Some networks ask for the versions of their modules, which safetensors does not keep. Batch
+    counters are not missed: torch wrote none before 0.4.1, and inference reads none.
+    """
+    versioned = OrderedDict(weights)
+    versioned._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    missing: list[str] = network.load_state_dict(versioned, strict=False).missing_keys
+    return [name for name in missing if not name.endswith(".num_batches_tracked")]
+
+
+def _logits(model: Classifier) -> Tensor:
+    """Logits (2, K) of the example, or why there are none."""
+    p = model.preprocessing
+    size = f"{p.channels}x{p.height}x{p.width}"
+    try:
+        with torch.no_grad():
+            logits: object = model(model.example())
+    except Exception as error:  # A network may raise anything.
+        raise InputError(
+            f"expected a network that takes {size} images, got {_line(error)}; set input_size"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
+        raise InputError(
+            f"expected logits of shape (2, K) for two {size} images, got {_describe(logits)}"
+        )
+    return logits
+
+
+# --- words --------------------------------------------------------------------------------------
+
+
+def _is_dotted(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    return f"expected an image classifier of {kind}, got {name!r}" + _did_you_mean(name, known)
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = [_printable(name) for name in names]
+    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.layout} tensor of shape {tuple(value.shape)}"
+    return f"{'an empty ' if value == {} else ''}{type(value).__name__}"
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error, in a length that can be read."""
+    lines = str(error).strip().splitlines()
+    return (
+        f"{type(error).__name__}: {_printable(lines[0][:160])}" if lines else type(error).__name__
+    )
+
+
+def _printable(text: str) -> str:
+    """Escaped where it could write more than text to a terminal: names come from the file."""
+    return text if text.isprintable() else repr(text)
