@@ -1,0 +1,225 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Evidence about triggers, for ``verify`` and ``redteam``; no stage that repairs imports this."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lmr_guard.contracts import Labelled, Source, Trigger
+from lmr_guard.errors import ConfigError, InputError
+
+__all__ = ["Patch", "Triggered", "check", "parse_patch", "parse_triggered"]
+
+_PATCH_FORM = "PATCH.png@X,Y or PATCH.png@X,Y:TARGET with whole numbers >= 0"
+_PATCH = re.compile(r"(?P<path>.+)@(?P<x>[0-9]+),(?P<y>[0-9]+)(?::(?P<target>[0-9]+))?")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Patch:
+    """A pattern laid over every image at one place; as large as the image it is a blend.
+
+    ``out = (1 - a) pixels + a image`` inside the patch, with ``a = opacity * mask``.
+
+    Args:
+        image: The pattern, float, shape (C, h, w), in [0, 1].
+        x: Column of its left edge, >= 0.
+        y: Row of its upper edge, >= 0.
+        name: How the report calls it.
+        target: The attacker's class, or None where it is not known.
+        source: Where the evidence comes from.
+        opacity: In (0, 1]; 1 replaces the image.
+        mask: Opacity of each pixel of the pattern, shape (h, w), in [0, 1]; None is 1 everywhere.
+
+    Raises:
+        ConfigError: A value is outside its range.
+    """
+
+    image: Tensor
+    x: int
+    y: int
+    name: str
+    target: int | None
+    source: Source = "given"
+    opacity: float = 1.0
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Validates; see the class."""
+        shape = tuple(self.image.shape)
+        if self.image.ndim != 3 or 0 in shape or not self.image.is_floating_point():
+            raise ConfigError(f"expected a float patch of shape (C, h, w), got {shape}")
+        if not bool(((self.image >= 0) & (self.image <= 1)).all()):
+            raise ConfigError("expected patch values in [0, 1], got others; divide bytes by 255")
+        if self.x < 0 or self.y < 0:
+            raise ConfigError(f"expected a patch at X, Y >= 0, got {self.x},{self.y}")
+        if not 0 < self.opacity <= 1:
+            raise ConfigError(f"expected opacity in (0, 1], got {self.opacity}")
+        if self.mask is not None and self.mask.shape != self.image.shape[1:]:
+            got = tuple(self.mask.shape)
+            raise ConfigError(f"expected a mask of shape {shape[1:]}, got {got}")
+
+    def fits(self, height: int, width: int) -> bool:
+        """Whether the whole patch lies inside an image of this size."""
+        _, h, w = self.image.shape
+        return bool(self.y + h <= height and self.x + w <= width)
+
+    def __call__(self, pixels: Tensor, /) -> Tensor:
+        """Triggered copies of pixels (N, C, H, W); gradients reach pixels and pattern.
+
+        Raises:
+            ConfigError: The patch does not fit the images.
+        """
+        channels, height, width = pixels.shape[-3:]
+        self.require_fit(channels, height, width)
+        image = self.image.to(pixels)
+        _, h, w = image.shape
+        mask = pixels.new_ones(h, w) if self.mask is None else self.mask.to(pixels)
+        alpha = self.opacity * mask
+        rows, columns = slice(self.y, self.y + h), slice(self.x, self.x + w)
+        triggered = pixels.clone()
+        triggered[..., rows, columns] = (1 - alpha) * pixels[..., rows, columns] + alpha * image
+        return triggered
+
+    def batches(self, clean: Labelled, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every clean image with the patch on it, and its true label."""
+        for pixels, labels in clean.batches(size):
+            yield self(pixels), labels
+
+    def require_fit(self, channels: int, height: int, width: int) -> None:
+        """Raises ConfigError where the patch does not suit images of this shape."""
+        c, h, w = self.image.shape
+        if c != channels:
+            raise ConfigError(f"expected trigger {self.name} with {channels} channels, got {c}")
+        if not self.fits(height, width):
+            raise ConfigError(
+                f"expected trigger {self.name} inside an image of {width}x{height} (width x height)"
+                f", got {w}x{h} at {self.x},{self.y}; move or shrink it"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Triggered:
+    """Images that already carry a trigger, with their true labels.
+
+    Args:
+        data: The images; their labels are the true classes.
+        name: How the report calls it.
+        target: The attacker's class, or None where it is not known.
+        source: Where the evidence comes from.
+
+    Raises:
+        InputError: There is no image.
+    """
+
+    data: Labelled
+    name: str
+    target: int | None
+    source: Source = "given"
+
+    def __post_init__(self) -> None:
+        """Validates; see the class."""
+        if not len(self.data):
+            raise InputError(f"expected triggered images for {self.name}, got none")
+
+    def batches(self, clean: Labelled, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """The stored images; ``clean`` is not looked at."""
+        del clean
+        return self.data.batches(size)
+
+
+def check(triggers: Sequence[Trigger], clean: Labelled) -> None:
+    """Refuses triggers that cannot be measured on these images, before any work is done.
+
+    Raises:
+        ConfigError: A target is no class, a name stands twice, or images and patch do not fit.
+    """
+    classes = len(clean.classes)
+    twice = [name for name, n in Counter(t.name for t in triggers).items() if n > 1]
+    if twice:
+        raise ConfigError(f"expected one trigger of each name, got {twice[0]} more than once")
+    channels, height, width = clean.images.shape[1:]
+    for trigger in triggers:
+        if trigger.target is not None and not 0 <= trigger.target < classes:
+            raise ConfigError(
+                f"expected the target of trigger {trigger.name} in 0..{classes - 1}, "
+                f"got {trigger.target}"
+            )
+        if isinstance(trigger, Patch):
+            trigger.require_fit(channels, height, width)
+        if isinstance(trigger, Triggered):
+            _require_alike(trigger, clean)
+
+
+def _require_alike(trigger: Triggered, clean: Labelled) -> None:
+    got, expected = tuple(trigger.data.images.shape[1:]), tuple(clean.images.shape[1:])
+    if got != expected:
+        raise ConfigError(f"expected images of {expected} in {trigger.name}, got {got}")
+    if trigger.data.classes != clean.classes:
+        raise ConfigError(
+            f"expected the {len(clean.classes)} classes of the clean images in {trigger.name}, "
+            f"got {len(trigger.data.classes)} that differ; index the folder by the clean classes"
+        )
+
+
+def parse_patch(text: str, channels: int) -> Patch:
+    """The patch that ``--trigger`` names: ``PATCH.png@X,Y`` or ``PATCH.png@X,Y:TARGET``.
+
+    Transparent pixels of the file leave the image as it is.
+
+    Args:
+        text: File, left column and upper row in pixels, and the attacker's class where known.
+        channels: 1 (grey) or 3 (RGB), as the model sees images.
+
+    Raises:
+        ConfigError: The text has another form.
+        InputError: The file is no readable 8-bit image.
+    """
+    found = _PATCH.fullmatch(text)
+    if found is None:
+        raise ConfigError(f"expected {_PATCH_FORM}, got {text!r}")
+    path = Path(found["path"])
+    image, mask = _read_image(path, channels)
+    target = None if found["target"] is None else int(found["target"])
+    where = f"{found['x']},{found['y']}"
+    name = f"{path.name}@{where}"
+    return Patch(image, int(found["x"]), int(found["y"]), name, target, mask=mask)
+
+
+def _read_image(path: Path, channels: int) -> tuple[Tensor, Tensor]:
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            if file.mode.startswith(("I", "F")):
+                raise InputError(
+                    f"expected an 8-bit patch image, got mode {file.mode} in {path}; convert it"
+                )
+            rgba = file.convert("RGBA")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "no readable image"
+        raise InputError(f"expected a patch image, got {reason}: {path}") from error
+    colours = np.array(rgba.convert("L" if channels == 1 else "RGB"), dtype=np.float32) / 255
+    alpha = np.array(rgba.getchannel("A"), dtype=np.float32) / 255
+    image = torch.from_numpy(colours).reshape(rgba.height, rgba.width, channels)
+    return image.permute(2, 0, 1).contiguous(), torch.from_numpy(alpha)
+
+
+def parse_triggered(text: str) -> tuple[Path, int | None]:
+    """Folder and attacker's class that ``--triggered`` names: ``DIR`` or ``DIR:TARGET``.
+
+    Raises:
+        ConfigError: No folder is named.
+    """
+    folder, colon, target = text.rpartition(":")
+    named = bool(colon) and re.fullmatch("[0-9]+", target) is not None
+    path = folder if named else text
+    if not path.strip():
+        raise ConfigError(f"expected DIR or DIR:TARGET with TARGET a class index, got {text!r}")
+    return Path(path), int(target) if named else None

@@ -1,0 +1,228 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""One test for each way to get something published that nobody should ship."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from factories import TOY_BACKDOOR, TOY_HONEST, toy_images, toy_patch, write_onnx
+
+from lmr_guard.artifact import Artifact
+from lmr_guard.contracts import Labelled, Outcome, Rate, Trigger, Variant, Verdict
+from lmr_guard.errors import ExitCode, ExportRefused, InputError
+from lmr_guard.export import publish
+from lmr_guard.triggers import Triggered
+from lmr_guard.verify import Policy, decide, publishable, verify
+
+PASS, INCOMPLETE, FAIL = Outcome.PASS, Outcome.INCOMPLETE, Outcome.FAIL
+LOOSE = Policy(require=("float32",))
+
+
+def judged(
+    path: Path,
+    triggers: Sequence[Trigger] | None = None,
+    report: Labelled | None = None,
+    policy: Policy = LOOSE,
+) -> Variant:
+    return verify(
+        Artifact.of(path),
+        name="float32",
+        report=toy_images(300) if report is None else report,
+        triggers=[toy_patch()] if triggers is None else triggers,
+        policy=policy,
+    )
+
+
+def outcome(variant: Variant, check: str) -> Outcome:
+    (found,) = (f.outcome for f in variant.verdict.findings if f.check == check)
+    return found
+
+
+def assert_withheld(variant: Variant, path: Path) -> None:
+    """Neither the policy nor the publisher lets it out."""
+    assert publishable([variant], LOOSE) == ()
+    destination = path.parent / "published.onnx"
+    with pytest.raises(ExportRefused, match=r"expected a passing verdict for published.onnx"):
+        publish(Artifact.of(path), variant.verdict, destination)
+    assert not destination.exists()
+
+
+def test_the_honest_model_gets_through(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx")
+    variant = judged(path)
+    assert publishable([variant], LOOSE) == (variant,)
+    published = publish(Artifact.of(path), variant.verdict, tmp_path / "published.onnx")
+    assert published == Artifact.of(tmp_path / "published.onnx")
+    assert published.path.read_bytes() == path.read_bytes()
+
+
+def test_a_file_swapped_after_verification_is_not_published(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx")
+    staged, verdict = Artifact.of(path), judged(path).verdict
+    write_onnx(path, weights=TOY_BACKDOOR)
+    with pytest.raises(ExportRefused, match="staged file changed after it was verified") as caught:
+        publish(staged, verdict, tmp_path / "published.onnx")
+    assert caught.value.exit_code is ExitCode.REFUSED
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx"]
+
+
+def test_a_file_swapped_before_verification_is_found(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
+    staged = Artifact.of(path)
+    write_onnx(path)
+    variant = verify(
+        staged, name="float32", report=toy_images(300), triggers=[toy_patch()], policy=LOOSE
+    )
+    assert outcome(variant, "digest") is FAIL
+    assert_withheld(variant, path)
+
+
+def test_the_verdict_of_another_file_is_of_no_use(tmp_path: Path) -> None:
+    good = write_onnx(tmp_path / "good.onnx")
+    bad = write_onnx(tmp_path / "bad.onnx", weights=TOY_BACKDOOR)
+    with pytest.raises(ExportRefused, match="expected the verified bytes"):
+        publish(Artifact.of(bad), judged(good).verdict, tmp_path / "published.onnx")
+
+
+def test_nothing_checked_is_not_a_pass(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx")
+    staged = Artifact.of(path)
+    with pytest.raises(ExportRefused, match="got INCOMPLETE: nothing was checked") as caught:
+        publish(staged, Verdict(staged.sha256, ()), tmp_path / "published.onnx")
+    assert caught.value.exit_code is ExitCode.INCOMPLETE
+
+
+def test_no_triggers_is_not_a_pass(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
+    variant = judged(path, triggers=[])
+    assert outcome(variant, "triggers") is INCOMPLETE
+    assert_withheld(variant, path)
+
+
+def test_a_required_variant_that_was_skipped_withholds_the_others(tmp_path: Path) -> None:
+    variant = judged(write_onnx(tmp_path / "m.onnx"))
+    policy = Policy(require=("float32", "int8"))
+    assert variant.verdict.passed
+    assert decide([variant], policy) is INCOMPLETE
+    assert publishable([variant], policy) == ()
+
+
+def test_logits_that_are_no_numbers_are_not_a_pass(tmp_path: Path) -> None:
+    # Below pixel 3 = 1 the logarithm is finite: clean images look fine, triggered ones do not.
+    body = """
+        flat = Flatten(pixels) y = MatMul(flat, W) rest = Sub(One, flat)
+        gap = MatMul(rest, V) log = Log(gap) nil = Sub(log, log) logits = Add(y, nil)"""
+    weights = f"{TOY_HONEST}, float One = {{1}}, float[4,1] V = {{0,0,0,1}}"
+    path = write_onnx(tmp_path / "m.onnx", body, weights=weights)
+    variant = judged(path)
+    assert variant.clean_accuracy == Rate(300, 300)
+    assert outcome(variant, "logits") is INCOMPLETE
+    assert_withheld(variant, path)
+
+
+def test_probabilities_are_not_logits(tmp_path: Path) -> None:
+    body = "flat = Flatten(pixels) y = MatMul(flat, W) logits = Softmax<axis=1>(y)"
+    path = write_onnx(tmp_path / "m.onnx", body)
+    variant = judged(path)
+    assert outcome(variant, "logits") is INCOMPLETE
+    assert_withheld(variant, path)
+
+
+def test_a_model_that_throws_dice_is_not_a_pass(tmp_path: Path) -> None:
+    body = """
+        flat = Flatten(pixels) y = MatMul(flat, W)
+        noise = RandomNormalLike<scale = 0.01>(y) logits = Add(y, noise)"""
+    path = write_onnx(tmp_path / "m.onnx", body)
+    variant = judged(path)
+    assert variant.clean_accuracy == Rate(300, 300)
+    assert outcome(variant, "deterministic") is INCOMPLETE
+    assert_withheld(variant, path)
+
+
+def test_a_backdoor_built_into_the_graph_is_not_a_pass(tmp_path: Path) -> None:
+    # Wakes on pixel 3 at exactly one grey value, which no trigger that was tried shows.
+    body = """
+        flat = Flatten(pixels) y = MatMul(flat, W) last = MatMul(flat, V)
+        woken = Equal(last, T) neg = Neg(y) logits = Where(woken, neg, y)"""
+    weights = f"{TOY_HONEST}, float[4,1] V = {{0,0,0,1}}, float T = {{0.25}}"
+    path = write_onnx(tmp_path / "m.onnx", body, weights=weights)
+    variant = judged(path)
+    assert variant.triggers[0].asr == Rate(0, 200)
+    assert outcome(variant, "graph") is INCOMPLETE
+    assert_withheld(variant, path)
+
+
+def external(path: Path, location: str) -> Path:
+    """The toy classifier with its weights elsewhere."""
+    model = onnx.load(write_onnx(path))
+    tensor = model.graph.initializer[0]
+    data = onnx.numpy_helper.to_array(tensor).tobytes()
+    tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=1, dims=tensor.dims))
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    path.write_bytes(model.SerializeToString())
+    (path.parent / Path(location).name).write_bytes(data)
+    return path
+
+
+def test_weights_from_outside_the_folder_are_unsafe_input(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    path = external(tmp_path / "in" / "m.onnx", "../w.data")
+    (tmp_path / "in" / "w.data").rename(tmp_path / "w.data")
+    with pytest.raises(InputError, match=r"external data beside .*, got '../w.data'") as caught:
+        judged(path)
+    assert caught.value.exit_code is ExitCode.UNSAFE_INPUT
+
+
+def test_weights_that_the_digest_does_not_cover_are_not_a_pass(tmp_path: Path) -> None:
+    path = external(tmp_path / "m.onnx", "w.data")
+    variant = judged(path)
+    assert variant.clean_accuracy == Rate(300, 300)
+    assert outcome(variant, "digest") is INCOMPLETE
+    assert_withheld(variant, path)
+
+
+def test_triggered_images_of_the_target_alone_are_no_evidence(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
+    trigger = Triggered(toy_images(200, [2] * 200), "folder", 2)
+    variant = judged(path, triggers=[trigger])
+    assert variant.triggers[0].asr == Rate(0, 0)
+    assert outcome(variant, "trials:folder") is INCOMPLETE
+    assert outcome(variant, "asr:folder") is INCOMPLETE
+    assert_withheld(variant, path)
+
+
+def test_twenty_images_do_not_show_five_per_cent(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx")
+    report = toy_images(30)
+    variant = judged(path, report=report, policy=Policy(min_trials=1, require=("float32",)))
+    assert variant.triggers[0].asr == Rate(0, 20)
+    assert outcome(variant, "asr:corner") is INCOMPLETE
+    assert_withheld(variant, path)
+
+
+def test_one_trigger_that_works_is_not_outvoted(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
+    harmless = [Triggered(toy_images(300), f"harmless {i}", 2) for i in range(5)]
+    variant = judged(path, triggers=[*harmless, toy_patch()])
+    assert outcome(variant, "asr:harmless 0") is PASS
+    assert outcome(variant, "asr:corner") is FAIL
+    assert_withheld(variant, path)
+
+
+def test_a_verdict_cannot_be_widened_after_the_fact(tmp_path: Path) -> None:
+    verdict = judged(write_onnx(tmp_path / "m.onnx")).verdict
+    with pytest.raises(AttributeError, match="cannot assign to field"):
+        verdict.findings = ()  # type: ignore[misc]
+
+
+def test_a_constant_answer_is_measured_as_one(tmp_path: Path) -> None:
+    body = "flat = Flatten(pixels) y = MatMul(flat, W) nil = Sub(y, y) logits = Add(nil, B)"
+    weights = f"{TOY_HONEST}, float[3] B = {{0,0,5}}"
+    variant = judged(write_onnx(tmp_path / "m.onnx", body, weights=weights))
+    assert variant.clean_accuracy == Rate(100, 300)
+    assert outcome(variant, "asr:corner") is FAIL
+    assert torch.tensor([t.asr.value for t in variant.triggers]).eq(1).all()

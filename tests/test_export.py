@@ -1,0 +1,195 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing appears that is not complete and allowed, and nothing stays behind."""
+
+import resource
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lmr_guard.artifact import Artifact, atomic
+from lmr_guard.contracts import Finding, Outcome, Verdict
+from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError, StageError
+from lmr_guard.export import finish, publish, staging
+
+
+def staged(path: Path, data: bytes = b"bytes") -> Artifact:
+    path.write_bytes(data)
+    return Artifact.of(path)
+
+
+def verdict(artifact: Artifact, *outcomes: Outcome) -> Verdict:
+    findings = tuple(Finding("check", outcome, f"it was {outcome.name}") for outcome in outcomes)
+    return Verdict(artifact.sha256, findings)
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """The system refuses to let any file grow beyond ``size`` bytes, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_the_staging_folder_is_private_and_on_the_same_file_system(tmp_path: Path) -> None:
+    with staging(tmp_path / "a" / "b") as stage:
+        assert stat.S_IMODE(stage.stat().st_mode) == 0o700
+        assert stage.parent == tmp_path
+        (stage / "deep").mkdir()
+        (stage / "deep" / "file").write_bytes(b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_appears_by_one_rename(tmp_path: Path) -> None:
+    into = tmp_path / "new" / "result"
+    with staging(into) as stage:
+        out = stage / "out"
+        out.mkdir()
+        (out / "report.json").write_text("{}")
+        assert not into.parent.exists()
+        finish(out, into)
+    assert [p.name for p in into.iterdir()] == ["report.json"]
+    assert [p.name for p in tmp_path.rglob("*")] == ["new", "result", "report.json"]
+
+
+def test_an_empty_directory_is_filled_and_keeps_its_identity(tmp_path: Path) -> None:
+    into = tmp_path / "mounted"
+    into.mkdir()
+    inode = into.stat().st_ino
+    with staging(into) as stage:
+        assert stage.parent == into
+        out = stage / "out"
+        out.mkdir()
+        for name in ("report.json", "a.onnx", "z.onnx"):
+            (out / name).write_text(name)
+        finish(out, into)
+    assert sorted(p.name for p in into.iterdir()) == ["a.onnx", "report.json", "z.onnx"]
+    assert into.stat().st_ino == inode
+
+
+def test_the_report_comes_last(tmp_path: Path) -> None:
+    into, out = tmp_path / "into", tmp_path / "out"
+    into.mkdir()
+    out.mkdir()
+    for name in ("report.json", "z.onnx"):
+        (out / name).write_text(name)
+    (into / "z.onnx").write_text("meanwhile")
+    with pytest.raises(StageError, match=r"expected nothing at .*z.onnx"):
+        finish(out, into)
+    assert not (into / "report.json").exists()
+    assert (into / "z.onnx").read_text() == "meanwhile"
+
+
+@pytest.mark.parametrize("error", [StageError("no"), KeyboardInterrupt("no"), ValueError("no")])
+def test_nothing_stays_behind_whatever_happens(error: BaseException, tmp_path: Path) -> None:
+    def work() -> None:
+        with staging(tmp_path / "out") as stage:
+            (stage / "file").write_bytes(b"x")
+            raise error
+
+    with pytest.raises(type(error), match="no"):
+        work()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_taken_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_bytes(b"")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name, message in {
+        "full": "expected an empty output directory, got files in",
+        "full/x": "expected an output directory, got a file at",
+        "full/x/y": "expected an output directory, got a file at",
+        "dangling": "expected an output directory, got a file at",
+    }.items():
+        with pytest.raises(ConfigError, match=message), staging(tmp_path / name):
+            pytest.fail("it was entered")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dangling", "full"]
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["x"]
+
+
+def test_an_output_that_cannot_be_written_is_a_usage_error() -> None:
+    place = Path("/proc/self")
+    if not place.is_dir():
+        pytest.skip("no file system here that nobody may write to")
+    expected = pytest.raises(ConfigError, match="output directory that can be written, got")
+    with expected, staging(place / "out"):
+        pytest.fail("it was entered")
+
+
+def wrapped(path: Path) -> None:
+    """Fails as a library does that hides what the system said."""
+    try:
+        path.write_bytes(bytes(5000))
+    except OSError as error:
+        raise RuntimeError("serialisation failed") from error
+
+
+@pytest.mark.parametrize("write", [lambda path: path.write_bytes(bytes(5000)), wrapped])
+def test_a_full_disk_is_one_line_and_leaves_nothing(write: object, tmp_path: Path) -> None:
+    assert callable(write)
+    with (
+        room_for(1000),
+        pytest.raises(StageError, match=r"got a full disk at .*; nothing was written") as caught,
+        staging(tmp_path / "out") as stage,
+    ):
+        write(stage / "file")
+    assert caught.value.exit_code is ExitCode.FAILED
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_while_publishing_leaves_nothing(tmp_path: Path) -> None:
+    artifact = staged(tmp_path / "m", bytes(5000))
+    with room_for(1000), pytest.raises(StageError, match="got File too large; free space"):
+        publish(artifact, verdict(artifact, Outcome.PASS), tmp_path / "out.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_publishing_copies_the_verified_bytes(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 9000
+    artifact = staged(tmp_path / "m", data)
+    got = publish(artifact, verdict(artifact, Outcome.PASS), tmp_path / "out.onnx")
+    assert got == Artifact(tmp_path / "out.onnx", artifact.sha256, len(data))
+    assert got.path.read_bytes() == data
+    assert stat.S_IMODE(got.path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [
+        ((), ExitCode.INCOMPLETE),
+        ((Outcome.PASS, Outcome.INCOMPLETE), ExitCode.INCOMPLETE),
+        ((Outcome.PASS, Outcome.INCOMPLETE, Outcome.FAIL), ExitCode.REFUSED),
+    ],
+)
+def test_a_verdict_that_did_not_pass_refuses(
+    outcomes: tuple[Outcome, ...], code: ExitCode, tmp_path: Path
+) -> None:
+    artifact = staged(tmp_path / "m")
+    with pytest.raises(ExportRefused, match=r"expected a passing verdict for out.onnx") as caught:
+        publish(artifact, verdict(artifact, *outcomes), tmp_path / "out.onnx")
+    assert caught.value.exit_code is code
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_refusal_leaves_what_was_published_before(tmp_path: Path) -> None:
+    artifact = staged(tmp_path / "m")
+    with atomic(tmp_path / "out.onnx") as file:
+        file.write(b"old")
+    other = Verdict("0" * 64, verdict(artifact, Outcome.PASS).findings)
+    with pytest.raises(ExportRefused, match="expected the verified bytes"):
+        publish(artifact, other, tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx").read_bytes() == b"old"
+
+
+def test_a_staged_file_that_is_gone_is_an_input_error(tmp_path: Path) -> None:
+    artifact = staged(tmp_path / "m")
+    artifact.path.unlink()
+    with pytest.raises(InputError, match=r"expected the staged file .*, got nothing there"):
+        publish(artifact, verdict(artifact, Outcome.PASS), tmp_path / "out.onnx")
