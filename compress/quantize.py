@@ -1,0 +1,192 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Static INT8 of an ONNX file by ONNX Runtime, and its weight rounding in torch."""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lmr_guard.classifier import Classifier
+from lmr_guard.compress.recipes import Int8
+from lmr_guard.contracts import Labelled
+from lmr_guard.errors import ConfigError, StageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from onnx import ModelProto
+
+__all__ = ["quantize", "rounded"]
+
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+def quantize(source: Path, destination: Path, calibration: Labelled, recipe: Int8) -> None:
+    """Writes the INT8 form of an ONNX classifier: QDQ, symmetric, a weight scale per channel.
+
+    Weights are rounded to scale = absmax / 127 of each output channel, activations by the
+    smallest and largest value seen on the calibration images (MinMax), which run on the CPU.
+    Nothing is cached: ONNX Runtime would take another model's ranges without a word.
+
+    Args:
+        source: Float ONNX file with one input, pixels (batch, C, H, W) in [0, 1].
+        destination: Written whole or not at all, as one file.
+        calibration: Clean ``repair`` images; as many as the recipe says, evenly spaced, because
+            stored images are often sorted by class.
+        recipe: How many images, and whether weights get 7 bits.
+
+    Raises:
+        ConfigError: No calibration images.
+        StageError: ONNX Runtime cannot quantise the file, or left a weight in float.
+    """
+    if not len(calibration):
+        raise ConfigError("expected clean images to calibrate int8, got none; give some")
+    try:
+        with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".int8-") as folder:
+            prepared, written = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+            with _silenced_root_logger():
+                _prepare(source, prepared)
+                _quantize_static(prepared, written, calibration, recipe)
+            _require_int8(prepared, written)
+            written.replace(destination)
+    except StageError:
+        raise
+    except Exception as error:  # ONNX, protobuf and ONNX Runtime each raise kinds of their own.
+        raise StageError(
+            f"expected ONNX Runtime to quantise {source.name}, got {error}; "
+            "leave int8 out for this architecture, or free disk space"
+        ) from error
+
+
+def rounded(classifier: Classifier, bits: int = 8) -> Classifier:
+    """A copy whose convolution and linear weights stand where INT8 puts them.
+
+    ``w -> s * round(w / s)`` with ``s = absmax / (2^(bits-1) - 1)`` of each output channel,
+    halves to even. Activations stay in float, and so do attention's packed projections. Folding
+    a batch norm into its convolution scales a whole channel and moves no weight to another
+    integer, so this holds for the folded file as well.
+
+    Args:
+        classifier: Left as it is.
+        bits: 2 to 16.
+
+    Raises:
+        ConfigError: Other bits.
+    """
+    if not 2 <= bits <= 16:
+        raise ConfigError(f"expected 2 to 16 bits, got {bits}")
+    twin = classifier.clone()
+    with torch.no_grad():
+        for module in twin.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.weight.copy_(_round(module.weight, 2 ** (bits - 1) - 1))
+    return twin
+
+
+def _round(weight: Tensor, levels: int) -> Tensor:
+    largest = weight.abs().flatten(1).amax(dim=1).view(-1, *[1] * (weight.ndim - 1))
+    # A channel of zeros stays zero at any scale.
+    scale = torch.where(largest > 0, largest / levels, 1.0)
+    return (weight / scale).round() * scale
+
+
+class _Reader:
+    """Feeds calibration images to ONNX Runtime, once."""
+
+    def __init__(self, name: str, images: Labelled) -> None:
+        self._feeds = self._read(name, images)
+
+    @staticmethod
+    def _read(name: str, images: Labelled) -> Iterator[dict[str, "NDArray[Any]"]]:
+        for pixels, _ in images.batches(32):
+            yield {name: pixels.numpy()}
+
+    def get_next(self) -> dict[str, "NDArray[Any]"] | None:
+        """The next feed, or None at the end."""
+        return next(self._feeds, None)
+
+
+@contextmanager
+def _silenced_root_logger() -> Iterator[None]:
+    """ONNX Runtime warns through the root logger, which would install a handler on it."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+
+    def drop(record: logging.LogRecord) -> bool:
+        del record
+        return False
+
+    root.addHandler(handler)
+    root.addFilter(drop)
+    try:
+        yield
+    finally:
+        root.removeFilter(drop)
+        root.removeHandler(handler)
+
+
+def _prepare(source: Path, prepared: Path) -> None:
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    quant_pre_process(source, prepared)
+
+
+def _quantize_static(prepared: Path, written: Path, calibration: Labelled, recipe: Int8) -> None:
+    import onnx
+    from onnxruntime.quantization import (
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    count = min(len(calibration), recipe.calibration_images)
+    images = calibration.subset(torch.arange(count) * len(calibration) // count)
+    name = onnx.load(prepared, load_external_data=False).graph.input[0].name
+    quantize_static(
+        prepared,
+        written,
+        _Reader(name, images),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        reduce_range=recipe.reduce_range,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod.MinMax,
+        calibration_providers=["CPUExecutionProvider"],
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+    )
+
+
+def _require_int8(prepared: Path, written: Path) -> None:
+    """Fails closed: every operator that had constant weights must read int8 ones now."""
+    import onnx
+
+    before, after = _weights(onnx.load(prepared)), _weights(onnx.load(written))
+    floats = sorted(name for name, kind in after if kind != onnx.TensorProto.INT8)
+    if floats or len(after) != len(before) or not after:
+        raise StageError(
+            f"expected {len(before)} int8 weights, got {len(after) - len(floats)} and these in "
+            f"float: {floats}; leave int8 out for this architecture"
+        )
+
+
+def _weights(model: "ModelProto") -> list[tuple[str, int]]:
+    """Names and data types of the constants that weighted operators read."""
+    constants = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    dequantized = {
+        node.output[0]: node.input[0]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+    }
+    inputs = (
+        dequantized.get(name, name)
+        for node in model.graph.node
+        if node.op_type in _WEIGHTED
+        for name in node.input[:2]
+    )
+    return [(name, constants[name]) for name in inputs if name in constants]

@@ -1,0 +1,190 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Compression recipes: frozen data that says what is to be done to a model, not how."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, cast, get_args
+
+from lmr_guard.errors import ConfigError
+
+__all__ = ["Int8", "PruneL1", "Recipe", "Shares", "from_json", "parse", "standard", "to_json"]
+
+Shares = Literal["calibrated", "uniform"]
+_RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneL1:
+    """Cut the output channels whose filters have the smallest L1 norm (Li et al., ICLR 2017).
+
+    Args:
+        ratio: Share of the prunable output channels to cut, in (0, 1).
+        shares: How the ratio is spread over the layers: ``"uniform"``, the same in each, or
+            ``"calibrated"``, searched by simulated annealing on clean images.
+        reestimate_bn: Whether BN statistics are taken anew on clean images afterwards.
+        annealing_steps: Candidates that the search scores, > 0. NNI's annealing pruner, which
+            Tian et al. (TIFS 2022) used, cools from 100 to 20 by 0.9 a step: 16 steps.
+        calibration_images: Images that score a candidate, > 0.
+    """
+
+    ratio: float
+    shares: Shares = "calibrated"
+    reestimate_bn: bool = True
+    annealing_steps: int = 16
+    calibration_images: int = 256
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a value is out of range."""
+        if not 0 < self.ratio < 1:
+            raise ConfigError(
+                f"expected a pruning ratio in (0, 1), got {self.ratio}; choose one of 0.2 to 0.6"
+            )
+        if self.shares not in get_args(Shares):
+            raise ConfigError(f"expected shares in {get_args(Shares)}, got {self.shares!r}")
+        _positive(annealing_steps=self.annealing_steps, calibration_images=self.calibration_images)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int8:
+    """Static INT8 in QDQ form, symmetric, one weight scale an output channel.
+
+    Args:
+        calibration_images: Clean images that set the activation ranges, > 0.
+        reduce_range: 7 bits for the weights, for x86 processors without VNNI.
+    """
+
+    calibration_images: int = 256
+    reduce_range: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a value is out of range."""
+        _positive(calibration_images=self.calibration_images)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What one compressed form is made by: pruning, then INT8, or either, or neither.
+
+    Args:
+        prune: Channel pruning; None leaves every channel.
+        int8: Quantisation; None leaves float32.
+    """
+
+    prune: PruneL1 | None = None
+    int8: Int8 | None = None
+
+    @property
+    def label(self) -> str:
+        """``float32``, ``int8``, ``l1-0.2`` or ``l1-0.2+int8``."""
+        parts = [f"l1-{self.prune.ratio:g}"] if self.prune else []
+        parts += ["int8"] if self.int8 else []
+        return "+".join(parts) or "float32"
+
+
+_VERSION = 1
+_STEPS: dict[str, type[PruneL1] | type[Int8]] = {"prune_l1": PruneL1, "int8": Int8}
+
+
+def standard() -> tuple[Recipe, ...]:
+    """The twelve forms of the report: float32, int8, L1 at 0.2 to 0.6, and each of them in int8."""
+    pruned = [PruneL1(ratio=ratio) for ratio in _RATIOS]
+    return (
+        Recipe(),
+        Recipe(int8=Int8()),
+        *(Recipe(prune=prune) for prune in pruned),
+        *(Recipe(prune=prune, int8=Int8()) for prune in pruned),
+    )
+
+
+def parse(labels: Iterable[str]) -> tuple[Recipe, ...]:
+    """Recipes with default settings from their labels.
+
+    Raises:
+        ConfigError: A label is none of ``float32``, ``int8``, ``l1-RATIO``, ``l1-RATIO+int8``.
+
+    >>> [recipe.label for recipe in parse(["float32", "l1-0.5+int8"])]
+    ['float32', 'l1-0.5+int8']
+    """
+    return tuple(_parse(label) for label in labels)
+
+
+def to_json(recipe: Recipe) -> dict[str, object]:
+    """Plain data with ``type`` and ``version`` on each level."""
+    steps = {"prune": recipe.prune, "int8": recipe.int8}
+    return _tagged("recipe", {name: step and _step_json(step) for name, step in steps.items()})
+
+
+def from_json(data: Mapping[str, object]) -> Recipe:
+    """The recipe that ``to_json`` wrote.
+
+    Raises:
+        ConfigError: An unknown type, version or field, or a value out of range.
+    """
+    values = _untagged(data, "recipe", {"prune", "int8"})
+    return Recipe(
+        prune=cast("PruneL1 | None", _step(values.get("prune"), "prune_l1")),
+        int8=cast("Int8 | None", _step(values.get("int8"), "int8")),
+    )
+
+
+def _step_json(step: PruneL1 | Int8) -> dict[str, object]:
+    kind = next(name for name, cls in _STEPS.items() if cls is type(step))
+    return _tagged(kind, asdict(step))
+
+
+def _step(data: object, kind: str) -> PruneL1 | Int8 | None:
+    if data is None:
+        return None
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"expected {kind} to be an object, got {data!r}; write it by to_json")
+    cls = _STEPS[kind]
+    values: dict[str, Any] = _untagged(data, kind, {field.name for field in fields(cls)})
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ConfigError(f"expected a whole {kind}, got {values}: {error}") from error
+
+
+def _tagged(kind: str, values: dict[str, object]) -> dict[str, object]:
+    return {"type": kind, "version": _VERSION, **values}
+
+
+def _untagged(data: Mapping[str, object], kind: str, known: set[str]) -> dict[str, object]:
+    if data.get("type") != kind or data.get("version") != _VERSION:
+        raise ConfigError(
+            f"expected type {kind!r} version {_VERSION}, got {data.get('type')!r} version "
+            f"{data.get('version')!r}; it was written by another version, make it anew"
+        )
+    values = {name: value for name, value in data.items() if name not in {"type", "version"}}
+    if unknown := sorted(set(values) - known):
+        raise ConfigError(f"expected fields of {kind} in {sorted(known)}, got {unknown}")
+    return values
+
+
+def _parse(label: str) -> Recipe:
+    if label == "float32":
+        return Recipe()
+    first, plus, last = label.partition("+")
+    if label == "int8":
+        return Recipe(int8=Int8())
+    if not first.startswith("l1-") or (plus and last != "int8"):
+        raise _no_such_form(label)
+    try:
+        ratio = float(first.removeprefix("l1-"))
+    except ValueError:
+        raise _no_such_form(label) from None
+    return Recipe(prune=PruneL1(ratio=ratio), int8=Int8() if plus else None)
+
+
+def _no_such_form(label: str) -> ConfigError:
+    return ConfigError(
+        f"expected float32, int8, l1-RATIO or l1-RATIO+int8, got {label!r}; "
+        "the standard ratios are 0.2 to 0.6"
+    )
+
+
+def _positive(**values: int) -> None:
+    for name, value in values.items():
+        if value <= 0:
+            raise ConfigError(f"expected {name} > 0, got {value}")

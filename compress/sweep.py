@@ -1,0 +1,79 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes to float models, each pruning done once; INT8 follows on the staged file."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from lmr_guard.classifier import Classifier
+from lmr_guard.compress import prune
+from lmr_guard.compress.recipes import PruneL1, Recipe
+from lmr_guard.contracts import Achieved, Clean, Progress, silent
+
+__all__ = ["Form", "torch_forms"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Form:
+    """What a recipe makes of a classifier, as far as torch can go.
+
+    Args:
+        recipe: What was asked for.
+        classifier: Pruned where the recipe prunes; int8 is still to be done on its ONNX file.
+        plan: The channels that went; None where the recipe does not prune.
+        achieved: What is gone, and the bits that the file will have.
+    """
+
+    recipe: Recipe
+    classifier: Classifier
+    plan: prune.PrunePlan | None
+    achieved: Achieved
+
+
+def torch_forms(
+    classifier: Classifier,
+    recipes: Sequence[Recipe],
+    clean: Clean,
+    generator: torch.Generator,
+    progress: Progress = silent,
+) -> Iterator[Form]:
+    """Builds the forms one by one, recipes that prune alike together and traced once.
+
+    Args:
+        classifier: Left as it is.
+        recipes: Taken in the order in which each pruning first appears.
+        clean: Layer shares are chosen on ``select``, BN statistics taken on ``repair``.
+        generator: Used by calibrated shares.
+        progress: Told by calibrated shares.
+
+    Raises:
+        StageError: The network cannot be pruned as asked.
+    """
+    groups = prune.Groups(classifier) if any(recipe.prune for recipe in recipes) else None
+    for step in dict.fromkeys(recipe.prune for recipe in recipes):
+        form = Form(Recipe(), classifier.clone(), None, Achieved())
+        if step is not None and groups is not None:
+            form = _pruned(classifier, step, groups, clean, generator=generator, progress=progress)
+        for recipe in recipes:
+            if recipe.prune == step:
+                bits = 8 if recipe.int8 else 32
+                yield replace(form, recipe=recipe, achieved=replace(form.achieved, bits=bits))
+
+
+def _pruned(
+    classifier: Classifier,
+    step: PruneL1,
+    groups: prune.Groups,
+    clean: Clean,
+    *,
+    generator: torch.Generator,
+    progress: Progress,
+) -> Form:
+    plan = prune.plan(classifier, step, clean.select, generator, progress, groups=groups)
+    pruned = prune.apply(plan, classifier)
+    if step.reestimate_bn:
+        pruned = prune.reestimate_bn(pruned, clean.repair)
+    achieved = prune.achieved(classifier, pruned, groups=groups)
+    return Form(Recipe(prune=step), pruned, plan, achieved)

@@ -1,0 +1,616 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Channel pruning: a mask computes what the cut network computes, on every kind of coupling."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+import torch_pruning
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torchvision.models import (
+    ConvNeXt,
+    MobileNetV2,
+    ShuffleNetV2,
+    SqueezeNet,
+    SwinTransformer,
+    VisionTransformer,
+    densenet,
+    vgg,
+)
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from lmr_guard.classifier import Classifier, Preprocessing, find_head, weights_sha256
+from lmr_guard.compress import prune
+from lmr_guard.compress.groups import Groups, LayerCut
+from lmr_guard.compress.recipes import PruneL1
+from lmr_guard.contracts import Labelled
+from lmr_guard.errors import ConfigError, StageError
+from lmr_guard.measure import accuracy
+
+K = 5
+CLASSES = tuple("abcde")
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.PReLU(8),
+        nn.Conv2d(8, 6, 3, padding=1, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, K),
+    )
+
+
+def resnet() -> nn.Module:
+    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=K)
+
+
+def resnext() -> nn.Module:
+    return ResNet(Bottleneck, [1, 1, 1, 1], num_classes=K, groups=4, width_per_group=4)
+
+
+def mobilenet() -> nn.Module:
+    setting = [[1, 8, 1, 1], [6, 12, 2, 2], [6, 16, 2, 2]]
+    return MobileNetV2(num_classes=K, inverted_residual_setting=setting, width_mult=0.5)
+
+
+def vgg11() -> nn.Module:
+    """VGG-11's shape; torchvision's own class cannot have a small classifier."""
+    return nn.Sequential(
+        vgg.make_layers([8, "M", 16, 16, "M", 16, "M"], batch_norm=True),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * 2 * 2, 20),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(20, K),
+    )
+
+
+def squeezenet() -> nn.Module:
+    network = SqueezeNet("1_1", num_classes=K)
+    nn.init.normal_(network.classifier[1].weight)
+    return network
+
+
+def dense() -> nn.Module:
+    return densenet.DenseNet(8, (2, 2), 16, num_classes=K)
+
+
+def vit() -> nn.Module:
+    network = VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=K)
+    nn.init.normal_(network.heads[0].weight)
+    return network
+
+
+def convnext() -> nn.Module:
+    blocks = [CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)]
+    return ConvNeXt(blocks, layer_scale=1.0, num_classes=K)
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    f.__name__: f
+    for f in (plain, resnet, resnext, mobilenet, vgg11, squeezenet, dense, vit, convnext)
+}
+UNCOUPLED = {"vit", "convnext"}  # Their residual stream passes layer norms and stays whole.
+
+
+def classifier(name: str, seed: int = 0) -> Classifier:
+    """The network with weights and BN statistics that make every channel matter."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = wrap(NETWORKS[name]())
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                nn.init.normal_(module.bias)
+                module.running_mean.normal_(std=0.2)
+                module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+def wrap(network: nn.Module) -> Classifier:
+    size = Preprocessing(height=32, width=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2))
+    return Classifier(network, size, K).eval()
+
+
+def noise(count: int = 8, seed: int = 1) -> Labelled:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return Labelled(images, torch.arange(count) % K, CLASSES)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def uniform(model: Classifier, ratio: float = 0.4) -> prune.PrunePlan:
+    return prune.plan(model, PruneL1(ratio=ratio, shares="uniform"), noise(0), generator())
+
+
+@torch.no_grad()
+def masked_logits(model: Classifier, masks: dict[str, Tensor], pixels: Tensor) -> Tensor:
+    state = dict(model.named_parameters())
+    logits: Tensor = torch.func.functional_call(
+        model, {name: state[name] * mask for name, mask in masks.items()}, (pixels,)
+    )
+    return logits
+
+
+def assert_close(got: Tensor, expected: Tensor) -> None:
+    assert float(expected.std()) > 1e-3, "logits that say nothing prove nothing"
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_masking_equals_cutting(name: str) -> None:
+    model = classifier(name)
+    plan = uniform(model)
+    pruned = prune.apply(plan, model)
+    pixels = noise().pixels
+    with torch.no_grad():
+        got, uncut = pruned(pixels), model(pixels)
+    assert_close(got, masked_logits(model, prune.masks(model, plan), pixels))
+    assert float((got - uncut).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", sorted(set(NETWORKS) - UNCOUPLED))
+def test_no_less_goes_than_was_asked_for(name: str) -> None:
+    model = classifier(name)
+    groups = Groups(model)
+    pruned = prune.apply(uniform(model, 0.5), model)
+    done = prune.achieved(model, pruned, groups=groups)
+    assert groups.skipped == ()
+    assert 0.5 <= done.channel_sparsity < 0.6
+    # Both sides of most weights go, so about 1 - (1 - 0.5)^2 of them.
+    assert 0.6 < done.parameter_sparsity < 0.85
+    assert done.bits == 32
+
+
+@pytest.mark.parametrize("name", sorted(UNCOUPLED))
+def test_what_masks_cannot_describe_is_left_whole_and_named(name: str) -> None:
+    model = classifier(name)
+    groups = Groups(model)
+    assert groups.skipped
+    assert not {group.layer for group in groups.all} & set(groups.skipped)
+    pruned = prune.apply(uniform(model, 0.5), model)
+    assert prune.achieved(model, pruned).channel_sparsity == pytest.approx(0.5)
+    assert prune.achieved(model, pruned).parameter_sparsity < 0.45
+
+
+def test_achieved_counts_the_networks_by_eye() -> None:
+    model = classifier("plain")
+    plan = prune.PrunePlan(0.5, "uniform", (LayerCut("network.0", (0, 3)),))
+    pruned = prune.apply(plan, model)
+    # Gone: 2 filters of 27 weights and a bias, 2 BN pairs, 2 PReLU slopes, 2 columns of 6*9.
+    gone = 2 * 28 + 4 + 2 + 2 * 6 * 9
+    total = 8 * 28 + 16 + 8 + 6 * 72 + 12 + 6 * K + K
+    done = prune.achieved(model, pruned, bits=8)
+    assert (done.channel_sparsity, done.bits) == (pytest.approx(2 / 14), 8)
+    assert done.parameter_sparsity == pytest.approx(gone / total)
+    zeros = sum(
+        int((mask == 0).expand_as(model.get_parameter(name)).sum())
+        for name, mask in prune.masks(model, plan).items()
+    )
+    assert zeros == gone
+
+
+def test_the_smallest_filters_go() -> None:
+    model = classifier("plain")
+    for cut in uniform(model, 0.4).cuts:
+        weight = model.get_parameter(f"{cut.layer}.weight")
+        norms = [sum(abs(value) for value in row.flatten().tolist()) for row in weight]
+        count = {8: 4, 6: 3}[len(norms)]  # Rounded up from 3.2 and 2.4.
+        assert sorted(range(len(norms)), key=lambda i: norms[i])[:count] == sorted(
+            cut.channels, key=lambda i: norms[i]
+        )
+
+
+@pytest.mark.parametrize("name", ["resnet", "resnext", "mobilenet"])
+def test_ranking_equals_torch_prunings_filter_l1(name: str) -> None:
+    model = classifier(name)
+    state = dict(model.named_parameters())
+    first = torch_pruning.importance.MagnitudeImportance(
+        p=1, normalizer=None, group_reduction="first"
+    )
+    graph = torch_pruning.DependencyGraph().build_dependency(model, (model.example(),))
+    for group in Groups(model).all:
+        layer = model.get_submodule(group.layer)
+        cut = graph.get_pruner_of_module(layer).prune_out_channels
+        scores = first(graph.get_pruning_group(layer, cut, list(range(group.channels))))
+        order = scores.view(group.fold, -1).mean(0).argsort(stable=True)
+        assert Groups(model).rank(state)[group.layer].tolist() == order.tolist()
+        break
+    else:
+        pytest.fail("no group")
+
+
+def test_a_grouped_convolution_loses_the_same_of_each_group() -> None:
+    model = classifier("resnext")
+    grouped = [group for group in Groups(model).all if group.fold > 1]
+    assert grouped
+    assert {group.fold for group in grouped} == {4}
+    assert grouped[0].expand([1]) == tuple(1 + i * grouped[0].units for i in range(4))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_classes_are_never_cut(name: str) -> None:
+    model = classifier(name)
+    head, _ = find_head(model, model.example(), K)
+    assert head not in {group.layer for group in Groups(model).all}
+    assert f"{head}.bias" not in prune.masks(model, uniform(model, 0.9))
+
+
+def test_masks_hold_in_train_mode_too() -> None:
+    model = classifier("resnet")
+    plan = uniform(model)
+    pruned = prune.apply(plan, model).train()
+    with torch.no_grad():
+        got = pruned(noise().pixels)
+    assert_close(got, masked_logits(model.train(), prune.masks(model, plan), noise().pixels))
+
+
+def test_gradients_flow_through_masked_weights_only_where_kept() -> None:
+    model = classifier("plain").requires_grad_(True)
+    masks = prune.masks(model, uniform(model))
+    state = dict(model.named_parameters())
+    logits = torch.func.functional_call(
+        model, {name: state[name] * mask for name, mask in masks.items()}, (noise().pixels,)
+    )
+    logits.sum().backward()
+    for name, mask in masks.items():
+        gradient = state[name].grad
+        assert gradient is not None
+        assert float((gradient * (1 - mask)).abs().max()) == 0
+        assert float(gradient.abs().max()) > 0
+
+
+def test_groups_follow_new_weights_without_tracing_again() -> None:
+    model, other = classifier("resnet"), classifier("resnet", seed=3)
+    groups = Groups(model)
+    state = dict(other.named_parameters())
+    counts = groups.uniform(0.4)
+    again = Groups(other)
+    assert groups.cuts(state, counts) == again.cuts(state, counts) != uniform(model).cuts
+    masks, fresh = groups.masks(groups.cuts(state, counts)), prune.masks(other, uniform(other))
+    assert masks.keys() == fresh.keys()
+    assert all(torch.equal(masks[name], fresh[name]) for name in masks)
+
+
+@given(st.floats(0.01, 0.99))
+def test_uniform_counts(ratio: float) -> None:
+    counts = PLAIN.uniform(ratio)
+    for group, count in zip(PLAIN.all, counts, strict=True):
+        assert 0 < count < group.units
+        assert count >= min(ratio * group.units - 1e-6, group.units - 1)
+        assert count - 1 < ratio * group.units
+
+
+PLAIN = Groups(classifier("plain"))
+
+
+def test_float_noise_does_not_cut_one_more() -> None:
+    # 0.6 * 5 and 0.3 * 10 are whole; 0.7 * 10 comes out above 7 in floats.
+    wide = wrap(
+        nn.Sequential(nn.Conv2d(3, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, K))
+    )
+    groups = Groups(wide)
+    assert [groups.uniform(n / 10)[0] for n in range(1, 10)] == list(range(1, 10))
+
+
+def test_a_plan_replays_from_json_on_a_fresh_copy() -> None:
+    model = classifier("resnet")
+    plan = uniform(model)
+    again = prune.from_json(json.loads(json.dumps(prune.to_json(plan))))
+    assert again == plan
+    first, second = prune.apply(plan, model), prune.apply(again, classifier("resnet"))
+    assert weights_sha256(first) == weights_sha256(second)
+
+
+@given(
+    st.builds(
+        prune.PrunePlan,
+        st.floats(0.01, 0.99),
+        st.sampled_from(["calibrated", "uniform"]),
+        st.lists(
+            st.builds(LayerCut, st.text(), st.lists(st.integers(0, 99)).map(tuple)), max_size=3
+        ).map(tuple),
+    )
+)
+def test_plan_json_round_trip(plan: prune.PrunePlan) -> None:
+    assert prune.from_json(json.loads(json.dumps(prune.to_json(plan)))) == plan
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"type": "recipe"},
+        {"version": 2},
+        {"ratio": "0.5"},
+        {"shares": "global"},
+        {"cuts": None},
+        {"cuts": [{"layer": 1, "channels": []}]},
+        {"cuts": [{"layer": "a", "channels": [0.5]}]},
+    ],
+)
+def test_foreign_plans_are_refused(change: dict[str, object]) -> None:
+    data = prune.to_json(prune.PrunePlan(0.5, "uniform", (LayerCut("a", (1,)),)))
+    with pytest.raises(ConfigError, match=r"expected a (prune_plan|cut)"):
+        prune.from_json({**data, **change})
+
+
+def test_a_plan_can_be_read() -> None:
+    plan = prune.PrunePlan(0.5, "uniform", (LayerCut("network.0", (1, 4)),))
+    assert str(plan) == "L1 pruning, ratio 0.5, uniform shares\nnetwork.0: 2 channels [1, 4]"
+
+
+@pytest.mark.parametrize(
+    ("cuts", "message"),
+    [
+        ((), "got an empty one"),
+        ((LayerCut("network.7.x", (0,)),), "the layer network.7.x, got none"),
+        ((LayerCut("network.0", (8,)),), "within the 8 channels of network.0"),
+        ((LayerCut("network.0", tuple(range(8))),), "that leaves one"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(cuts: tuple[LayerCut, ...], message: str) -> None:
+    with pytest.raises(StageError, match=message):
+        prune.apply(prune.PrunePlan(0.5, "uniform", cuts), classifier("plain"))
+
+
+def test_cutting_the_classes_is_refused() -> None:
+    plan = prune.PrunePlan(0.5, "uniform", (LayerCut("network.8", (0,)),))
+    with pytest.raises(StageError, match="and 4 logits"):
+        prune.apply(plan, classifier("plain"))
+    with pytest.raises(StageError, match="made for another network"):
+        prune.masks(classifier("plain"), plan)
+
+
+def test_cutting_attention_is_refused() -> None:
+    plan = prune.PrunePlan(0.5, "uniform", (LayerCut("network.conv_proj", (0,)),))
+    with pytest.raises(StageError, match=r"plan to fit|can handle"):
+        prune.apply(plan, classifier("vit"))
+
+
+def test_frozen_weights_are_no_silent_no_op() -> None:
+    model = classifier("resnet").requires_grad_(False)
+    with torch.no_grad():
+        pruned = prune.apply(uniform(model), model)
+    assert prune.achieved(model, pruned).channel_sparsity >= 0.4
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: ShuffleNetV2([4, 8, 4], [8, 16, 32, 64, 64], num_classes=K),
+        lambda: SwinTransformer([2, 2], 8, [2, 2], [1, 1], [4, 4], num_classes=K),
+    ],
+)
+def test_networks_beyond_torch_pruning_are_an_error_not_a_wrong_cut(
+    network: Callable[[], nn.Module],
+) -> None:
+    with pytest.raises(StageError, match="leave pruning out for this architecture"):
+        Groups(wrap(network()))
+
+
+def test_nothing_to_cut_is_an_error() -> None:
+    with pytest.raises(StageError, match="got none; leave pruning out"):
+        Groups(wrap(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, K))))
+
+
+def shufflenet(repeats: int) -> nn.Module:
+    return ShuffleNetV2([repeats] * 3, [8, 16, 32, 64, 64], num_classes=K)
+
+
+class Shuffled(nn.Module):
+    """Reverses its channels by a slice with a table, which a tracer takes for elementwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+        self.third, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, K)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = torch.relu(self.first(images))
+        features = torch.relu(self.second(features.flip(1)))
+        logits: Tensor = self.head(torch.relu(self.third(features)).mean(dim=(2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("network", "skipped"),
+    [
+        (Shuffled, ["network.first"]),
+        (partial(shufflenet, 1), ["network.stage2.0.branch2.5"]),
+        (partial(shufflenet, 2), ["network.stage4.1.branch2.5"]),
+    ],
+)
+def test_groups_that_are_coupled_wrongly_are_found_out_and_skipped(
+    network: Callable[[], nn.Module], skipped: list[str]
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = wrap(network())
+        nn.init.normal_(model.get_submodule(find_head(model, model.example(), K)[0]).weight)
+    groups = Groups(model)
+    assert set(skipped) <= set(groups.skipped)
+    assert groups.all
+    pruned = prune.apply(uniform(model), model)
+    with torch.no_grad():
+        got = pruned(noise().pixels)
+    assert_close(got, masked_logits(model, groups.masks(uniform(model).cuts), noise().pixels))
+
+
+def test_the_callers_model_and_generators_are_not_touched() -> None:
+    model = classifier("resnet").train()
+    model.network.fc.weight.requires_grad_(False)  # type: ignore[union-attr]
+    before, rng = weights_sha256(model), torch.get_rng_state()
+    recipe = PruneL1(ratio=0.4, annealing_steps=1, calibration_images=4)
+    plan = prune.plan(model, recipe, noise(), generator())
+    prune.masks(model, plan)
+    prune.achieved(model, prune.apply(plan, model))
+    prune.reestimate_bn(model, noise())
+    assert weights_sha256(model) == before
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(module.training for module in model.modules())
+    assert not any(m._forward_hooks for m in model.modules())
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["network.fc.weight"]
+    assert all(p.grad is None for p in model.parameters())
+
+
+# Calibrated shares.
+
+
+class Lopsided(nn.Module):
+    """Class k is where channel k of ``vital`` is bright; ``idle`` is computed and ignored.
+
+    Cutting any channel of ``vital`` costs a class, cutting ``idle`` costs nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vital, self.idle = nn.Conv2d(3, K, 32), nn.Conv2d(3, 15, 32)
+        self.head = nn.Linear(K + 15, K)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = torch.cat([self.vital(images), self.idle(images)], dim=1)
+        logits: Tensor = self.head(features.flatten(1))
+        return logits
+
+
+def lopsided() -> tuple[Classifier, Labelled]:
+    network = Lopsided()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        for k in range(K):
+            network.vital.weight[k, 0, k, 0] = 1 + k / 10
+            network.head.weight[k, k] = 1
+        network.idle.weight[:, 1, 0, 0] = 1
+    images = torch.zeros(20, 3, 32, 32, dtype=torch.uint8)
+    labels = torch.arange(20) % K
+    images[torch.arange(20), 0, labels, 0] = 200
+    model = Classifier(network, Preprocessing(height=32, width=32), K).eval()
+    return model, Labelled(images, labels, CLASSES)
+
+
+def test_calibrated_shares_spare_the_layer_that_matters() -> None:
+    model, data = lopsided()
+    assert accuracy(model, data).value == 1
+    recipe = PruneL1(ratio=0.4, annealing_steps=40)
+    steps: list[tuple[int, int]] = []
+    plan = prune.plan(
+        model, recipe, data, generator(), lambda _step, done, total: steps.append((done, total))
+    )
+    pruned = prune.apply(plan, model)
+    even = prune.apply(uniform(model, 0.4), model)
+    assert accuracy(pruned, data).hits > accuracy(even, data).hits
+    assert prune.achieved(model, pruned).channel_sparsity >= 0.4
+    assert steps == [(i, 40) for i in range(1, 41)]
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.6])
+def test_calibrated_shares_keep_the_overall_rate_and_are_reproducible(ratio: float) -> None:
+    model = classifier("resnext")
+    recipe = PruneL1(ratio=ratio, annealing_steps=3, calibration_images=6)
+    groups = Groups(model)
+    plan = prune.plan(model, recipe, noise(), generator(), groups=groups)
+    assert plan == prune.plan(model, recipe, noise(), generator())
+    assert plan.shares == "calibrated"
+    done = prune.achieved(model, prune.apply(plan, model), groups=groups)
+    assert ratio <= done.channel_sparsity < ratio + 0.05
+
+
+def test_calibrated_shares_are_never_worse_than_uniform_where_they_were_scored() -> None:
+    model, data = classifier("plain"), noise(40)
+    recipe = PruneL1(ratio=0.3, annealing_steps=8, calibration_images=40)
+    plan = prune.plan(model, recipe, data, generator())
+    calibrated = accuracy(prune.apply(plan, model), data)
+    assert calibrated.hits >= accuracy(prune.apply(uniform(model, 0.3), model), data).hits
+
+
+def test_calibrated_shares_need_images() -> None:
+    with pytest.raises(ConfigError, match="at least 2 clean images for calibrated shares, got 1"):
+        prune.plan(classifier("plain"), PruneL1(ratio=0.5), noise(1), generator())
+
+
+@pytest.mark.parametrize("count", [2, 65])
+def test_candidates_are_scored_as_the_recipe_ends(count: int) -> None:
+    model = classifier("resnet")
+    # With batch statistics the stored ones, even broken ones, must not count.
+    broken = classifier("resnet")
+    for module in broken.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            module.running_mean.fill_(float("nan"))
+    recipe = PruneL1(ratio=0.4, annealing_steps=2)
+    plans = [
+        prune.plan(m, recipe, noise(count), generator(), groups=GROUPS) for m in (model, broken)
+    ]
+    assert plans[0] == plans[1]
+    fixed = replace(recipe, reestimate_bn=False)
+    again = prune.plan(broken, fixed, noise(count), generator(), groups=GROUPS)
+    assert again.cuts == uniform(model).cuts, "all candidates are NaN, the start is kept"
+
+
+GROUPS = Groups(classifier("resnet"))
+
+
+# Batch norm.
+
+
+def test_bn_statistics_are_the_cumulative_average_over_the_images() -> None:
+    model = classifier("plain")
+    twin = prune.reestimate_bn(model, noise(12), batch=4)
+    first = twin.network[1]  # type: ignore[index]
+    with torch.no_grad():
+        pixels = (noise(12).pixels - model.mean) / model.std
+        seen = model.network[0](pixels)  # type: ignore[index]
+    batches = [seen[i::3] for i in range(3)]
+    means, variances = torch.zeros(8), torch.zeros(8)
+    for batch in batches:
+        values = batch.transpose(0, 1).flatten(1)
+        means += values.mean(dim=1) / 3
+        variances += (
+            ((values - values.mean(dim=1, keepdim=True)) ** 2).sum(dim=1)
+            / (values.shape[1] - 1)
+            / 3
+        )
+    torch.testing.assert_close(first.running_mean, means)
+    torch.testing.assert_close(first.running_var, variances)
+    assert first.momentum == 0.1
+    assert not any(module.training for module in twin.modules())
+
+
+def test_only_batch_norm_runs_in_train_mode() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = wrap(nn.Sequential(nn.Dropout(0.9), plain()))
+    one, two = prune.reestimate_bn(model, noise()), prune.reestimate_bn(model, noise())
+    assert weights_sha256(one) == weights_sha256(two) != weights_sha256(model)
+
+
+def test_without_batch_norm_nothing_changes() -> None:
+    model = classifier("vit")
+    assert weights_sha256(prune.reestimate_bn(model, noise(0))) == weights_sha256(model)
+
+
+def test_bn_needs_two_images() -> None:
+    with pytest.raises(StageError, match="at least 2 clean images for BN statistics, got 1"):
+        prune.reestimate_bn(classifier("plain"), noise(1))
+    # Batches of one cannot pass a batch norm over a single position: they are made of two.
+    twin = prune.reestimate_bn(classifier("resnet"), noise(3), batch=1)
+    assert all(bool(buffer.isfinite().all()) for buffer in twin.buffers())

@@ -1,0 +1,105 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes to forms: each pruning once, on the right part of the clean images."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from modules import ROOT
+from torch import nn
+
+from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
+from lmr_guard.compress import prune
+from lmr_guard.compress.recipes import Int8, PruneL1, Recipe, parse
+from lmr_guard.compress.sweep import torch_forms
+from lmr_guard.contracts import Achieved, Clean, Labelled
+from lmr_guard.errors import StageError
+
+K = 3
+GREY = Preprocessing(channels=1, height=8, width=8, mean=(0.5,), std=(0.5,))
+
+
+def classifier() -> Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(1, 10, 3),
+            nn.BatchNorm2d(10),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(10, K),
+        )
+    return Classifier(network, GREY, K).eval()
+
+
+def part(seed: int) -> Labelled:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    return Labelled(images, torch.arange(12) % K, tuple("abc"))
+
+
+CLEAN = Clean(repair=part(0), select=part(1), report=part(2))
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_int8_shares_the_pruned_model_of_its_float_sibling() -> None:
+    model = classifier()
+    recipes = parse(["float32", "int8", "l1-0.2", "l1-0.2+int8", "l1-0.5+int8"])
+    forms = list(torch_forms(model, recipes, CLEAN, generator()))
+    assert [form.recipe for form in forms] == list(recipes)
+    plain, eight, pruned, both, deep = forms
+    assert plain.classifier is eight.classifier is not model
+    assert weights_sha256(plain.classifier) == weights_sha256(model)
+    assert plain.plan is None
+    assert plain.achieved == Achieved()
+    assert eight.achieved == Achieved(bits=8)
+    assert pruned.classifier is both.classifier
+    assert pruned.plan == both.plan
+    assert (pruned.achieved.bits, both.achieved.bits) == (32, 8)
+    assert pruned.achieved.channel_sparsity == both.achieved.channel_sparsity
+    assert deep.achieved.channel_sparsity == pytest.approx(0.5)
+    assert deep.plan is not None
+    assert deep.plan.ratio == 0.5
+
+
+@pytest.mark.parametrize("reestimate", [False, True])
+def test_a_form_is_plan_apply_and_bn_on_repair(reestimate: bool) -> None:
+    model = classifier()
+    step = PruneL1(ratio=0.4, annealing_steps=2, reestimate_bn=reestimate)
+    (form,) = torch_forms(model, [Recipe(prune=step, int8=Int8())], CLEAN, generator())
+    plan = prune.plan(model, step, CLEAN.select, generator())
+    expected = prune.apply(plan, model)
+    if reestimate:
+        expected = prune.reestimate_bn(expected, CLEAN.repair)
+    assert form.plan == plan
+    assert weights_sha256(form.classifier) == weights_sha256(expected)
+
+
+def test_without_pruning_nothing_is_traced() -> None:
+    flat = Classifier(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, K)),
+        GREY,
+        K,
+    )
+    forms = list(torch_forms(flat, parse(["int8"]), CLEAN, generator()))
+    assert [form.recipe.label for form in forms] == ["int8"]
+    with pytest.raises(StageError, match="leave pruning out"):
+        next(torch_forms(flat, parse(["float32", "l1-0.2"]), CLEAN, generator()))
+
+
+def test_importing_compress_loads_neither_backend() -> None:
+    probe = (
+        "import sys, conftest, lmr_guard.compress as c; from lmr_guard.compress import quantize\n"
+        "assert callable(quantize.quantize) and c.__all__ == sorted(c.__all__)\n"
+        "print(sorted({'onnx', 'onnxruntime', 'torch_pruning'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
