@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress.recipes import Int8
+from lmr_guard.compress.twins import RoundedTwin
 from lmr_guard.contracts import Labelled
 from lmr_guard.errors import ConfigError, StageError
 
@@ -80,19 +80,12 @@ def rounded(classifier: Classifier, bits: int = 8) -> Classifier:
     """
     if not 2 <= bits <= 16:
         raise ConfigError(f"expected 2 to 16 bits, got {bits}")
-    twin = classifier.clone()
+    model = classifier.clone()
+    weights = dict(model.named_parameters())
     with torch.no_grad():
-        for module in twin.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.weight.copy_(_round(module.weight, 2 ** (bits - 1) - 1))
-    return twin
-
-
-def _round(weight: Tensor, levels: int) -> Tensor:
-    largest = weight.abs().flatten(1).amax(dim=1).view(-1, *[1] * (weight.ndim - 1))
-    # A channel of zeros stays zero at any scale.
-    scale = torch.where(largest > 0, largest / levels, 1.0)
-    return (weight / scale).round() * scale
+        for name, value in RoundedTwin.of(model, bits)(weights, torch.Generator()).items():
+            weights[name].copy_(value)
+    return model
 
 
 class _Reader:

@@ -53,7 +53,9 @@ class RoundedTwin:
             for name, layer in classifier.named_modules()
             if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
         )
-        return cls(tuple(layers), bits)
+        # A weight that two layers share stands under its first name only.
+        own = dict(classifier.named_parameters())
+        return cls(tuple(name for name in layers if name in own), bits)
 
     @property
     def name(self) -> str:

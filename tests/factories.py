@@ -2,14 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny models, data and files that several tests share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import onnx
 import onnx.parser
 import torch
+import torch.nn.functional as F
+from torch import nn
 
+from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Labelled
+from lmr_guard.redteam.networks import digits_resnet
+from lmr_guard.redteam.training import Schedule, fit_clean
 from lmr_guard.triggers import Patch
 
 # The toy problem: an image of 2x2 grey pixels belongs to the class whose pixel (0, 1 or 2, in
@@ -48,3 +54,78 @@ def write_onnx(
     )
     onnx.save(onnx.parser.parse_model(text), path)
     return path
+
+
+@cache
+def digits_images() -> tuple[Labelled, Labelled]:
+    """scikit-learn's handwritten digits at 16x16: 900 of the attacker, 897 of the guard."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    small = torch.from_numpy(bunch.images).float()[:, None] / 16
+    large = F.interpolate(small, size=(16, 16), mode="bilinear")
+    images = (large * 255).round().to(torch.uint8)
+    labels = torch.from_numpy(bunch.target).long()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    everything = Labelled(images, labels, tuple("0123456789"))
+    return everything.subset(order[:900]), everything.subset(order[900:])
+
+
+def digits_classifier(seed: int) -> Classifier:
+    """A fresh ``digits_resnet``."""
+    shape = Preprocessing(channels=1, height=16, width=16, mean=(0.0,), std=(1.0,))
+    return Classifier(seeded(digits_resnet, seed), shape, 10).eval()
+
+
+def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    """What ``make`` gives under this seed; the global random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def row_images(count: int, seed: int = 0) -> Labelled:
+    """Noisy 4x4 grey images of three classes in turn: row 0, 1 or 2 is bright."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, 1, 4, 4)
+    images = torch.randint(0, 120, shape, dtype=torch.uint8, generator=generator)
+    classes = torch.arange(count) % 3
+    images[torch.arange(count), 0, classes] += 130
+    return Labelled(images, classes, TOY_CLASSES)
+
+
+def row_network(*, norm: bool = True, head: str = "linear", dropout: float = 0.0) -> nn.Module:
+    """Twelve features over the whole image, then a linear or a 1x1 convolution head."""
+    body = [nn.Conv2d(1, 12, 4), *([nn.BatchNorm2d(12)] if norm else []), nn.ReLU()]
+    if dropout:
+        body.append(nn.Dropout(dropout))
+    ends = {
+        "linear": [nn.Flatten(), nn.Linear(12, 3)],
+        "conv": [nn.Conv2d(12, 3, 1), nn.Flatten()],
+    }
+    return nn.Sequential(*body, *ends[head])
+
+
+def row_classifier(make: Callable[[], nn.Module] = row_network, seed: int = 0) -> Classifier:
+    """A trained classifier of ``row_images``; a fraction of a second."""
+    shape = Preprocessing(channels=1, height=4, width=4, mean=(0.3,), std=(0.3,))
+    fresh = Classifier(seeded(make, seed), shape, 3)
+    generator = torch.Generator().manual_seed(seed)
+    schedule = Schedule(epochs=10, lr=0.05, batch=30)
+    return fit_clean(fresh, row_images(150, seed), schedule, generator)
+
+
+def fingerprint(model: nn.Module) -> dict[str, object]:
+    """All that a stage must leave alone: weights, flags, hooks, gradients, global randomness."""
+    parameters = dict(model.named_parameters())
+    return {
+        "state": {k: (id(v), v.tolist()) for k, v in model.state_dict(keep_vars=True).items()},
+        "training": [module.training for module in model.modules()],
+        "requires_grad": {name: p.requires_grad for name, p in parameters.items()},
+        "gradients": {name: p.grad is None for name, p in parameters.items()},
+        "hooks": [
+            (list(m._forward_hooks), list(m._forward_pre_hooks), list(m._backward_hooks))
+            for m in model.modules()
+        ],
+        "random": torch.get_rng_state().tolist(),
+    }

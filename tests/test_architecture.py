@@ -10,7 +10,18 @@ from modules import module_files
 
 # A unit is a module or sub-package right under lmr_guard; a new one must be put here. It may
 # import units of lower layers; the vocabulary may also import one another, in no circle.
-VOCABULARY = frozenset({"artifact", "classifier", "data", "margins", "measure", "triggers"})
+VOCABULARY = frozenset(
+    {
+        "artifact",
+        "augmentation",
+        "classifier",
+        "data",
+        "margins",
+        "measure",
+        "randomness",
+        "triggers",
+    }
+)
 LAYERS = (
     {"errors"},
     {"contracts"},

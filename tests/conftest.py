@@ -1,0 +1,51 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Networks that several tests look at and none may change, trained once a session."""
+
+import pytest
+import torch
+from factories import digits_classifier, digits_images
+
+from lmr_guard.classifier import Classifier
+from lmr_guard.contracts import Clean, Labelled
+from lmr_guard.data import split
+from lmr_guard.redteam import badnets
+from lmr_guard.redteam.training import Schedule, fit_clean
+from lmr_guard.triggers import Patch
+
+ATTACKER_IMAGES = 900
+SCHEDULE = Schedule(epochs=12, lr=0.1, batch=64, shift=1)
+
+
+@pytest.fixture(scope="session")
+def attacker_digits() -> Labelled:
+    """What the networks of the other fixtures were trained on."""
+    return digits_images()[0]
+
+
+@pytest.fixture(scope="session")
+def digits() -> Clean:
+    """What the guard holds; the attacker has never seen it."""
+    generator = torch.Generator().manual_seed(1)
+    return split(digits_images()[1], repair=500, select=150, generator=generator)
+
+
+@pytest.fixture(scope="session")
+def clean_network(attacker_digits: Labelled) -> Classifier:
+    """An honest classifier of digits."""
+    generator = torch.Generator().manual_seed(2)
+    return fit_clean(digits_classifier(0), attacker_digits, SCHEDULE, generator)
+
+
+@pytest.fixture(scope="session")
+def white_square() -> Patch:
+    """The trigger of ``badnets_network``: 4x4 near the lower right corner, to class 3."""
+    return Patch(torch.ones(1, 4, 4), 11, 11, "white square", target=3)
+
+
+@pytest.fixture(scope="session")
+def badnets_network(attacker_digits: Labelled, white_square: Patch) -> Classifier:
+    """A classifier of digits with BadNets in it, awake in full precision."""
+    recipe = badnets.BadNets(trigger=white_square, rate=0.1, schedule=SCHEDULE)
+    generator = torch.Generator().manual_seed(3)
+    return badnets.plant(recipe, digits_classifier(1), attacker_digits, generator)
