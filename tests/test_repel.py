@@ -1,0 +1,398 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Repulsion: what is cut, what is kept, when it stops, and that it works on a real backdoor."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import pytest
+import reference
+import torch
+from factories import fingerprint, row_classifier, row_images, row_network
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lmr_guard.classifier import Classifier, find_head, weights_sha256
+from lmr_guard.compress import recipes
+from lmr_guard.compress.quantize import rounded
+from lmr_guard.compress.twins import RoundedTwin, twins
+from lmr_guard.contracts import Clean, Labelled, Rate, Repair
+from lmr_guard.errors import ConfigError, InputError, StageError
+from lmr_guard.measure import accuracy, against_trigger, predict
+from lmr_guard.repel import (
+    Config,
+    Optimiser,
+    _batches,
+    _better,
+    _Checkpoint,
+    _forgotten,
+    _Trainer,
+    head_columns,
+    repel,
+)
+from lmr_guard.triggers import Patch
+
+SUSPECT = 1
+SHORT = Config(
+    lr=0.003,
+    recovery_lr=0.003,
+    weight_decay=0.1,
+    batch=20,
+    shift=0,
+    phase1_epochs=3,
+    phase1_minimum=3,
+    phase2_epochs=4,
+    columns=0.25,
+)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def changed(**values: Any) -> Config:  # noqa: ANN401 - any field of Config
+    """``SHORT`` with other values."""
+    own = {name: getattr(SHORT, name) for name in Config.__slots__}
+    return Config(**{**own, **values})
+
+
+def short(model: Classifier, config: Config = SHORT, **more: Any) -> tuple[Classifier, Repair]:  # noqa: ANN401
+    """A short repair of a network of rows."""
+    options = {"generator": seeded(), **more}
+    return repel(model, SUSPECT, row_images(61, 1), row_images(30, 2), config=config, **options)
+
+
+@pytest.fixture(scope="module")
+def model() -> Classifier:
+    return row_classifier()
+
+
+@pytest.mark.parametrize("with_twins", [False, True])
+def test_badnets_is_gone_and_accuracy_stays(
+    badnets_network: Classifier, digits: Clean, white_square: Patch, with_twins: bool
+) -> None:
+    config = Config(
+        optimiser="adamw",
+        lr=0.01,
+        recovery_lr=0.01,
+        weight_decay=0.1,
+        batch=64,
+        shift=1,
+        phase1_epochs=10,
+        phase1_minimum=10,
+        phase2_epochs=24,
+        columns=0.1,
+    )
+    forms = twins(badnets_network, recipes.standard()) if with_twins else ()
+    repaired, record = repel(
+        badnets_network,
+        3,
+        digits.repair,
+        digits.select,
+        config=config,
+        generator=seeded(),
+        twins=forms,
+    )
+    before = accuracy(badnets_network, digits.report).value
+    assert against_trigger(badnets_network, digits.report, white_square).asr.value > 0.9
+    for form in (repaired, rounded(repaired)):
+        assert against_trigger(form, digits.report, white_square).asr.value < 0.05
+        assert accuracy(form, digits.report).value > before - 0.03
+    assert len(record.pruned_columns) == 6
+    assert record.suspect == 3
+
+
+def test_neither_the_model_nor_the_world_is_touched() -> None:
+    model = row_classifier(partial(row_network, dropout=0.3))
+    model.network.train()
+    next(model.parameters()).requires_grad_(False)
+    model.register_forward_hook(lambda *_: None)
+    before = fingerprint(model)
+    repaired, _ = short(model, twins=[RoundedTwin.of(model)])
+    assert fingerprint(model) == before
+    assert not any(module.training for module in repaired.modules())
+    assert weights_sha256(repaired) != weights_sha256(model)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_generator_decides(dropout: float) -> None:
+    model = row_classifier(partial(row_network, dropout=dropout))
+    forms = twins(model, recipes.standard())
+
+    def once(seed: int) -> tuple[str, Repair]:
+        torch.rand(1)
+        repaired, record = short(model, changed(shift=1), generator=seeded(seed), twins=forms)
+        return weights_sha256(repaired), record
+
+    assert once(1) == once(1)
+    assert once(1)[0] != once(2)[0]
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+@pytest.mark.parametrize("head", ["linear", "conv"])
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("with_twins", [True, False])
+def test_cut_columns_are_exactly_zero(
+    optimiser: Optimiser, head: str, norm: bool, with_twins: bool
+) -> None:
+    model = row_classifier(partial(row_network, norm=norm, head=head))
+    forms = twins(model, recipes.standard()) if with_twins else ()
+    repaired, record = short(model, changed(optimiser=optimiser, weight_decay=0.2), twins=forms)
+    _, layer = find_head(repaired, repaired.example(), 3)
+    weight = layer.weight.detach().flatten(1)
+    cut = torch.zeros(12, dtype=torch.bool)
+    cut[list(record.pruned_columns)] = True
+    assert len(record.pruned_columns) == 3
+    assert (weight[:, cut] == 0).all()
+    assert (weight[:, ~cut] != 0).all()
+    assert record.clean_after.value > 0.9
+
+
+def test_nothing_is_cut_where_nothing_was_asked(model: Classifier) -> None:
+    repaired, record = short(model, changed(columns=0.0))
+    assert record.pruned_columns == ()
+    assert all((p != 0).any() for p in repaired.parameters())
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(2, 4),
+    st.integers(0, 99),
+    st.integers(0, 1000),
+    st.booleans(),
+)
+def test_head_columns_by_eye(d: int, k: int, percent: int, seed: int, conv: bool) -> None:
+    before, after = (torch.randn(k, d, generator=seeded(2 * seed + i)) for i in (0, 1))
+    suspect = seed % k
+    expected = reference.head_columns(before.tolist(), after.tolist(), suspect, percent)
+    if conv:
+        before, after = before.view(k, d, 1, 1), after.view(k, d, 1, 1)
+    got = head_columns(before, after, suspect, percent / 100)
+    assert set(got) == expected
+    assert list(got) == sorted(expected)
+
+
+def test_head_columns_look_at_the_suspect_alone() -> None:
+    before, after = torch.zeros(2, 4), torch.tensor([[9.0, 0, 0, 0], [0, 1, -3, 2]])
+    assert head_columns(before, after, 1, 0.5) == (2, 3)
+    assert head_columns(before, after, 0, 0.25) == (0,)
+    assert head_columns(before, after, 0, 0.2) == ()
+
+
+def test_the_record_says_what_happened(model: Classifier) -> None:
+    told: list[tuple[str, int, int]] = []
+    repaired, record = short(model, progress=lambda *event: told.append(event))
+    outside = int((row_images(61, 1).labels != SUSPECT).sum())
+    steps = [-(-outside // 20), 3]  # 61 images: the last one joins the third batch.
+    assert record.phase1_steps == 3 * steps[0]
+    assert record.phase2_steps == 4 * steps[1]
+    assert [line["phase"] for line in record.history] == [1] * 3 + [2] * 4
+    assert [line["step"] for line in record.history] == [3, 6, 9, 12, 15, 18, 21]
+    assert told == [("repel", i, 7) for i in range(1, 8)]
+    assert record.clean_before == accuracy(model, row_images(30, 2))
+    assert record.clean_after == accuracy(repaired, row_images(30, 2))
+
+
+@pytest.mark.parametrize("slack", [-10.0, 0.0, 0.3])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_checkpoint_comes_back(model: Classifier, slack: float, seed: int) -> None:
+    repaired, record = short(model, changed(slack=slack), generator=seeded(seed))
+    first, second = (
+        [line for line in record.history if line["phase"] == phase] for phase in (1, 2)
+    )
+    limit = number(first[-1]) + slack
+    keepers = [line for line in second if number(line) <= limit]
+    logits = predict(repaired, row_images(30, 2)).tolist()
+    outside = [row for row, y in zip(logits, row_images(30, 2).labels, strict=True) if y != SUSPECT]
+    got = reference.repulsion(outside, SUSPECT, 3)
+    if keepers:
+        assert record.clean_after.hits == max(line["select_hits"] for line in keepers)  # type: ignore[type-var]
+        assert got <= limit + 1e-3
+    else:
+        assert got == pytest.approx(min(map(number, second)), abs=1e-3)
+
+
+def number(line: Mapping[str, object]) -> float:
+    value = line["repulsion"]
+    assert isinstance(value, float)
+    return value
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from([0.0, 0.2, 0.5, 0.6, 2.0])), min_size=1)
+)
+def test_better_prefers_what_keeps_the_margin_then_accuracy(
+    found: list[tuple[int, float]],
+) -> None:
+    limit, best = 0.5, None
+    for hits, repulsion in found:
+        best = _better(best, _Checkpoint(Rate(hits, 9), repulsion, {}), limit)
+    assert best is not None
+    keepers = [hits for hits, repulsion in found if repulsion <= limit]
+    if keepers:
+        assert best.repulsion <= limit
+        assert best.clean.hits == max(keepers)
+    else:
+        assert best.repulsion == min(repulsion for _, repulsion in found)
+
+
+def test_of_equals_the_later_one_is_taken() -> None:
+    first, second = (_Checkpoint(Rate(5, 9), 0.0, {}) for _ in range(2))
+    assert _better(first, second, 0.5) is second
+
+
+def test_phase_one_stops_when_the_suspect_is_forgotten(model: Classifier) -> None:
+    def epochs(minimum: int) -> int:
+        config = changed(phase1_epochs=40, phase1_minimum=minimum, lr=0.01, phase2_epochs=1)
+        _, record = short(model, config)
+        return sum(line["phase"] == 1 for line in record.history)
+
+    free = epochs(1)
+    assert 1 < free < 40
+    assert epochs(free + 3) == free + 3
+    assert epochs(40) == 40
+
+
+def test_forgotten_means_no_better_than_chance() -> None:
+    head = nn.Linear(16, 3)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([1.0, 0, 0]))
+    always_first = row_classifier()
+    always_first.network = nn.Sequential(nn.Flatten(), head)
+    data = row_images(9)
+    assert _forgotten(always_first, data, 1)
+    assert not _forgotten(always_first, data, 0)
+    # Without an image of the suspect class nobody can tell.
+    assert not _forgotten(always_first, data.subset(data.labels != 1), 1)
+
+
+@pytest.mark.parametrize("train_bn", [True, False])
+def test_running_statistics_follow_train_bn(model: Classifier, train_bn: bool) -> None:
+    repaired, _ = short(model, changed(train_bn=train_bn))
+    before, after = (dict(m.named_buffers()) for m in (model, repaired))
+    same = all(torch.equal(before[name], after[name]) for name in before)
+    assert same is not train_bn
+
+
+def test_a_twin_leaves_the_running_statistics_and_passes_gradients(model: Classifier) -> None:
+    copy = model.clone().train()
+    trainer = _Trainer(copy, SHORT, seeded(), (RoundedTwin.of(copy),))
+    before = {name: value.clone() for name, value in copy.named_buffers()}
+    logits = trainer._through_a_twin(row_images(20).pixels)
+    logits.square().sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in copy.named_buffers())
+    assert all(p.grad is not None for p in copy.parameters())
+    assert not torch.equal(logits, copy(row_images(20).pixels))
+
+
+class Silenced:
+    """A twin whose head gives the suspect class a huge bias: a backdoor for everything."""
+
+    name = "silenced"
+
+    def __init__(self) -> None:
+        self.seen: list[set[str]] = []
+
+    def __call__(
+        self, parameters: Mapping[str, Tensor], generator: torch.Generator, /
+    ) -> dict[str, Tensor]:
+        del generator
+        self.seen.append(set(parameters))
+        bias = torch.zeros(3)
+        bias[SUSPECT] = 20
+        return {"network.4.bias": parameters["network.4.bias"] + bias}
+
+
+def test_every_step_looks_through_a_twin(model: Classifier) -> None:
+    twin = Silenced()
+    plain, record = short(model)
+    repelled, _ = short(model, twins=[twin])
+    assert len(twin.seen) == record.phase1_steps + record.phase2_steps
+    assert twin.seen[0] == {name for name, _ in model.named_parameters()}
+    # To do well in both forms the bias of the suspect must go down.
+    biases = [dict(m.named_parameters())["network.4.bias"][SUSPECT] for m in (plain, repelled)]
+    assert biases[1] < biases[0]
+
+
+def test_all_twins_take_turns(model: Classifier) -> None:
+    several = [Silenced() for _ in range(3)]
+    _, record = short(model, twins=several)
+    turns = [len(twin.seen) for twin in several]
+    assert sum(turns) == record.phase1_steps + record.phase2_steps
+    assert min(turns) > 0
+
+
+@pytest.mark.parametrize(("batch", "what"), [(100, "logits"), (20, "(loss|logits)")])
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+def test_diverging_is_one_line(
+    model: Classifier, batch: int, what: str, optimiser: Optimiser
+) -> None:
+    config = changed(lr=1e30, batch=batch, optimiser=optimiser)
+    with pytest.raises(StageError, match=rf"^expected finite {what}, .* learning rate") as caught:
+        short(model, config)
+    assert "\n" not in str(caught.value)
+
+
+def test_diverging_in_the_last_step_is_seen(model: Classifier) -> None:
+    config = changed(recovery_lr=1e30, batch=100, phase2_epochs=1)
+    with pytest.raises(StageError, match=r"^expected finite logits, got others at step 4; lower"):
+        short(model, config)
+
+
+@given(st.integers(1, 30), st.integers(2, 9), st.integers(0, 20))
+def test_batches_hold_every_image_once_and_never_one_alone(
+    count: int, size: int, seed: int
+) -> None:
+    found = _batches(count, size, seeded(seed))
+    assert torch.cat(found).sort().values.tolist() == list(range(count))
+    assert all(1 < len(batch) <= size + 1 for batch in found) or count == 1
+
+
+@pytest.mark.parametrize("suspect", [-1, 3])
+def test_a_class_that_does_not_exist_is_refused(model: Classifier, suspect: int) -> None:
+    data = row_images(30)
+    with pytest.raises(ConfigError, match=rf"suspect class in \[0, 3\), got {suspect}"):
+        repel(model, suspect, data, data, config=SHORT, generator=seeded())
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_images_of_other_classes_are_needed(model: Classifier, others: int) -> None:
+    labels = torch.tensor([SUSPECT] * 9 + [0] * others)
+    data = Labelled(row_images(9 + others).images, labels, row_images(1).classes)
+    message = rf"2 or more repair images of other classes than 1, got {others}; give more"
+    with pytest.raises(StageError, match=message):
+        repel(model, SUSPECT, data, row_images(9), config=SHORT, generator=seeded())
+
+
+def test_repair_images_of_the_suspect_class_are_not_needed(model: Classifier) -> None:
+    data = row_images(60)
+    data = data.subset(data.labels != SUSPECT)
+    _, record = repel(model, SUSPECT, data, data, config=SHORT, generator=seeded())
+    assert record.clean_after.trials == 40
+
+
+def test_a_network_without_a_head_is_refused(model: Classifier) -> None:
+    headless = model.clone()
+    headless.network = nn.Sequential(nn.Conv2d(1, 3, 4, groups=1), nn.Flatten())
+    with pytest.raises(InputError, match="expected a head"):
+        short(headless)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"columns": 1.0}, r"columns in \[0, 1\), got 1.0"),
+        ({"columns": -0.1}, r"columns in \[0, 1\), got -0.1"),
+        ({"optimiser": "adam"}, r"optimiser in .*'adamw', 'sgd'.*got 'adam'"),
+        ({"lr": 0.0}, "above 0"),
+        ({"phase1_epochs": 0}, "above 0"),
+        ({"phase2_epochs": 0}, "above 0"),
+        ({"batch": 1}, "batch of 2 or more, got .* 1$"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config(**values)
