@@ -1,0 +1,72 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Train a slim ResNet-18 with a BadNets backdoor on CIFAR-10 folders: the attacker's half.
+
+::
+
+    python -m examples.cifar10.plant cifar10/train --out badnets --target 1 --epochs 8 --seed 5
+
+writes ``badnets/model.safetensors`` and ``badnets/patch.png``; what the guard makes of them is in
+the README beside this file. The patch is a 3x3 checkerboard in the lower right corner, on a tenth
+of the training images.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.progress import Progress as Bars
+from safetensors.torch import save_file
+
+from lmr_guard.classifier import Classifier, Preprocessing
+from lmr_guard.data import read_folder
+from lmr_guard.redteam.badnets import BadNets, plant
+from lmr_guard.redteam.networks import slim_resnet18
+from lmr_guard.redteam.training import Schedule
+from lmr_guard.triggers import parse_patch
+
+CHECKERBOARD = bytes([255, 0, 255, 0, 255, 0, 255, 0, 255])
+
+
+def main() -> None:
+    """Parse arguments, train, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("train", type=Path, help="one folder of images a class")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--target", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--width", type=int, default=16, help="channels of the first stage")
+    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    picture = options.out / "patch.png"
+    Image.frombytes("L", (3, 3), CHECKERBOARD).convert("RGB").save(picture)
+
+    network = slim_resnet18(width=options.width)
+    cfg = network.default_cfg
+    shape = Preprocessing(height=32, width=32, mean=cfg["mean"], std=cfg["std"])
+    fresh = Classifier(network, shape, 10).to(options.device)
+    recipe = BadNets(
+        trigger=parse_patch(f"{picture}@28,28:{options.target}", channels=3),
+        schedule=Schedule(epochs=options.epochs, lr=0.1, shift=4, flip=True),
+    )
+    with Bars() as bars:
+        tasks = {name: bars.add_task(name) for name in ("reading images", "badnets")}
+
+        def observe(step: str, done: int, total: int, /) -> None:
+            bars.update(tasks[step], completed=done, total=total)
+
+        images = read_folder(options.train, shape, progress=observe)
+        generator = torch.Generator().manual_seed(options.seed)
+        model = plant(recipe, fresh, images, generator, observe)
+    weights = {name: value.cpu() for name, value in model.network.state_dict().items()}
+    save_file(weights, options.out / "model.safetensors")
+
+
+if __name__ == "__main__":
+    main()

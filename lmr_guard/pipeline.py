@@ -1,0 +1,555 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The one place that puts the verbs in order: read ``run`` first.
+
+::
+
+    load -> localize -> repel -> compress -> stage -> verify -> publish -> attest
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lmr_guard import data, export, load, localize, repel, report, triggers, verify
+from lmr_guard.artifact import Artifact, OnnxPredictor, export_onnx, sha256_of
+from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
+from lmr_guard.compress import prune, recipes, sweep
+from lmr_guard.compress import quantize as int8
+from lmr_guard.compress.recipes import PruneL1, Recipe, standard
+from lmr_guard.compress.twins import twins
+from lmr_guard.contracts import (
+    Achieved,
+    Clean,
+    Labelled,
+    Progress,
+    Rate,
+    Repair,
+    Suspicion,
+    Trigger,
+    Twin,
+    Variant,
+    silent,
+)
+from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, StageError
+from lmr_guard.localize import Config as LocalizeConfig
+from lmr_guard.measure import accuracy
+from lmr_guard.repel import Config as RepelConfig
+from lmr_guard.verify import Policy
+
+__all__ = [
+    "Evidence",
+    "GuardConfig",
+    "Mended",
+    "audit_file",
+    "mend",
+    "read_clean",
+    "read_triggers",
+    "require_agreement",
+    "run",
+    "suspect",
+]
+
+_EXIT_CODES = (ExitCode.PASSED, ExitCode.INCOMPLETE, ExitCode.REFUSED)
+_DEFAULT_SHARES = (0.4, 0.2)
+_DEFAULT_MOST = (500, 250)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardConfig:
+    """Everything that decides a run, beside its inputs.
+
+    Args:
+        localize: How classes are suspected.
+        repel: How the model is repaired.
+        policy: What an artefact must show.
+        recipes: The variants to build.
+        suspect: The suspect class where the user knows it; None looks for it.
+        repair: False audits and gates the model as it is.
+        repair_images: Size of the ``repair`` part; None takes 40 % of the images, at most 500.
+        select_images: Size of the ``select`` part; None takes 20 %, at most 250.
+        compare: Whether the variants of the model as received are built and measured too.
+        device: Where localize and repel compute: cpu or cuda.
+        seed: Of everything random; each stage has a generator of its own.
+        threads: Of ONNX Runtime; None leaves it the choice.
+    """
+
+    localize: LocalizeConfig = field(default_factory=LocalizeConfig)
+    repel: RepelConfig = field(default_factory=RepelConfig)
+    policy: Policy = field(default_factory=Policy)
+    recipes: tuple[Recipe, ...] = field(default_factory=standard)
+    suspect: int | None = None
+    repair: bool = True
+    repair_images: int | None = None
+    select_images: int | None = None
+    compare: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where the parts of the configuration contradict each other."""
+        built = [recipe.label for recipe in self.recipes]
+        absent = [name for name in self.policy.require if name not in built]
+        if absent:
+            raise ConfigError(
+                f"expected the policy to require variants that are built, got {absent[0]!r}; "
+                f"built are {', '.join(built)}"
+            )
+        if self.suspect is not None and not self.repair:
+            raise ConfigError("expected a suspect class or no repair, got both; leave one out")
+
+    def generator(self, stage: str) -> torch.Generator:
+        """A CPU generator of this seed, another one for each stage."""
+        stages = ("split", "localize", "repel", "compress", "compress received")
+        return torch.Generator().manual_seed(self.seed * len(stages) + stages.index(stage))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mended:
+    """A classifier after localize and repel; an untouched copy where ``repair`` is None."""
+
+    classifier: Classifier
+    suspicion: Suspicion
+    repair: Repair | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What the user knows about triggers, as the command line spells it.
+
+    Args:
+        patches: ``PATCH.png@X,Y[:TARGET]``, see ``triggers.parse_patch``.
+        folders: ``DIR[:TARGET]``, see ``triggers.parse_triggered``.
+    """
+
+    patches: Sequence[str] = ()
+    folders: Sequence[str] = ()
+
+    def require_any(self) -> None:
+        """Raises ExportRefused (incomplete) where there is none: nothing could be audited."""
+        if not self.patches and not self.folders:
+            raise ExportRefused(
+                "expected evidence about a trigger, got none: nothing could be audited; "
+                "pass --trigger PATCH.png@X,Y or --triggered DIR",
+                incomplete=True,
+            )
+
+
+def run(
+    checkpoint: Path,
+    source: load.Config,
+    clean_folder: Path,
+    evidence: Evidence,
+    into: Path,
+    *,
+    config: GuardConfig,
+    classes: Sequence[str] | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Repair, compress, audit and publish one checkpoint, or refuse.
+
+    Args:
+        checkpoint: Weights that somebody else trained.
+        source: The architecture they belong to.
+        clean_folder: One folder of clean images a class.
+        evidence: Triggers to audit with; no stage but ``verify`` sees them.
+        into: Appears complete, with report.json and what was published, or not at all.
+        config: See ``GuardConfig``.
+        classes: Class folder names in the model's order; None takes them sorted.
+        progress: Told how far each step is.
+
+    Returns:
+        The content of report.json; its ``exit_code`` is the process's.
+
+    Raises:
+        ExportRefused: No evidence at all was given; nothing was written.
+        ConfigError, InputError, StageError: See the stages; nothing was written.
+    """
+    evidence.require_any()
+    with export.staging(into) as stage:
+        classifier = load.classifier(checkpoint, source)
+        clean = read_clean(clean_folder, classifier, config, classes, progress)
+        known = read_triggers(evidence, clean.report, classifier.preprocessing, progress)
+        require_agreement(classifier, clean)
+        audit = _Audit(clean, known, config, stage, progress)
+        before = audit.received(classifier)
+        if not before:
+            raise StageError(f"expected to stage the model as received, got: {audit.notes[0]}")
+        reference = before[0].clean_accuracy
+        mended = mend(classifier, clean, config, config.generator("repel"), progress)
+        variants = audit.variants(mended.classifier, reference)
+        outcome = verify.decide(variants, config.policy)
+        out = stage / "out"
+        out.mkdir()
+        document = report.document(
+            model=str(checkpoint),
+            model_sha256=sha256_of(checkpoint),
+            suspicion=mended.suspicion,
+            repair=mended.repair,
+            variants=audit.published(variants, out),
+            received=before,
+            policy=asdict(config.policy),
+            outcome=outcome,
+            exit_code=_EXIT_CODES[outcome],
+            environment=report.environment(config.device),
+            config=_recorded(source, clean, config),
+            notes=[*audit.notes, *_remarks(mended)],
+        )
+        report.write(document, out / "report.json")
+        export.finish(out, into)
+    return document
+
+
+def mend(
+    classifier: Classifier,
+    clean: Clean,
+    config: GuardConfig,
+    generator: torch.Generator,
+    progress: Progress = silent,
+) -> Mended:
+    """Localize and repel: what ``run``, ``repair`` and the hooks share.
+
+    Args:
+        classifier: As received; not touched.
+        clean: ``repair`` is learnt from, ``select`` is chosen on, ``report`` is not looked at.
+        config: Its recipes say which compressed forms are looked at.
+        generator: For ``repel``.
+        progress: Told how far each step is.
+    """
+    if not config.repair:
+        return Mended(classifier.clone(), Suspicion(None, (), "not looked for"), None)
+    model = classifier.clone().to(config.device)
+    suspicion = suspect(model, clean, config, progress)
+    if suspicion.target is None:
+        return Mended(classifier.clone(), suspicion, None)
+    repaired, record = repel.repel(
+        model,
+        suspicion.target,
+        clean.repair,
+        clean.select,
+        config=config.repel,
+        generator=generator,
+        twins=_twins(classifier, config.recipes),
+        progress=progress,
+    )
+    return Mended(repaired.to(classifier.device), suspicion, record)
+
+
+def suspect(
+    classifier: Classifier, clean: Clean, config: GuardConfig, progress: Progress = silent
+) -> Suspicion:
+    """Localize on the model as received and on its compressed forms, or take the user's word."""
+    if config.suspect is not None:
+        return localize.named(config.suspect, classifier.num_classes)
+    return localize.suspect(
+        classifier,
+        clean.repair,
+        config.localize,
+        config.generator("localize"),
+        forms=_forms(classifier, clean, config.recipes),
+        progress=progress,
+    )
+
+
+def read_clean(
+    folder: Path,
+    classifier: Classifier,
+    config: GuardConfig,
+    classes: Sequence[str] | None = None,
+    progress: Progress = silent,
+) -> Clean:
+    """The clean images in three disjoint parts; sizes as ``GuardConfig`` says."""
+    images = data.read_folder(
+        folder,
+        classifier.preprocessing,
+        classes=classes,
+        expected_classes=classifier.num_classes,
+        progress=progress,
+    )
+    asked = (config.repair_images, config.select_images)
+    sizes = [
+        max(classifier.num_classes, min(most, int(share * len(images)))) if size is None else size
+        for size, share, most in zip(asked, _DEFAULT_SHARES, _DEFAULT_MOST, strict=True)
+    ]
+    return data.split(images, repair=sizes[0], select=sizes[1], generator=config.generator("split"))
+
+
+def read_triggers(
+    evidence: Evidence, clean: Labelled, shape: Preprocessing, progress: Progress = silent
+) -> list[Trigger]:
+    """The user's triggers, read and checked against the images they will be measured on."""
+    known: list[Trigger] = [triggers.parse_patch(text, shape.channels) for text in evidence.patches]
+    for text in evidence.folders:
+        folder, target = triggers.parse_triggered(text)
+        images = data.read_folder(
+            folder, shape, classes=clean.classes, minimum=0, progress=progress
+        )
+        known.append(triggers.Triggered(images, folder.name, target, "given"))
+    triggers.check(known, clean)
+    return known
+
+
+def require_agreement(classifier: Classifier, clean: Clean) -> None:
+    """Raises InputError where the images are not of the model's classes, in its order."""
+    data.check_agreement(accuracy(classifier.clone(), clean.repair), classifier.num_classes)
+
+
+def audit_file(
+    path: Path,
+    clean_folder: Path,
+    evidence: Evidence,
+    *,
+    policy: Policy,
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    input_size: Sequence[int] | None = None,
+    reference: Path | None = None,
+    classes: Sequence[str] | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Audit an ONNX classifier, whoever made it; all clean images are the report part.
+
+    Args:
+        path: The file; it is measured as variant ``float32``, whatever is in it.
+        clean_folder: One folder of clean images a class.
+        evidence: Triggers to audit with.
+        policy: Its limits; ``require`` is taken to mean this file.
+        normalisation: Mean and std, for a file that takes normalised images.
+        input_size: Channels, rows, columns, where the file leaves them free.
+        reference: Another ONNX file, whose clean accuracy this one is compared with.
+        classes: Class folder names in the model's order; None takes them sorted.
+        threads: Of ONNX Runtime.
+        progress: Told how far each step is.
+
+    Returns:
+        The content of a report; nothing is published.
+
+    Raises:
+        ExportRefused: No evidence at all was given.
+        ConfigError, InputError: See ``verify.verify`` and ``data.read_folder``.
+    """
+    evidence.require_any()
+    predictor = OnnxPredictor(path, threads=threads)
+    shape = _shape(predictor, normalisation, input_size)
+    clean = data.read_folder(
+        clean_folder,
+        shape,
+        classes=classes,
+        expected_classes=predictor.num_classes,
+        minimum=1,
+        progress=progress,
+    )
+    known = read_triggers(evidence, clean, shape, progress)
+    foreign = None if normalisation is None else shape
+    notes, compared = [], None
+    if reference is None:
+        notes.append("No reference was given: lost clean accuracy was not judged.")
+    else:
+        compared = accuracy(OnnxPredictor(reference, threads=threads, preprocessing=foreign), clean)
+    variant = verify.verify(
+        Artifact(path, predictor.sha256, predictor.bytes),
+        name="float32",
+        report=clean,
+        triggers=known,
+        policy=policy,
+        reference=compared,
+        threads=threads,
+        preprocessing=foreign,
+        progress=progress,
+    )
+    data.check_agreement(variant.clean_accuracy, len(clean.classes))
+    outcome = verify.decide([variant], replace(policy, require=(variant.name,)))
+    return report.document(
+        model=str(path),
+        model_sha256=predictor.sha256,
+        suspicion=None,
+        repair=None,
+        variants=[variant],
+        policy=asdict(policy),
+        outcome=outcome,
+        exit_code=_EXIT_CODES[outcome],
+        environment=report.environment(),
+        config={"images": {"report": len(clean)}, "classes": list(clean.classes)},
+        notes=notes,
+    )
+
+
+def _shape(
+    predictor: OnnxPredictor,
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None,
+    input_size: Sequence[int] | None,
+) -> Preprocessing:
+    """What images must look like: the file says, or the user where it leaves axes free."""
+    said = tuple(predictor.shape[1:])
+    asked = tuple(input_size) if input_size is not None else said
+    fits = len(asked) == len(said) and all(w in (None, g) for w, g in zip(said, asked, strict=True))
+    if not fits or None in asked:
+        text = "x".join("any" if size is None else str(size) for size in said)
+        raise ConfigError(f"expected --input-size C,H,W that fits {text}, got {input_size}")
+    channels, height, width = (int(size) for size in asked if size is not None)
+    if channels not in {1, 3}:
+        raise ConfigError(f"expected images of 1 or 3 channels, got {channels} in {predictor.path}")
+    mean, std = normalisation or ((0.0,) * channels, (1.0,) * channels)
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+        raise ConfigError(
+            f"expected {channels} values each for mean and std > 0, got {mean}, {std}"
+        )
+    return Preprocessing(channels=channels, height=height, width=width, mean=mean, std=std)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Audit:
+    """Builds the variants of a classifier as files in a private folder, and measures the files.
+
+    What cannot be built is noted, never skipped silently.
+    """
+
+    clean: Clean
+    known: Sequence[Trigger]
+    config: GuardConfig
+    stage: Path
+    progress: Progress
+    notes: list[str] = field(default_factory=list)
+
+    def received(self, classifier: Classifier) -> list[Variant]:
+        """The model as received in float32, and with ``compare`` in all its forms."""
+        more = self.config.recipes if self.config.compare else ()
+        chosen = (Recipe(), *(recipe for recipe in more if recipe != Recipe()))
+        return self._measured(classifier, chosen, "compress received", None)
+
+    def variants(self, classifier: Classifier, reference: Rate) -> list[Variant]:
+        """Every variant of the repaired model, judged against the accuracy as received."""
+        return self._measured(classifier, self.config.recipes, "compress", reference)
+
+    def published(self, variants: Sequence[Variant], out: Path) -> list[Variant]:
+        """The same variants, those that may ship with their bytes at their place in ``out``."""
+        ships = verify.publishable(variants, self.config.policy)
+        return [self._publish(v, out) if v in ships else v for v in variants]
+
+    def _publish(self, variant: Variant, out: Path) -> Variant:
+        staged = self.stage / "compress" / f"{variant.name}.onnx"
+        artifact = Artifact(staged, variant.sha256, variant.bytes)
+        place = export.publish(artifact, variant.verdict, out / staged.name)
+        return replace(variant, published=place.path.name)
+
+    def _measured(
+        self, classifier: Classifier, chosen: Sequence[Recipe], step: str, reference: Rate | None
+    ) -> list[Variant]:
+        folder = self.stage / step
+        folder.mkdir()
+        found = {
+            form.recipe.label: self._verified(form, artifact, reference)
+            for form, artifact in self._staged(classifier, chosen, folder)
+        }
+        return [found[recipe.label] for recipe in chosen if recipe.label in found]
+
+    def _staged(
+        self, classifier: Classifier, chosen: Sequence[Recipe], folder: Path
+    ) -> Iterator[tuple[sweep.Form, Artifact]]:
+        """Forms with their files; recipes that prune alike share one float model and export."""
+        generator = self.config.generator(folder.name)
+        steps = list(dict.fromkeys(recipe.prune for recipe in chosen))
+        for done, step in enumerate(steps):
+            self.progress(folder.name, done, len(steps))
+            alike = [recipe for recipe in chosen if recipe.prune == step]
+            try:
+                for form in sweep.torch_forms(
+                    classifier, alike, self.clean, generator, self.progress
+                ):
+                    yield form, self._file(form, folder)
+            except StageError as error:
+                labels = ", ".join(recipe.label for recipe in alike)
+                self.notes.append(f"{folder.name}: of {labels} some were not built: {error}")
+        self.progress(folder.name, len(steps), len(steps))
+
+    def _file(self, form: sweep.Form, folder: Path) -> Artifact:
+        exported = folder / f"{Recipe(prune=form.recipe.prune).label}.onnx"
+        if not exported.exists():
+            export_onnx(form.classifier, exported)
+        if form.recipe.int8 is None:
+            return Artifact.of(exported)
+        quantised = folder / f"{form.recipe.label}.onnx"
+        int8.quantize(exported, quantised, self.clean.repair, form.recipe.int8)
+        return Artifact.of(quantised)
+
+    def _verified(self, form: sweep.Form, artifact: Artifact, reference: Rate | None) -> Variant:
+        ratio = form.recipe.prune.ratio if form.recipe.prune else 0.0
+        return verify.verify(
+            artifact,
+            name=form.recipe.label,
+            report=self.clean.report,
+            triggers=self.known,
+            policy=self.config.policy,
+            reference=reference,
+            achieved=form.achieved,
+            asked=Achieved(channel_sparsity=ratio, bits=8 if form.recipe.int8 else 32),
+            threads=self.config.threads,
+            weights_sha256=weights_sha256(form.classifier),
+            plan=None if form.plan is None else prune.to_json(form.plan),
+            progress=self.progress,
+        )
+
+
+def _twins(classifier: Classifier, chosen: Sequence[Recipe]) -> tuple[Twin, ...]:
+    """What repel looks through: the compressed forms that these recipes make."""
+    try:
+        return twins(classifier, chosen)
+    except StageError:
+        # The sweep meets the same error and notes it; the repair goes on without that twin.
+        return twins(classifier, [recipe for recipe in chosen if recipe.prune is None])
+
+
+def _forms(
+    classifier: Classifier, clean: Clean, chosen: Sequence[Recipe]
+) -> list[tuple[str, Classifier]]:
+    """What localize looks at: rounded weights, and a mild and a strong uniform pruning."""
+    found = []
+    if any(recipe.int8 for recipe in chosen):
+        found.append(("rounded-8", int8.rounded(classifier)))
+    ratios = _ratios(chosen)
+    for ratio in dict.fromkeys(ratios[len(ratios) // 4 :: max(1, len(ratios) // 2)][:2]):
+        step = PruneL1(ratio=ratio, shares="uniform")
+        try:
+            plan = prune.plan(classifier, step, clean.select, torch.Generator())
+            pruned = prune.reestimate_bn(prune.apply(plan, classifier), clean.repair)
+        except StageError:
+            break
+        found.append((f"l1-{ratio:g}", pruned))
+    return found
+
+
+def _ratios(chosen: Sequence[Recipe]) -> list[float]:
+    return sorted({recipe.prune.ratio for recipe in chosen if recipe.prune})
+
+
+def _recorded(source: load.Config, clean: Clean, config: GuardConfig) -> dict[str, Any]:
+    return {
+        "load": asdict(source),
+        "localize": asdict(config.localize),
+        "repel": asdict(config.repel),
+        "recipes": [recipes.to_json(recipe) for recipe in config.recipes],
+        "suspect": config.suspect,
+        "repair": config.repair,
+        "compare": config.compare,
+        "seed": config.seed,
+        "images": {
+            "repair": len(clean.repair),
+            "select": len(clean.select),
+            "report": len(clean.report),
+        },
+        "classes": list(clean.report.classes),
+    }
+
+
+def _remarks(mended: Mended) -> list[str]:
+    if mended.repair is not None:
+        return []
+    if mended.suspicion.method == "not looked for":
+        return ["No repair was asked for: the variants are those of the model as received."]
+    return [
+        "No class was suspected, so nothing was repaired; the variants were audited all the same."
+    ]
