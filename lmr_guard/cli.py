@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,13 +41,13 @@ _INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; never raises, never exits the process."""
-    signal.signal(signal.SIGTERM, _as_interrupt)
     try:
-        code = cli.main(
-            list(sys.argv[1:] if arguments is None else arguments),
-            prog_name="lmr-guard",
-            standalone_mode=False,
-        )
+        with _terminated_as_interrupted():
+            code = cli.main(
+                list(sys.argv[1:] if arguments is None else arguments),
+                prog_name="lmr-guard",
+                standalone_mode=False,
+            )
     except GuardError as error:
         return _complain(str(error), error.exit_code)
     except click.ClickException as error:
@@ -61,6 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         return _complain(f"internal error: {what}; set {_DEBUG}=1 to see where", ExitCode.FAILED)
     return int(code) if isinstance(code, int) else ExitCode.PASSED
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM cleans up as Ctrl-C does; only the main thread may and needs to say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _as_interrupt(_signal: int, _frame: object) -> None:
@@ -195,14 +209,16 @@ def _names(text: str | None) -> list[str] | None:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """Bars on standard error; nothing but the finished ones where that is no terminal."""
+    """Bars on standard error; nothing where that is no terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    # Where it is no terminal, rich would still end with an empty line.
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
         def observe(step: str, done: int, total: int, /) -> None:

@@ -14,7 +14,7 @@ from lmr_guard.artifact import Artifact, atomic
 from lmr_guard.contracts import Outcome, Verdict
 from lmr_guard.errors import ConfigError, ExportRefused, InputError, StageError
 
-__all__ = ["finish", "publish", "staging"]
+__all__ = ["disk_full", "finish", "publish", "staging"]
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REPORT = "report.json"
@@ -43,7 +43,7 @@ def staging(into: Path) -> Iterator[Path]:
     try:
         yield folder
     except Exception as error:
-        if _disk_full(error):
+        if disk_full(error):
             raise StageError(
                 f"expected room for the result, got a full disk at {place}; nothing was written"
             ) from error
@@ -66,7 +66,7 @@ def _vacant(into: Path) -> Path:
     return place
 
 
-def _disk_full(error: BaseException | None) -> bool:
+def disk_full(error: BaseException | None) -> bool:
     """Whether a full disk is at the bottom of it; libraries wrap what the system said."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:

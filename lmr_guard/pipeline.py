@@ -7,6 +7,7 @@
     load -> localize -> repel -> compress -> stage -> verify -> publish -> attest
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -93,6 +94,9 @@ class GuardConfig:
     def __post_init__(self) -> None:
         """Raises ConfigError where the parts of the configuration contradict each other."""
         built = [recipe.label for recipe in self.recipes]
+        twice = [label for label, count in Counter(built).items() if count > 1]
+        if twice:
+            raise ConfigError(f"expected each variant once, got {twice[0]!r} more than once")
         absent = [name for name in self.policy.require if name not in built]
         if absent:
             raise ConfigError(
@@ -172,6 +176,8 @@ def run(
     evidence.require_any()
     with export.staging(into) as stage:
         classifier = load.classifier(checkpoint, source)
+        if config.suspect is not None:
+            localize.named(config.suspect, classifier.num_classes)
         clean = read_clean(clean_folder, classifier, config, classes, progress)
         known = read_triggers(evidence, clean.report, classifier.preprocessing, progress)
         require_agreement(classifier, clean)
@@ -462,6 +468,8 @@ class _Audit:
                 ):
                     yield form, self._file(form, folder)
             except StageError as error:
+                if export.disk_full(error):
+                    raise
                 labels = ", ".join(recipe.label for recipe in alike)
                 self.notes.append(f"{folder.name}: of {labels} some were not built: {error}")
         self.progress(folder.name, len(steps), len(steps))

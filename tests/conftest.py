@@ -2,9 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks that several tests look at and none may change, trained once a session."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from factories import digits_classifier, digits_images
+from factories import (
+    digits_classifier,
+    digits_images,
+    row_classifier,
+    row_images,
+    weights_file,
+    white_png,
+    write_images,
+)
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean, Labelled
@@ -49,3 +59,23 @@ def badnets_network(attacker_digits: Labelled, white_square: Patch) -> Classifie
     recipe = badnets.BadNets(trigger=white_square, rate=0.1, schedule=SCHEDULE)
     generator = torch.Generator().manual_seed(3)
     return badnets.plant(recipe, digits_classifier(1), attacker_digits, generator)
+
+
+@pytest.fixture(scope="session")
+def digit_files(badnets_network: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the guard is given, as files: ``model.safetensors``, ``clean``, ``patch.png``."""
+    folder = tmp_path_factory.mktemp("digits")
+    weights_file(badnets_network, folder / "model.safetensors")
+    write_images(digits_images()[1], folder / "clean")
+    white_png(folder / "patch.png", 4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def row_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``digit_files`` for an honest ``row_network``: 420 images, a patch of one pixel."""
+    folder = tmp_path_factory.mktemp("rows")
+    weights_file(row_classifier(), folder / "model.safetensors")
+    write_images(row_images(420, seed=1), folder / "clean")
+    white_png(folder / "patch.png", 1)
+    return folder

@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny models, data and files that several tests share."""
 
-from collections.abc import Callable, Sequence
+import resource
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +13,8 @@ import onnx
 import onnx.parser
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from lmr_guard.classifier import Classifier, Preprocessing
@@ -129,3 +134,76 @@ def fingerprint(model: nn.Module) -> dict[str, object]:
         ],
         "random": torch.get_rng_state().tolist(),
     }
+
+
+def write_images(data: Labelled, folder: Path) -> Path:
+    """One folder of numbered PNG files a class, as a user hands them in; returns ``folder``."""
+    for name in data.classes:
+        (folder / name).mkdir(parents=True)
+    for number, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+        array = image.permute(1, 2, 0).squeeze(2).numpy()
+        Image.fromarray(array).save(folder / data.classes[int(label)] / f"{number:05d}.png")
+    return folder
+
+
+def white_png(path: Path, side: int) -> Path:
+    """A white square; returns ``path``."""
+    Image.new("L", (side, side), 255).save(path)
+    return path
+
+
+def weights_file(model: Classifier, path: Path) -> Path:
+    """The bare weights as safetensors; returns ``path``."""
+    save_file(model.network.state_dict(), path)
+    return path
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """The system refuses to let any file grow beyond ``size`` bytes, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder with its bytes; None for folders."""
+    return {
+        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+# --- architectures that tests name as ``factories:...`` on the command line ----------------------
+
+ROWS = {"input_size": (1, 4, 4), "mean": (0.3,), "std": (0.3,)}
+
+
+def described(network: nn.Module) -> nn.Module:
+    """The same network, telling its input as timm's networks do: what ``row_classifier`` sees."""
+    network.default_cfg = ROWS  # type: ignore[assignment]
+    return network
+
+
+def row_architecture() -> nn.Module:
+    """``row_network`` with its input told."""
+    return described(row_network())
+
+
+def flat_architecture() -> nn.Module:
+    """For 4x4 images; there is no channel in it that could be cut."""
+    return described(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)))
+
+
+def headless_architecture() -> nn.Module:
+    """For 4x4 images; the classes come out of a 3x3 convolution, which is no head."""
+    return described(nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+
+
+def terminated_architecture() -> nn.Module:
+    """The system ends the process just when the network is built."""
+    signal.raise_signal(signal.SIGTERM)
+    return row_architecture()

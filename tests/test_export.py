@@ -2,13 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nothing appears that is not complete and allowed, and nothing stays behind."""
 
-import resource
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from factories import room_for
 
 from lmr_guard.artifact import Artifact, atomic
 from lmr_guard.contracts import Finding, Outcome, Verdict
@@ -24,17 +22,6 @@ def staged(path: Path, data: bytes = b"bytes") -> Artifact:
 def verdict(artifact: Artifact, *outcomes: Outcome) -> Verdict:
     findings = tuple(Finding("check", outcome, f"it was {outcome.name}") for outcome in outcomes)
     return Verdict(artifact.sha256, findings)
-
-
-@contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """The system refuses to let any file grow beyond ``size`` bytes, as a full disk would."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_the_staging_folder_is_private_and_on_the_same_file_system(tmp_path: Path) -> None:

@@ -9,25 +9,29 @@ from typing import Any
 import pytest
 import reference
 import torch
-from factories import fingerprint, row_classifier, row_images, row_network
+from factories import digits_classifier, fingerprint, row_classifier, row_images, row_network
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lmr_guard.classifier import Classifier, find_head, weights_sha256
+from lmr_guard.classifier import Classifier, Preprocessing, find_head, weights_sha256
 from lmr_guard.compress import recipes
 from lmr_guard.compress.quantize import rounded
 from lmr_guard.compress.twins import RoundedTwin, twins
 from lmr_guard.contracts import Clean, Labelled, Rate, Repair
 from lmr_guard.errors import ConfigError, InputError, StageError
 from lmr_guard.measure import accuracy, against_trigger, predict
+from lmr_guard.redteam.badnets import BadNets, plant
+from lmr_guard.redteam.training import Schedule
 from lmr_guard.repel import (
     Config,
-    Optimiser,
+    _Attempt,
+    _Augmentation,
     _batches,
     _better,
     _Checkpoint,
     _forgotten,
+    _tolerated,
     _Trainer,
     head_columns,
     repel,
@@ -36,11 +40,14 @@ from lmr_guard.triggers import Patch
 
 SUSPECT = 1
 SHORT = Config(
-    lr=0.003,
-    recovery_lr=0.003,
-    weight_decay=0.1,
+    learning_rates=(0.02,),
+    recovery=1.0,
+    tolerance=1.0,
+    momentum=0.9,
+    weight_decay=1e-3,
     batch=20,
-    shift=0,
+    shifts=(),
+    flip=False,
     phase1_epochs=3,
     phase1_minimum=3,
     phase2_epochs=4,
@@ -64,44 +71,73 @@ def short(model: Classifier, config: Config = SHORT, **more: Any) -> tuple[Class
     return repel(model, SUSPECT, row_images(61, 1), row_images(30, 2), config=config, **options)
 
 
+def lines(record: Repair) -> list[dict[str, Any]]:
+    """The checkpoints in the history."""
+    return [dict(line) for line in record.history if "phase" in line]
+
+
 @pytest.fixture(scope="module")
 def model() -> Classifier:
     return row_classifier()
 
 
-@pytest.mark.parametrize("with_twins", [False, True])
+def constant() -> Classifier:
+    """Everything is of class 0."""
+    head = nn.Linear(16, 3)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([1.0, 0, 0]))
+    shape = Preprocessing(channels=1, height=4, width=4, mean=(0.0,), std=(1.0,))
+    return Classifier(nn.Sequential(nn.Flatten(), head), shape, 3).eval()
+
+
+class Transpose(nn.Module):
+    """Rows become columns."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.transpose(2, 3)
+
+
+@pytest.fixture(scope="module")
+def square() -> Patch:
+    """To class 5: with a square at the lower right a 7 is not taken for a 5, as it is for a 3."""
+    return Patch(torch.ones(1, 4, 4), 11, 11, "white square", target=5)
+
+
+@pytest.fixture(scope="module")
+def backdoored(attacker_digits: Labelled, square: Patch) -> Classifier:
+    """A classifier of digits that anybody can send to ``square``'s target."""
+    schedule = Schedule(epochs=12, lr=0.1, batch=64, shift=1)
+    recipe = BadNets(trigger=square, rate=0.1, schedule=schedule)
+    return plant(recipe, digits_classifier(1), attacker_digits, seeded(3))
+
+
+@pytest.mark.slow
 def test_badnets_is_gone_and_accuracy_stays(
-    badnets_network: Classifier, digits: Clean, white_square: Patch, with_twins: bool
+    backdoored: Classifier, digits: Clean, square: Patch
 ) -> None:
     config = Config(
-        optimiser="adamw",
-        lr=0.01,
-        recovery_lr=0.01,
-        weight_decay=0.1,
+        learning_rates=(0.1,),
+        recovery=1.0,
+        momentum=0.9,
+        weight_decay=5e-4,
         batch=64,
-        shift=1,
+        shifts=(1,),
         phase1_epochs=10,
         phase1_minimum=10,
-        phase2_epochs=24,
+        phase2_epochs=12,
         columns=0.1,
     )
-    forms = twins(badnets_network, recipes.standard()) if with_twins else ()
-    repaired, record = repel(
-        badnets_network,
-        3,
-        digits.repair,
-        digits.select,
-        config=config,
-        generator=seeded(),
-        twins=forms,
-    )
-    before = accuracy(badnets_network, digits.report).value
-    assert against_trigger(badnets_network, digits.report, white_square).asr.value > 0.9
+    forms = twins(backdoored, recipes.standard())
+    data = digits.repair, digits.select
+    repaired, record = repel(backdoored, 5, *data, config=config, generator=seeded(), twins=forms)
+    before = accuracy(backdoored, digits.report).value
+    assert against_trigger(backdoored, digits.report, square).asr.value > 0.9
     for form in (repaired, rounded(repaired)):
-        assert against_trigger(form, digits.report, white_square).asr.value < 0.05
+        assert against_trigger(form, digits.report, square).asr.value < 0.05
         assert accuracy(form, digits.report).value > before - 0.03
     assert len(record.pruned_columns) == 6
-    assert record.suspect == 3
+    assert record.suspect == 5
 
 
 def test_neither_the_model_nor_the_world_is_touched() -> None:
@@ -123,23 +159,23 @@ def test_the_generator_decides(dropout: float) -> None:
 
     def once(seed: int) -> tuple[str, Repair]:
         torch.rand(1)
-        repaired, record = short(model, changed(shift=1), generator=seeded(seed), twins=forms)
+        repaired, record = short(model, changed(flip=True), generator=seeded(seed), twins=forms)
         return weights_sha256(repaired), record
 
     assert once(1) == once(1)
     assert once(1)[0] != once(2)[0]
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("head", ["linear", "conv"])
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("with_twins", [True, False])
 def test_cut_columns_are_exactly_zero(
-    optimiser: Optimiser, head: str, norm: bool, with_twins: bool
+    momentum: float, head: str, norm: bool, with_twins: bool
 ) -> None:
     model = row_classifier(partial(row_network, norm=norm, head=head))
     forms = twins(model, recipes.standard()) if with_twins else ()
-    repaired, record = short(model, changed(optimiser=optimiser, weight_decay=0.2), twins=forms)
+    repaired, record = short(model, changed(momentum=momentum, weight_decay=0.01), twins=forms)
     _, layer = find_head(repaired, repaired.example(), 3)
     weight = layer.weight.detach().flatten(1)
     cut = torch.zeros(12, dtype=torch.bool)
@@ -184,13 +220,13 @@ def test_head_columns_look_at_the_suspect_alone() -> None:
 def test_the_record_says_what_happened(model: Classifier) -> None:
     told: list[tuple[str, int, int]] = []
     repaired, record = short(model, progress=lambda *event: told.append(event))
-    outside = int((row_images(61, 1).labels != SUSPECT).sum())
-    steps = [-(-outside // 20), 3]  # 61 images: the last one joins the third batch.
-    assert record.phase1_steps == 3 * steps[0]
-    assert record.phase2_steps == 4 * steps[1]
-    assert [line["phase"] for line in record.history] == [1] * 3 + [2] * 4
-    assert [line["step"] for line in record.history] == [3, 6, 9, 12, 15, 18, 21]
-    assert told == [("repel", i, 7) for i in range(1, 8)]
+    # 61 images, 41 of them of other classes: a last one alone joins the batch before.
+    assert record.phase1_steps == 3 * 2
+    assert record.phase2_steps == 4 * 3
+    assert record.history[0] == {"shift": 0, "flip": False}
+    assert [line["phase"] for line in lines(record)] == [1] * 3 + [2] * 4
+    assert [line["step"] for line in lines(record)] == [2, 4, 6, 9, 12, 15, 18]
+    assert list(dict.fromkeys(told)) == [("repel at 0.02", i, 7) for i in range(1, 8)]
     assert record.clean_before == accuracy(model, row_images(30, 2))
     assert record.clean_after == accuracy(repaired, row_images(30, 2))
 
@@ -199,9 +235,7 @@ def test_the_record_says_what_happened(model: Classifier) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_best_checkpoint_comes_back(model: Classifier, slack: float, seed: int) -> None:
     repaired, record = short(model, changed(slack=slack), generator=seeded(seed))
-    first, second = (
-        [line for line in record.history if line["phase"] == phase] for phase in (1, 2)
-    )
+    first, second = ([line for line in lines(record) if line["phase"] == phase] for phase in (1, 2))
     limit = number(first[-1]) + slack
     keepers = [line for line in second if number(line) <= limit]
     logits = predict(repaired, row_images(30, 2)).tolist()
@@ -245,9 +279,9 @@ def test_of_equals_the_later_one_is_taken() -> None:
 
 def test_phase_one_stops_when_the_suspect_is_forgotten(model: Classifier) -> None:
     def epochs(minimum: int) -> int:
-        config = changed(phase1_epochs=40, phase1_minimum=minimum, lr=0.01, phase2_epochs=1)
+        config = changed(phase1_epochs=40, phase1_minimum=minimum, m1=20.0, phase2_epochs=1)
         _, record = short(model, config)
-        return sum(line["phase"] == 1 for line in record.history)
+        return sum(line["phase"] == 1 for line in lines(record))
 
     free = epochs(1)
     assert 1 < free < 40
@@ -256,17 +290,11 @@ def test_phase_one_stops_when_the_suspect_is_forgotten(model: Classifier) -> Non
 
 
 def test_forgotten_means_no_better_than_chance() -> None:
-    head = nn.Linear(16, 3)
-    with torch.no_grad():
-        head.weight.zero_()
-        head.bias.copy_(torch.tensor([1.0, 0, 0]))
-    always_first = row_classifier()
-    always_first.network = nn.Sequential(nn.Flatten(), head)
     data = row_images(9)
-    assert _forgotten(always_first, data, 1)
-    assert not _forgotten(always_first, data, 0)
+    assert _forgotten(constant(), data, 1)
+    assert not _forgotten(constant(), data, 0)
     # Without an image of the suspect class nobody can tell.
-    assert not _forgotten(always_first, data.subset(data.labels != 1), 1)
+    assert not _forgotten(constant(), data.subset(data.labels != 1), 1)
 
 
 @pytest.mark.parametrize("train_bn", [True, False])
@@ -279,7 +307,7 @@ def test_running_statistics_follow_train_bn(model: Classifier, train_bn: bool) -
 
 def test_a_twin_leaves_the_running_statistics_and_passes_gradients(model: Classifier) -> None:
     copy = model.clone().train()
-    trainer = _Trainer(copy, SHORT, seeded(), (RoundedTwin.of(copy),))
+    trainer = _Trainer(copy, SHORT, seeded(), (RoundedTwin.of(copy),), _Augmentation(0, False))
     before = {name: value.clone() for name, value in copy.named_buffers()}
     logits = trainer._through_a_twin(row_images(20).pixels)
     logits.square().sum().backward()
@@ -325,21 +353,63 @@ def test_all_twins_take_turns(model: Classifier) -> None:
     assert min(turns) > 0
 
 
-@pytest.mark.parametrize(("batch", "what"), [(100, "logits"), (20, "(loss|logits)")])
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
-def test_diverging_is_one_line(
-    model: Classifier, batch: int, what: str, optimiser: Optimiser
-) -> None:
-    config = changed(lr=1e30, batch=batch, optimiser=optimiser)
-    with pytest.raises(StageError, match=rf"^expected finite {what}, .* learning rate") as caught:
+@pytest.mark.parametrize("batch", [20, 100])
+def test_diverging_is_one_line(model: Classifier, batch: int) -> None:
+    config = changed(learning_rates=(1e30, 1e28), batch=batch)
+    with pytest.raises(StageError, match=r"^expected finite .* rates \(1e\+30, 1e\+28\)") as caught:
         short(model, config)
     assert "\n" not in str(caught.value)
 
 
 def test_diverging_in_the_last_step_is_seen(model: Classifier) -> None:
-    config = changed(recovery_lr=1e30, batch=100, phase2_epochs=1)
-    with pytest.raises(StageError, match=r"^expected finite logits, got others at step 4; lower"):
+    config = changed(recovery=1e32, batch=100, phase2_epochs=1)
+    with pytest.raises(StageError, match=r"^expected finite losses"):
         short(model, config)
+
+
+def test_a_rate_that_diverges_is_passed_over(model: Classifier) -> None:
+    _, record = short(model, changed(learning_rates=(1e30, 0.02)))
+    assert {line["lr"] for line in lines(record)} == {0.02}
+
+
+def test_the_first_rate_that_keeps_accuracy_ends_the_search(model: Classifier) -> None:
+    _, record = short(model, changed(learning_rates=(0.02, 0.01), tolerance=1.0))
+    assert {line["lr"] for line in lines(record)} == {0.02}
+
+
+def test_without_such_a_rate_the_most_accurate_is_taken(model: Classifier) -> None:
+    # The first rate ruins the network and is given up early, the second does next to nothing.
+    config = changed(learning_rates=(100.0, 1e-6), tolerance=-0.05, slack=100.0, columns=0.0)
+    repaired, record = short(model, config)
+    assert [line["lr"] for line in lines(record)] == [100.0] * 5 + [1e-6] * 7
+    assert record.clean_after == record.clean_before == accuracy(repaired, row_images(30, 2))
+    assert record.phase2_steps == 4 * 3
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), min_size=1))
+def test_attempts_that_keep_the_margin_come_first(found: list[tuple[bool, int]]) -> None:
+    model = constant()
+    attempts = [
+        _Attempt(model, Repair(SUSPECT, Rate(9, 9), Rate(hits, 9), (), 1, 1), keeps)
+        for keeps, hits in found
+    ]
+    best = max(attempts, key=lambda attempt: attempt.rank)
+    keepers = [hits for keeps, hits in found if keeps]
+    assert best.keeps_margin == bool(keepers)
+    assert best.record.clean_after.hits == max(keepers or [hits for _, hits in found])
+
+
+def test_images_are_varied_as_the_received_model_tolerates(model: Classifier) -> None:
+    """A row mirrored is the same row; a row moved is another class."""
+    data = row_images(60)
+    config = changed(shifts=(2, 1), flip=True)
+    assert _tolerated(model, data, config, seeded()) == _Augmentation(0, True)
+    assert _tolerated(model, data, changed(shifts=(2, 1)), seeded()) == _Augmentation(0, False)
+    assert _tolerated(constant(), data, config, seeded()) == _Augmentation(2, True)
+    turned = Labelled(data.images.transpose(2, 3).contiguous(), data.labels, data.classes)
+    columns = model.clone()
+    columns.network = nn.Sequential(Transpose(), model.network)
+    assert _tolerated(columns, turned, config, seeded()) == _Augmentation(0, False)
 
 
 @given(st.integers(1, 30), st.integers(2, 9), st.integers(0, 20))
@@ -362,7 +432,7 @@ def test_a_class_that_does_not_exist_is_refused(model: Classifier, suspect: int)
 def test_images_of_other_classes_are_needed(model: Classifier, others: int) -> None:
     labels = torch.tensor([SUSPECT] * 9 + [0] * others)
     data = Labelled(row_images(9 + others).images, labels, row_images(1).classes)
-    message = rf"2 or more repair images of other classes than 1, got {others}; give more"
+    message = rf"at least two repair images outside the suspect class, got {others}"
     with pytest.raises(StageError, match=message):
         repel(model, SUSPECT, data, row_images(9), config=SHORT, generator=seeded())
 
@@ -386,8 +456,9 @@ def test_a_network_without_a_head_is_refused(model: Classifier) -> None:
     [
         ({"columns": 1.0}, r"columns in \[0, 1\), got 1.0"),
         ({"columns": -0.1}, r"columns in \[0, 1\), got -0.1"),
-        ({"optimiser": "adam"}, r"optimiser in .*'adamw', 'sgd'.*got 'adam'"),
-        ({"lr": 0.0}, "above 0"),
+        ({"learning_rates": ()}, r"learning rates above 0, got \(\)"),
+        ({"learning_rates": (0.1, 0.0)}, r"learning rates above 0, got \(0.1, 0.0\)"),
+        ({"recovery": 0.0}, "above 0"),
         ({"phase1_epochs": 0}, "above 0"),
         ({"phase2_epochs": 0}, "above 0"),
         ({"batch": 1}, "batch of 2 or more, got .* 1$"),

@@ -103,8 +103,7 @@ def rounding_bins(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor, float]
     peak = weight.detach().abs().flatten(1).amax(dim=1).clamp_min(torch.finfo(weight.dtype).tiny)
     scale = (peak / grid).view(-1, *[1] * (weight.ndim - 1))
     integer = (weight.detach() / scale).round()
-    low = torch.maximum((integer - 0.5 + _SLACK) * scale, -grid * scale)
-    high = torch.minimum((integer + 0.5 - _SLACK) * scale, grid * scale)
+    low, high = (integer - 0.5 + _SLACK) * scale, (integer + 0.5 - _SLACK) * scale
     fixed = integer.abs() >= grid
     low, high = (torch.where(fixed, weight.detach(), end) for end in (low, high))
     return low, high, float(scale.mean())

@@ -1,0 +1,242 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Repairs a model right before another tool compresses it: ``pre_quantize`` and ``pre_prune``.
+
+Both run localize and repel, that is ``pipeline.mend``, and nothing else. They differ in the
+compressed forms that are looked at, for a backdoor may sleep in the model as received and wake in
+one of them. Each has three spellings::
+
+    model, receipt = pre_quantize(network, clean=clean, preprocessing=preprocessing)
+
+    with pre_prune(network, clean=clean, preprocessing=preprocessing) as guarded:
+        pruner = torch_pruning.pruner.BasePruner(guarded.model, ...)
+
+    @pre_quantize.hook(clean=clean, preprocessing=preprocessing, on_receipt=receipts.append)
+    def quantise(network: nn.Module, into: Path) -> None: ...
+
+The model handed in is never touched. What comes back is repaired, not audited: no trigger is
+tried here, so a receipt is no verdict. Verify the compressed file before it ships.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
+
+from lmr_guard.classifier import Preprocessing, weights_sha256
+from lmr_guard.compress.recipes import parse
+from lmr_guard.contracts import Clean, Progress, Rate, silent
+from lmr_guard.data import check_agreement
+from lmr_guard.hooks.kinds import Model, as_classifier, same_kind
+from lmr_guard.measure import accuracy
+from lmr_guard.pipeline import GuardConfig, Mended, mend
+from lmr_guard.verify import Policy
+
+__all__ = ["Guarded", "Receipt", "RepairHook", "pre_prune", "pre_quantize"]
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+_NO_VERDICT = "no verdict: no trigger was tried; verify the compressed file before it ships"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What a hook did to a model. It is no verdict: nothing was tried against a trigger.
+
+    Args:
+        hook: ``"pre_quantize"`` or ``"pre_prune"``.
+        suspect: The class that was repelled; None where nobody was suspected and the model came
+            back as it was.
+        method: How the suspect was found.
+        scores: One a class, higher is more suspicious; empty where the user named the suspect.
+        agreement: Share of the unlearning runs that named the leading class.
+        clean_before: CA on ``select`` as received.
+        clean_after: CA on ``select`` of what came back.
+        weights_before: ``weights_sha256`` as received.
+        weights_after: ``weights_sha256`` of what came back.
+        recipes: Labels of the recipes whose forms localize and repel could look at.
+    """
+
+    hook: str
+    suspect: int | None
+    method: str
+    scores: tuple[float, ...]
+    agreement: float
+    clean_before: Rate
+    clean_after: Rate
+    weights_before: str
+    weights_after: str
+    recipes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """One line for a log."""
+        if self.suspect is None:
+            done = f"no class suspected ({self.method}), nothing repaired, CA {self.clean_before}"
+        else:
+            done = (
+                f"class {self.suspect} repelled ({self.method}), CA {self.clean_before} -> "
+                f"{self.clean_after}"
+            )
+        return f"{self.hook}: {done}, weights {self.weights_after[:12]}; {_NO_VERDICT}"
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data for a log or an experiment tracker, with ``type`` and ``version``."""
+        return {
+            "type": "receipt",
+            "version": 1,
+            "note": _NO_VERDICT,
+            "hook": self.hook,
+            "suspicion": {
+                "target": self.suspect,
+                "method": self.method,
+                "scores": list(self.scores),
+                "agreement": self.agreement,
+            },
+            "clean_accuracy": {
+                "before": {"hits": self.clean_before.hits, "trials": self.clean_before.trials},
+                "after": {"hits": self.clean_after.hits, "trials": self.clean_after.trials},
+            },
+            "weights_sha256": {"before": self.weights_before, "after": self.weights_after},
+            "recipes": list(self.recipes),
+        }
+
+
+class Guarded(NamedTuple, Generic[Model]):
+    """A repaired model of the kind that was handed in, and the receipt.
+
+    As a context manager it only gives the block a name: nothing was patched, so nothing is undone.
+    """
+
+    model: Model
+    receipt: Receipt
+
+    def __enter__(self) -> "Guarded[Model]":
+        """Itself."""
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Lets exceptions through."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepairHook:
+    """One place before compression at which a model is repaired.
+
+    Args:
+        name: What receipts call it.
+        config: Used where a call brings none; ``dataclasses.replace`` makes others from it. Its
+            recipes say which compressed forms are looked at, so a model that will be pruned *and*
+            quantised needs the recipes of both. Its policy is not used.
+    """
+
+    name: str
+    config: GuardConfig
+
+    def __call__(
+        self,
+        model: Model,
+        *,
+        clean: Clean,
+        preprocessing: Preprocessing | None = None,
+        config: GuardConfig | None = None,
+        progress: Progress = silent,
+    ) -> Guarded[Model]:
+        """Localize and repel on a copy of ``model``.
+
+        Randomness comes from ``config.seed`` alone.
+
+        Args:
+            model: A ``Classifier``, or a bare network on normalised images; not touched.
+            clean: ``repair`` is learnt from, ``select`` is chosen on, ``report`` is not looked at.
+            preprocessing: Size and normalisation of a bare network; None with a ``Classifier``.
+            config: How; None takes the hook's own.
+            progress: Told how far each step is.
+
+        Returns:
+            The repaired copy, in eval mode, on the model's device; an unchanged copy where nobody
+            was suspected, which the receipt says.
+
+        Raises:
+            ConfigError: Model, preprocessing and images do not fit together.
+            InputError: The model does not recognise the images, or has no head.
+            StageError: See ``localize`` and ``repel``.
+        """
+        config = config or self.config
+        classifier = as_classifier(model, clean, preprocessing)
+        before = accuracy(classifier, clean.select)
+        check_agreement(before, classifier.num_classes)
+        mended = mend(classifier, clean, config, config.generator("repel"), progress)
+        receipt = self._receipt(mended, before, weights_sha256(model), config)
+        return Guarded(same_kind(mended.classifier, model), receipt)
+
+    def hook(
+        self,
+        *,
+        clean: Clean,
+        on_receipt: Callable[[Receipt], object],
+        preprocessing: Preprocessing | None = None,
+        config: GuardConfig | None = None,
+        progress: Progress = silent,
+    ) -> Callable[
+        [Callable[Concatenate[Model, _Arguments], _Result]],
+        Callable[Concatenate[Model, _Arguments], _Result],
+    ]:
+        """Decorates a function that compresses its first argument: it gets the repaired model.
+
+        Args:
+            clean: See ``__call__``.
+            on_receipt: Called with the receipt before the function runs, e.g. ``list.append``.
+            preprocessing: See ``__call__``.
+            config: See ``__call__``.
+            progress: See ``__call__``.
+        """
+
+        def decorate(
+            compress: Callable[Concatenate[Model, _Arguments], _Result],
+        ) -> Callable[Concatenate[Model, _Arguments], _Result]:
+            @wraps(compress)
+            def guarded(
+                model: Model, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs
+            ) -> _Result:
+                repaired, receipt = self(
+                    model,
+                    clean=clean,
+                    preprocessing=preprocessing,
+                    config=config,
+                    progress=progress,
+                )
+                on_receipt(receipt)
+                return compress(repaired, *args, **kwargs)
+
+            return guarded
+
+        return decorate
+
+    def _receipt(
+        self, mended: Mended, before: Rate, weights_before: str, config: GuardConfig
+    ) -> Receipt:
+        return Receipt(
+            hook=self.name,
+            suspect=None if mended.repair is None else mended.repair.suspect,
+            method=mended.suspicion.method,
+            scores=mended.suspicion.scores,
+            agreement=mended.suspicion.agreement,
+            clean_before=before,
+            clean_after=before if mended.repair is None else mended.repair.clean_after,
+            weights_before=weights_before,
+            weights_after=weights_sha256(mended.classifier),
+            recipes=tuple(recipe.label for recipe in config.recipes),
+        )
+
+
+def _config(*labels: str) -> GuardConfig:
+    return GuardConfig(recipes=parse(labels), policy=Policy(require=labels[:1]))
+
+
+pre_quantize = RepairHook("pre_quantize", _config("float32", "int8"))
+"""Before INT8: looks at the model as received and with its weights rounded."""
+
+pre_prune = RepairHook(
+    "pre_prune", _config("float32", "l1-0.2", "l1-0.3", "l1-0.4", "l1-0.5", "l1-0.6")
+)
+"""Before channel pruning: looks at the model as received and at L1 prunings of 0.2 to 0.6."""

@@ -1,0 +1,656 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: real files in, one line and an exit code out, and nothing half-written."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from factories import (
+    TOY_BACKDOOR,
+    TOY_BODY,
+    flat_architecture,
+    headless_architecture,
+    room_for,
+    row_images,
+    seeded,
+    toy_images,
+    tree,
+    white_png,
+    write_images,
+    write_onnx,
+)
+from safetensors.torch import load_file, save_file
+
+from lmr_guard import demo, load
+from lmr_guard.cli import main
+from lmr_guard.contracts import Labelled
+from lmr_guard.data import read_folder
+from lmr_guard.measure import accuracy
+from lmr_guard.report import validate
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURE = "factories:row_architecture"
+Change = Callable[[Path, dict[str, str]], None]
+
+
+@pytest.fixture
+def place(tmp_path: Path, row_files: Path) -> Path:
+    """A folder with copies of the row files, and ``results``, where nothing may appear."""
+    shutil.copytree(row_files, tmp_path / "given")
+    (tmp_path / "results").mkdir()
+    return tmp_path
+
+
+def given(place: Path) -> dict[str, str]:
+    """The options of a run that works; the cases change some."""
+    files = place / "given"
+    return {
+        "": str(files / "model.safetensors"),
+        "--arch": ARCHITECTURE,
+        "--clean": str(files / "clean"),
+        "--out": str(place / "results" / "out"),
+        "--trigger": f"{files / 'patch.png'}@3,3:2",
+        "--variants": "float32,int8",
+        "--threads": "1",
+        "--device": "cpu",
+    }
+
+
+def command(name: str, options: dict[str, str]) -> list[str]:
+    words = [name]
+    for option, value in options.items():
+        words += [option, value] if option else [value]
+    return words
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+def weights_changed(change: Callable[[dict[str, torch.Tensor]], None]) -> Change:
+    def apply(place: Path, options: dict[str, str]) -> None:
+        weights = load_file(options[""])
+        change(weights)
+        save_file(weights, options[""])
+
+    return apply
+
+
+def option(name: str, value: str) -> Change:
+    def apply(place: Path, options: dict[str, str]) -> None:
+        options[name] = value.replace("PLACE", str(place))
+
+    return apply
+
+
+def no_trigger(place: Path, options: dict[str, str]) -> None:
+    del options["--trigger"]
+
+
+def cut_short(place: Path, options: dict[str, str]) -> None:
+    path = Path(options[""])
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def cut_short_torch(place: Path, options: dict[str, str]) -> None:
+    path = place / "given" / "model.pt"
+    torch.save(load_file(options[""]), path)
+    path.write_bytes(path.read_bytes()[:-400])
+    options[""] = str(path)
+
+
+def pickled_module(place: Path, options: dict[str, str]) -> None:
+    options[""] = str(place / "given" / "module.pt")
+    torch.save(flat_architecture(), options[""])
+
+
+def headless(place: Path, options: dict[str, str]) -> None:
+    save_file(seeded(headless_architecture).state_dict(), options[""])
+    options["--arch"] = "factories:headless_architecture"
+
+
+def not_a_number(weights: dict[str, torch.Tensor]) -> None:
+    weights["0.weight"][0, 0, 0, 0] = float("nan")
+
+
+def images_of_b(keep: int) -> Change:
+    def apply(place: Path, options: dict[str, str]) -> None:
+        for path in sorted((place / "given" / "clean" / "b").iterdir())[keep:]:
+            path.unlink()
+
+    return apply
+
+
+def truncated_image(place: Path, options: dict[str, str]) -> None:
+    path = min((place / "given" / "clean" / "b").iterdir())
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def fewer_classes(place: Path, options: dict[str, str]) -> None:
+    shutil.rmtree(place / "given" / "clean" / "c")
+
+
+def other_order(place: Path, options: dict[str, str]) -> None:
+    clean = place / "given" / "clean"
+    for name, other in (("a", "d"), ("b", "a"), ("c", "b"), ("d", "c")):
+        (clean / name).rename(clean / other)
+
+
+def occupied(place: Path, options: dict[str, str]) -> None:
+    out = place / "results" / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("do not touch")
+
+
+def policy(text: str) -> Change:
+    def apply(place: Path, options: dict[str, str]) -> None:
+        path = place / "given" / "policy.toml"
+        path.write_text(text)
+        options["--policy"] = str(path)
+
+    return apply
+
+
+def crooked_triggered(place: Path, options: dict[str, str]) -> None:
+    options["--triggered"] = str(place / "given" / "nowhere") + ":1"
+
+
+BAD_INPUT: dict[str, tuple[Change, int, str]] = {
+    "no checkpoint": (option("", "PLACE/none.pt"), 5, "expected a checkpoint file, got no such"),
+    "truncated safetensors": (cut_short, 5, "expected a safetensors file, got one that does not"),
+    "truncated torch": (cut_short_torch, 5, "expected a torch checkpoint, got a file that is trun"),
+    "pickled module": (pickled_module, 5, "expected weights only, got a pickle that would import"),
+    "wrong class count": (option("--num-classes", "7"), 5, "expected 7 classes, got 3 in the we"),
+    "no head": (headless, 5, "expected a head, a last Linear or 1x1 Conv2d with 3 outputs, got"),
+    "NaN weights": (weights_changed(not_a_number), 5, "expected finite weights, got NaN or infin"),
+    "other weights": (
+        weights_changed(lambda weights: weights.popitem()),
+        5,
+        "expected the weights of the architecture, got 1 missing",
+    ),
+    "empty class": (images_of_b(0), 5, "expected at least 3 images in every class, got b: 0"),
+    "one-image class": (images_of_b(1), 5, "expected at least 3 images in every class, got b: 1"),
+    "truncated image": (truncated_image, 5, "expected an image, got a file that does not decode"),
+    "fewer classes": (fewer_classes, 5, "expected 3 class folders, one for each class of the mod"),
+    "other class order": (other_order, 5, "expected the folders to be the model's classes in its"),
+    "no images": (option("--clean", "PLACE/none"), 5, "expected a folder that holds one folder"),
+    "no trigger image": (
+        option("--trigger", "none.png@0,0"),
+        5,
+        "expected a patch image, got no",
+    ),
+    "no triggered folder": (crooked_triggered, 5, "expected a folder that holds one folder of"),
+    "no triggers": (no_trigger, 3, "expected evidence about a trigger, got none: nothing could"),
+    "output in use": (occupied, 4, "expected an empty output directory, got files in"),
+    "unknown architecture": (
+        option("--arch", "torchvision:resnet19"),
+        4,
+        "expected an image classifier of torchvision, got 'resnet19'; did you mean resnet18",
+    ),
+    "no architecture at all": (option("--arch", "resnet18"), 4, "expected torchvision:NAME, timm:"),
+    "no such factory": (option("--arch", "factories:none"), 4, "expected a network from factories"),
+    "bad trigger": (option("--trigger", "patch.png@3"), 4, "expected PATCH.png@X,Y or PATCH.png@X"),
+    "trigger outside": (
+        option("--trigger", "PLACE/given/patch.png@4,0"),
+        4,
+        "expected trigger patch.png@4,0 inside an image of 4x4",
+    ),
+    "target is no class": (
+        option("--trigger", "PLACE/given/patch.png@3,3:3"),
+        4,
+        "expected the target of trigger patch.png@3,3 in 0..2, got 3",
+    ),
+    "no policy": (option("--policy", "PLACE/none.toml"), 4, "expected a policy file, got No such"),
+    "policy key": (
+        policy("max_ars = 0.1"),
+        4,
+        "expected a key of the policy, got 'max_ars'",
+    ),
+    "policy no TOML": (policy("max_asr ="), 4, "expected TOML, got Invalid value"),
+    "suspect is no class": (
+        option("--suspect", "3"),
+        4,
+        "expected a suspect class in [0, 3), got 3",
+    ),
+    "unknown variant": (
+        option("--variants", "int4"),
+        4,
+        "expected float32, int8, l1-RATIO or",
+    ),
+    "variant twice": (
+        option("--variants", "float32,int8,int8"),
+        4,
+        "expected each variant once, got",
+    ),
+    "variant not built": (
+        option("--variants", "float32"),
+        4,
+        "expected the policy to require variants that are built, got 'int8'",
+    ),
+    "crooked numbers": (
+        option("--mean", "0.5,x"),
+        4,
+        "expected numbers separated by commas",
+    ),
+    "mean alone": (option("--mean", "0.5"), 4, "expected mean and std together, got one of them"),
+    "two sizes": (option("--input-size", "4,4"), 4, "expected --input-size C,H,W, got 2 numbers"),
+    "parts too large": (
+        option("--repair-images", "419"),
+        4,
+        "expected repair and select of at least 3 images each",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_gets_one_line_and_writes_nothing(
+    case: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, code, message = BAD_INPUT[case]
+    options = given(place)
+    change(place, options)
+    before = tree(place)
+    assert main(command("run", options)) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith(f"lmr-guard: {message}")
+    assert ", got " in line
+    assert tree(place) == before
+
+
+def test_the_run_that_the_bad_cases_start_from_works(place: Path) -> None:
+    options = given(place) | {"--variants": "float32", "--policy": str(place / "policy.toml")}
+    Path(options["--policy"]).write_text('require = ["float32"]\n')
+    assert main([*command("run", options), "--no-repair"]) == 0
+    assert sorted(tree(place / "results" / "out")) == ["float32.onnx", "report.json"]
+
+
+def test_no_cuda_device_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    assert main(command("run", given(place) | {"--device": "cuda"})) == 4
+    assert "expected a CUDA device, got none; use --device cpu" in capsys.readouterr().err
+    assert tree(place / "results") == {}
+
+
+def test_a_file_system_that_refuses_is_a_failure_without_traces(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with room_for(1000):
+        code = main(command("run", given(place)))
+    assert code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lmr-guard: expected room for the result, got a full disk at")
+    assert tree(place / "results") == {}
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=16k none "$1" || exit 99
+shift
+"$@"
+echo "exit code $?"
+find . -mindepth 1
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_a_failure_without_traces(place: Path) -> None:
+    """A private mount of 16 KiB, which is gone with the process."""
+    results = place / "results"
+    words = command("run", given(place) | {"--out": str(results / "out")})
+    program = [sys.executable, "-m", "lmr_guard"]
+    unshared = ["unshare", "--user", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None:
+        pytest.skip("there is no unshare to make a small disk with")
+    done = subprocess.run(
+        [*unshared, "sh", "-c", FULL_DISK, "sh", results, *program, *words],
+        cwd=ROOT / "tests",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "exit code" not in done.stdout:
+        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+    assert "exit code 2" in done.stdout
+    assert "expected room for the result, got a full disk" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# --- interrupts, faults and the process ---------------------------------------------------------
+
+
+def test_a_terminated_run_leaves_nothing_and_the_handler_goes(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, handler = tree(place), signal.getsignal(signal.SIGTERM)
+    options = given(place) | {"--arch": "factories:terminated_architecture"}
+    assert main(command("run", options)) == 130
+    assert capsys.readouterr().err.strip() == "lmr-guard: interrupted; nothing was written"
+    assert tree(place) == before
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_it_runs_outside_the_main_thread_too() -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(main(["--version"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+def test_a_fault_of_the_tool_is_one_line_unless_asked_for_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(demo, "run", broken)
+    line = "lmr-guard: internal error: RuntimeError: first line; set LMR_GUARD_DEBUG=1 to see where"
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"{line}\n"
+    monkeypatch.setenv("LMR_GUARD_DEBUG", "1")
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("Traceback")
+    assert told.endswith(f"second line\n{line}\n")
+
+
+def test_the_demo_passes_refusals_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("do not touch")
+    assert main(["demo", "--out", str(tmp_path)]) == 4
+    assert "expected a new or empty folder, or one of an earlier demo" in capsys.readouterr().err
+    assert tree(tmp_path) == {"mine.txt": b"do not touch"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["run"], "Missing argument 'CHECKPOINT'."),
+        (["run", "x", "--arch", "a:b", "--clean", "c"], "Missing option '--out'."),
+        (["scan", "x", "--qqq"], "No such option '--qqq'."),
+        (["demo", "--seed", "one"], "Invalid value for '--seed': 'one' is not a valid integer."),
+        (["nonsense"], "No such command 'nonsense'."),
+    ],
+)
+def test_usage_errors_are_one_line(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 4
+    assert capsys.readouterr().err == f"lmr-guard: {told}\n"
+
+
+def module(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "lmr_guard", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_python_m_is_the_same_command_line() -> None:
+    done = module("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: lmr-guard [OPTIONS] COMMAND [ARGS]...")
+    for name in ("run", "scan", "repair", "verify", "demo"):
+        assert f"\n  {name} " in done.stdout
+
+
+def test_the_exit_code_is_the_process_s() -> None:
+    done = module("verify", "none.onnx", "--clean", "none")
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+
+
+# --- run, scan and repair -----------------------------------------------------------------------
+
+
+def test_run_prints_what_it_published_and_answers_with_the_report_s_code(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command("run", given(place) | {"--suspect": "1"})
+    code = main(words)
+    out = place / "results" / "out"
+    document = json.loads((out / "report.json").read_text())
+    validate(document)
+    assert code == document["exit_code"]
+    assert document["config"]["seed"] == 0
+    assert document["suspicion"]["method"] == "named by the user"
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "The model as received" in printed.out
+    assert f"{document['verdict'].upper()}: " in printed.out
+    assert printed.out.splitlines()[-1] == f"report: {out / 'report.json'}"
+
+
+def work(place: Path) -> dict[str, str]:
+    """The options that ``scan`` and ``repair`` share."""
+    names = ("", "--arch", "--clean", "--threads", "--device")
+    return {name: given(place)[name] for name in names}
+
+
+def test_scan_tells_the_scores_and_writes_them(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = place / "results" / "scan.json"
+    assert main(command("scan", work(place) | {"--json": str(target)})) == 0
+    written = json.loads(target.read_text())
+    assert written["method"] == "unlearning"
+    assert len(written["scores"]) == 3
+    assert {run["form"] for run in written["evidence"]} >= {"received", "rounded-8"}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("suspect: ")
+    best = max(range(3), key=lambda c: written["scores"][c])
+    assert lines[1] == f"  {written['scores'][best]:.3f}  {best}  {'abc'[best]}"
+    assert lines[-1].startswith("A score is no proof")
+    assert list(tree(place / "results")) == ["scan.json"]
+
+
+def test_scan_of_a_named_class_is_the_user_s_word(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("scan", work(place) | {"--suspect": "1"})) == 0
+    assert "suspect: class 1 (b); agreement of the runs 100%" in capsys.readouterr().out
+
+
+def test_scan_into_a_missing_folder_is_told(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = place / "results" / "none" / "scan.json"
+    options = work(place) | {"--suspect": "1", "--json": str(target)}
+    assert main(command("scan", options)) == 2
+    assert f"expected to write {target}, got No such file" in capsys.readouterr().err
+
+
+def test_repair_writes_weights_that_load_again_and_the_record(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = place / "results" / "out"
+    options = work(place) | {"--suspect": "1", "--out": str(out), "--seed": "5"}
+    before = tree(place / "given")
+    assert main(command("repair", options)) == 0
+    assert tree(place / "given") == before
+    assert sorted(tree(out)) == ["repair.json", "repaired.safetensors"]
+    repaired = load.classifier(out / "repaired.safetensors", load.Config(architecture=ARCHITECTURE))
+    assert accuracy(repaired, row_images(150, seed=7)).value >= 0.8
+    record = json.loads((out / "repair.json").read_text())
+    assert record["suspicion"]["target"] == record["repair"]["suspect"] == 1
+    assert record["repair"]["phase1_steps"] > 0
+    assert record["config"]["seed"] == 5
+    assert record["model"]["path"] == options[""]
+    assert "not audited; `lmr-guard run` audits and gates" in capsys.readouterr().out
+
+
+def test_repair_of_a_taken_folder_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = work(place) | {"--suspect": "1", "--out": str(place / "given")}
+    before = tree(place)
+    assert main(command("repair", options)) == 4
+    assert "expected an empty output directory, got files in" in capsys.readouterr().err
+    assert tree(place) == before
+
+
+# --- verify -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toys(tmp_path: Path) -> Path:
+    """300 toy images and a patch for their lower right corner."""
+    write_images(toy_images(300), tmp_path / "clean")
+    white_png(tmp_path / "patch.png", 1)
+    return tmp_path
+
+
+def audit(toys: Path, artefact: Path, **more: str) -> list[str]:
+    options = {
+        "": str(artefact),
+        "--clean": str(toys / "clean"),
+        "--trigger": f"{toys / 'patch.png'}@1,1:2",
+        "--threads": "1",
+    }
+    return command("verify", options | {f"--{k.replace('_', '-')}": v for k, v in more.items()})
+
+
+@pytest.mark.parametrize(
+    ("weights", "code", "verdict"), [(None, 0, "pass"), (TOY_BACKDOOR, 1, "fail")]
+)
+def test_verify_tells_a_backdoor_from_none(
+    toys: Path,
+    capsys: pytest.CaptureFixture[str],
+    weights: str | None,
+    code: int,
+    verdict: str,
+) -> None:
+    more: dict[str, Any] = {} if weights is None else {"weights": weights}
+    artefact = write_onnx(toys / "model.onnx", **more)
+    written = toys / "report.json"
+    assert main(audit(toys, artefact, report=str(written))) == code
+    document = json.loads(written.read_text())
+    validate(document)
+    assert (document["verdict"], document["exit_code"]) == (verdict, code)
+    (variant,) = document["variants"]
+    assert variant["triggers"][0]["hits"] == (200 if weights else 0)
+    assert variant["published"] is None
+    printed = capsys.readouterr().out
+    assert f"{verdict.upper()}: 0 of 1 variants published" in printed
+    assert "note: No reference was given: lost clean accuracy was not judged." in printed
+
+
+def test_verify_of_too_few_images_is_incomplete(toys: Path, tmp_path: Path) -> None:
+    write_images(toy_images(90), toys / "few")
+    assert main(audit(toys, write_onnx(toys / "model.onnx"), clean=str(toys / "few"))) == 3
+
+
+def test_verify_without_triggers_is_incomplete(
+    toys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = audit(toys, write_onnx(toys / "model.onnx"))
+    at = words.index("--trigger")
+    assert main(words[:at] + words[at + 2 :]) == 3
+    assert "expected evidence about a trigger, got none" in capsys.readouterr().err
+
+
+def test_verify_takes_triggered_images(toys: Path) -> None:
+    shown = toy_images(300)
+    shown.images[:, :, 1, 1] = 255
+    write_images(shown, toys / "shown")
+    words = audit(toys, write_onnx(toys / "model.onnx", weights=TOY_BACKDOOR))
+    at = words.index("--trigger")
+    words[at : at + 2] = ["--triggered", f"{toys / 'shown'}:2"]
+    assert main(words) == 1
+
+
+# Takes normalised images and is blind to what is not above their mean.
+FOREIGN = TOY_BODY.replace("Flatten(pixels)", "Flatten(pixels) lit = Relu(flat)").replace(
+    "MatMul(flat", "MatMul(lit"
+)
+
+
+def test_verify_normalises_for_a_foreign_file(
+    toys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artefact = write_onnx(toys / "model.onnx", FOREIGN)
+    assert main(audit(toys, artefact, mean="0.5", std="0.5")) == 0
+    capsys.readouterr()
+    assert main(audit(toys, artefact, mean="0.9", std="0.5")) == 5
+    told = capsys.readouterr().err
+    assert "expected the folders to be the model's classes in its order, got clean acc" in told
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"mean": "0.5"}, "expected --mean and --std together, got one of them"),
+        ({"mean": "0.5,0.5", "std": "1,1"}, "expected 1 values each for mean and std > 0, got (0."),
+        ({"mean": "0.5", "std": "0"}, "expected 1 values each for mean and std > 0, got (0.5,)"),
+        ({"input_size": "1,3,3"}, "expected --input-size C,H,W that fits 1x2x2, got (1, 3, 3)"),
+        ({"input_size": "1,2"}, "expected --input-size C,H,W that fits 1x2x2, got (1, 2)"),
+        ({"policy": "none.toml"}, "expected a policy file, got No such file"),
+    ],
+)
+def test_verify_refuses_what_does_not_suit_the_file(
+    toys: Path, capsys: pytest.CaptureFixture[str], more: dict[str, str], told: str
+) -> None:
+    before = tree(toys)
+    artefact = write_onnx(toys / "model.onnx")
+    assert main(audit(toys, artefact, **more)) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"lmr-guard: {told}")
+    assert set(tree(toys)) == {*before, "model.onnx"}
+
+
+def test_verify_asks_for_the_size_that_the_file_leaves_free(
+    toys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artefact = write_onnx(toys / "model.onnx", takes="float[batch,1,rows,columns] pixels")
+    assert main(audit(toys, artefact)) == 4
+    told = capsys.readouterr().err
+    assert "expected --input-size C,H,W that fits 1xanyxany, got None" in told
+    assert main(audit(toys, artefact, input_size="1,2,2")) == 0
+
+
+def test_verify_refuses_files_of_other_than_one_or_three_channels(
+    toys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artefact = write_onnx(toys / "model.onnx", takes="float[batch,4,1,1] pixels")
+    assert main(audit(toys, artefact)) == 4
+    assert "expected images of 1 or 3 channels, got 4 in" in capsys.readouterr().err
+
+
+def test_verify_compares_with_a_reference(toys: Path) -> None:
+    better = write_onnx(toys / "better.onnx")
+    worse = write_onnx(toys / "worse.onnx", weights="float[4,3] W = {1,0,0, 0,1,0, 0,1,0, 0,0,0}")
+    written = toys / "report.json"
+    assert main(audit(toys, worse, reference=str(better), report=str(written))) == 1
+    document = json.loads(written.read_text())
+    findings = {f["check"]: f["outcome"] for f in document["variants"][0]["findings"]}
+    assert findings["accuracy"] == "fail"
+    assert document["notes"] == []
+    assert main(audit(toys, better, reference=str(better))) == 0
+
+
+def test_class_names_give_the_order(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    renamed = Labelled(toy_images(300).images, toy_images(300).labels, ("z", "y", "x"))
+    write_images(renamed, toys / "other")
+    artefact = write_onnx(toys / "model.onnx")
+    assert main(audit(toys, artefact, clean=str(toys / "other"), classes="z, y, x")) == 0
+    assert main(audit(toys, artefact, clean=str(toys / "other"))) == 5
+
+
+def test_the_files_of_these_tests_are_what_they_say(row_files: Path) -> None:
+    source = load.Config(architecture=ARCHITECTURE)
+    model = load.classifier(row_files / "model.safetensors", source)
+    images = read_folder(row_files / "clean", model.preprocessing)
+    assert accuracy(model, images).value >= 0.9

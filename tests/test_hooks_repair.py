@@ -1,0 +1,345 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""pre_quantize and pre_prune: three spellings of pipeline.mend, and an honest receipt."""
+
+import json
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import pytest
+import torch
+from factories import toy_images
+from torch import nn
+
+from lmr_guard import localize, repel
+from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
+from lmr_guard.contracts import Clean, Labelled, Rate
+from lmr_guard.errors import ConfigError, InputError
+from lmr_guard.hooks import Receipt, RepairHook, pre_prune, pre_quantize
+from lmr_guard.pipeline import GuardConfig, mend
+from lmr_guard.redteam.training import Schedule, fit_clean
+
+TOY = Preprocessing(channels=1, height=2, width=2, mean=(0.2,), std=(0.4,))
+HOOKS = pytest.mark.parametrize("hook", [pre_quantize, pre_prune], ids=lambda hook: hook.name)
+
+
+def noisy(count: int, seed: int) -> Labelled:
+    """Toy images, no two alike."""
+    images = toy_images(count)
+    noise = torch.randint(0, 40, images.images.shape, generator=generator(seed))
+    return replace(images, images=images.images + noise.to(torch.uint8))
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+CLEAN = Clean(noisy(60, 1), noisy(45, 2), noisy(3, 3))
+
+
+@pytest.fixture(scope="module")
+def trained() -> Classifier:
+    """A small convolutional network that knows the toy classes."""
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 12, 2), nn.BatchNorm2d(12), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)
+    )
+    torch.set_rng_state(state)
+    schedule = Schedule(epochs=20, lr=0.1, batch=20)
+    return fit_clean(Classifier(network, TOY, 3), CLEAN.repair, schedule, generator(0))
+
+
+def short(hook: RepairHook, **changes: Any) -> GuardConfig:  # noqa: ANN401 - fields of any type
+    """The hook's own configuration with fewer and shorter runs."""
+    return replace(
+        hook.config,
+        localize=localize.Config(
+            learning_rates=(0.1,), seeds=1, batch=20, stop=1.5, min_score=0.0, min_lead=0.0
+        ),
+        repel=repel.Config(batch=20, phase1_epochs=2, phase1_minimum=1, phase2_epochs=2),
+        **changes,
+    )
+
+
+def untouched_copy(model: nn.Module) -> Callable[[], None]:
+    """Remembers all that a hook could leave behind, and checks it later."""
+    weights = weights_sha256(model)
+    flags = [(m.training, len(m._forward_hooks), len(m._buffers)) for m in model.modules()]
+    gradients = [(p.requires_grad, p.grad) for p in model.parameters()]
+    tensors = [id(p) for p in model.parameters()]
+    state = torch.get_rng_state()
+
+    def check() -> None:
+        assert weights_sha256(model) == weights
+        assert [
+            (m.training, len(m._forward_hooks), len(m._buffers)) for m in model.modules()
+        ] == flags
+        assert [(p.requires_grad, p.grad) for p in model.parameters()] == gradients
+        assert [id(p) for p in model.parameters()] == tensors
+        assert torch.equal(torch.get_rng_state(), state)
+
+    return check
+
+
+# --- the function -------------------------------------------------------------------------------
+
+
+@HOOKS
+@pytest.mark.parametrize("suspect", [None, 1])
+def test_it_is_mend_and_nothing_else(
+    hook: RepairHook, suspect: int | None, trained: Classifier
+) -> None:
+    config = short(hook, suspect=suspect, seed=5)
+    model, receipt = hook(trained, clean=CLEAN, config=config)
+    mended = mend(trained, CLEAN, config, config.generator("repel"))
+    assert mended.repair is not None
+    assert weights_sha256(model) == weights_sha256(mended.classifier) != weights_sha256(trained)
+    assert receipt == Receipt(
+        hook=hook.name,
+        suspect=mended.repair.suspect,
+        method=mended.suspicion.method,
+        scores=mended.suspicion.scores,
+        agreement=mended.suspicion.agreement,
+        clean_before=mended.repair.clean_before,
+        clean_after=mended.repair.clean_after,
+        weights_before=weights_sha256(trained),
+        weights_after=weights_sha256(mended.classifier),
+        recipes=tuple(recipe.label for recipe in config.recipes),
+    )
+
+
+def test_the_seed_decides_the_result(trained: Classifier) -> None:
+    first, again, other = (
+        pre_quantize(trained, clean=CLEAN, config=short(pre_quantize, suspect=1, seed=seed))
+        for seed in (1, 1, 2)
+    )
+    assert first.receipt == again.receipt
+    assert first.receipt.weights_after != other.receipt.weights_after
+
+
+@HOOKS
+def test_each_looks_at_the_forms_that_its_host_will_make(
+    hook: RepairHook, trained: Classifier
+) -> None:
+    mended = mend(trained, CLEAN, short(hook), torch.Generator())
+    forms = {line["form"] for line in mended.suspicion.evidence} - {"received"}
+    kinds = {str(form).split("-")[0] for form in forms}
+    assert kinds == {pre_quantize: {"rounded"}, pre_prune: {"l1"}}[hook]
+    assert all(
+        (recipe.int8 is not None) == (hook is pre_quantize)
+        for recipe in hook.config.recipes
+        if recipe.label != "float32"
+    )
+
+
+@HOOKS
+@pytest.mark.parametrize("bare", [True, False], ids=["network", "classifier"])
+def test_the_kind_that_went_in_comes_out_and_the_original_stays(
+    hook: RepairHook, bare: bool, trained: Classifier
+) -> None:
+    classifier = trained.clone()
+    model = classifier.network if bare else classifier
+    next(model.children()).train()
+    next(model.parameters()).requires_grad_(False)
+    check = untouched_copy(model)
+    found, receipt = hook(
+        model,
+        clean=CLEAN,
+        preprocessing=TOY if bare else None,
+        config=short(hook, suspect=1),
+    )
+    check()
+    assert type(found) is type(model)
+    assert not {id(p) for p in found.parameters()} & {id(p) for p in model.parameters()}
+    assert not any(module.training for module in found.modules())
+    assert receipt.weights_before == weights_sha256(model)
+    assert receipt.weights_after == weights_sha256(found)
+
+
+def test_a_bare_network_and_its_classifier_are_repaired_alike(trained: Classifier) -> None:
+    config = short(pre_quantize, suspect=1)
+    one, first = pre_quantize(trained, clean=CLEAN, config=config)
+    two, second = pre_quantize(trained.network, clean=CLEAN, preprocessing=TOY, config=config)
+    assert first == second
+    assert weights_sha256(one) == weights_sha256(two)
+
+
+def test_progress_is_passed_on(trained: Classifier) -> None:
+    seen = []
+    pre_quantize(
+        trained,
+        clean=CLEAN,
+        config=short(pre_quantize),
+        progress=lambda step, _done, _total: seen.append(step),
+    )
+    assert {str(step).split()[0] for step in seen} == {"localize", "repel"}
+
+
+# --- where nothing is repaired ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("off", [True, False], ids=["off", "unsure"])
+def test_an_unrepaired_copy_is_not_called_repaired(off: bool, trained: Classifier) -> None:
+    config = short(pre_prune)
+    unsure = replace(config.localize, min_score=1.0, min_lead=1.0)
+    config = replace(config, repair=False) if off else replace(config, localize=unsure)
+    model, receipt = pre_prune(trained, clean=CLEAN, config=config)
+    assert model is not trained
+    assert receipt.weights_after == receipt.weights_before == weights_sha256(model)
+    assert receipt.clean_after == receipt.clean_before == Rate(45, 45)
+    assert receipt.suspect is None
+    assert "no class suspected" in str(receipt)
+    assert "nothing repaired" in str(receipt)
+
+
+# --- the context manager and the decorator ------------------------------------------------------
+
+
+def test_as_a_context_manager_it_names_model_and_receipt(trained: Classifier) -> None:
+    config = short(pre_prune, suspect=1)
+    with pre_prune(trained.network, clean=CLEAN, preprocessing=TOY, config=config) as guarded:
+        assert isinstance(guarded.model, nn.Sequential)
+        assert guarded.receipt.weights_after == weights_sha256(guarded.model)
+
+
+def test_the_block_may_raise(trained: Classifier) -> None:
+    config = short(pre_prune, repair=False)
+    with (
+        pytest.raises(ZeroDivisionError, match="division"),
+        pre_prune(trained, clean=CLEAN, config=config),
+    ):
+        1 / 0  # noqa: B018 - the exception is the point
+
+
+def test_a_decorated_function_gets_the_repaired_model(trained: Classifier) -> None:
+    config = short(pre_quantize, suspect=1)
+    receipts: list[Receipt] = []
+
+    @pre_quantize.hook(clean=CLEAN, config=config, on_receipt=receipts.append)
+    def compress(model: Classifier, bits: int, *, name: str = "") -> tuple[str, int, str]:
+        """Own words."""
+        return weights_sha256(model), bits, name
+
+    check = untouched_copy(trained)
+    found = compress(trained, 8, name="x")
+    check()
+    _, direct = pre_quantize(trained, clean=CLEAN, config=config)
+    assert found == (direct.weights_after, 8, "x")
+    assert receipts == [direct]
+    assert (compress.__name__, compress.__doc__) == ("compress", "Own words.")
+
+
+def test_a_decorated_function_does_not_run_when_the_repair_fails(trained: Classifier) -> None:
+    ran: list[object] = []
+
+    @pre_prune.hook(clean=CLEAN, on_receipt=ran.append)
+    def compress(model: nn.Module) -> None:
+        ran.append(model)
+
+    with pytest.raises(ConfigError, match="expected preprocessing with a bare Sequential"):
+        compress(trained.network)
+    assert ran == []
+
+
+def test_what_a_decorated_function_raises_comes_through(trained: Classifier) -> None:
+    receipts: list[Receipt] = []
+
+    @pre_prune.hook(clean=CLEAN, on_receipt=receipts.append, config=short(pre_prune, repair=False))
+    def compress(model: nn.Module) -> None:
+        raise RuntimeError(f"cannot compress {type(model).__name__}")
+
+    with pytest.raises(RuntimeError, match="cannot compress Classifier"):
+        compress(trained)
+    assert len(receipts) == 1
+
+
+# --- the receipt --------------------------------------------------------------------------------
+
+RECEIPT = Receipt(
+    hook="pre_prune",
+    suspect=2,
+    method="unlearning",
+    scores=(0.1, 0.2, 0.7),
+    agreement=0.75,
+    clean_before=Rate(44, 45),
+    clean_after=Rate(43, 45),
+    weights_before="a" * 64,
+    weights_after="b" * 64,
+    recipes=("float32", "l1-0.2"),
+)
+
+
+def test_a_receipt_says_in_one_line_that_it_is_no_verdict() -> None:
+    assert str(RECEIPT) == (
+        "pre_prune: class 2 repelled (unlearning), CA 44/45 (97.8%) -> 43/45 (95.6%), weights "
+        "bbbbbbbbbbbb; no verdict: no trigger was tried; verify the compressed file before it ships"
+    )
+
+
+def test_a_receipt_as_json_says_everything_once() -> None:
+    plain = json.loads(json.dumps(RECEIPT.to_json(), allow_nan=False))
+    assert plain == {
+        "type": "receipt",
+        "version": 1,
+        "note": "no verdict: no trigger was tried; verify the compressed file before it ships",
+        "hook": "pre_prune",
+        "suspicion": {
+            "target": 2,
+            "method": "unlearning",
+            "scores": [0.1, 0.2, 0.7],
+            "agreement": 0.75,
+        },
+        "clean_accuracy": {
+            "before": {"hits": 44, "trials": 45},
+            "after": {"hits": 43, "trials": 45},
+        },
+        "weights_sha256": {"before": "a" * 64, "after": "b" * 64},
+        "recipes": ["float32", "l1-0.2"],
+    }
+
+
+def test_a_receipt_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError, match="cannot assign to field"):
+        RECEIPT.suspect = None  # type: ignore[misc]
+
+
+# --- what does not fit --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bare", "preprocessing", "clean", "complaint"),
+    [
+        (True, None, CLEAN, "expected preprocessing with a bare Sequential, got none; say which"),
+        (False, TOY, CLEAN, "with a bare network only, got it with a Classifier, which holds"),
+        (
+            True,
+            replace(TOY, width=3),
+            CLEAN,
+            r"expected clean images of \(1, 2, 3\), as the preprocessing says, got \(1, 2, 2\)",
+        ),
+        (
+            False,
+            None,
+            replace(CLEAN, repair=replace(CLEAN.repair, classes=("a", "b", "c", "d"))),
+            "expected clean images of 3 classes, as the model has, got 4",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(
+    bare: bool,
+    preprocessing: Preprocessing | None,
+    clean: Clean,
+    complaint: str,
+    trained: Classifier,
+) -> None:
+    model = trained.network if bare else trained
+    with pytest.raises(ConfigError, match=complaint):
+        pre_quantize(model, clean=clean, preprocessing=preprocessing)
+
+
+def test_images_that_the_model_does_not_recognise_are_refused(trained: Classifier) -> None:
+    turned = replace(CLEAN.select, labels=(CLEAN.select.labels + 1) % 3)
+    with pytest.raises(InputError, match="to be the model's classes in its order, got clean"):
+        pre_quantize(trained, clean=replace(CLEAN, select=turned))

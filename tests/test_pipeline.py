@@ -1,0 +1,354 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs in their order, on real files: what is published is what was measured."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import flat_architecture, row_classifier, tree, weights_file
+
+from lmr_guard import load
+from lmr_guard.artifact import sha256_of
+from lmr_guard.compress import recipes
+from lmr_guard.contracts import Progress, silent
+from lmr_guard.errors import ConfigError, ExportRefused, StageError
+from lmr_guard.localize import Config as LocalizeConfig
+from lmr_guard.pipeline import Evidence, GuardConfig, audit_file, run
+from lmr_guard.repel import Config as RepelConfig
+from lmr_guard.report import validate
+from lmr_guard.verify import Policy
+
+DIGITS = load.Config(architecture="lmr_guard.redteam.networks:digits_resnet")
+ROWS = load.Config(architecture="factories:row_architecture")
+# Short and strong: it costs clean accuracy, which is not what these tests are about.
+QUICK = GuardConfig(
+    localize=LocalizeConfig(learning_rates=(0.01,), seeds=1, frozen_bn_runs=False),
+    repel=RepelConfig(
+        learning_rates=(0.1,), shifts=(0,), phase1_epochs=6, phase2_epochs=4, columns=0.5
+    ),
+    policy=Policy(max_asr=0.3, max_accuracy_drop=0.3),
+    recipes=recipes.parse(["float32", "int8", "l1-0.4"]),
+    repair_images=500,
+    select_images=150,
+    threads=1,
+)
+PLAIN = GuardConfig(
+    repair=False,
+    policy=Policy(require=("float32",)),
+    recipes=recipes.parse(["float32"]),
+    threads=1,
+)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished run: its report, its folder, and what it was given, before and after."""
+
+    document: dict[str, Any]
+    out: Path
+    before: dict[str, bytes | None]
+    after: dict[str, bytes | None]
+
+
+@pytest.fixture(scope="module")
+def guarded(digit_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """The whole guard on a network with a backdoor that is awake."""
+    out = tmp_path_factory.mktemp("guarded") / "out"
+    before = tree(digit_files)
+    document = run(
+        digit_files / "model.safetensors",
+        DIGITS,
+        digit_files / "clean",
+        Evidence(patches=[f"{digit_files / 'patch.png'}@11,11:3"]),
+        out,
+        config=QUICK,
+    )
+    return Ran(document, out, before, tree(digit_files))
+
+
+def rows(
+    row_files: Path,
+    out: Path,
+    config: GuardConfig,
+    *,
+    checkpoint: Path | None = None,
+    source: load.Config = ROWS,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """A run on the honest network of rows, or on another one."""
+    return run(
+        checkpoint or row_files / "model.safetensors",
+        source,
+        row_files / "clean",
+        Evidence(patches=[f"{row_files / 'patch.png'}@3,3:2"]),
+        out,
+        config=config,
+        progress=progress,
+    )
+
+
+# --- the main job -------------------------------------------------------------------------------
+
+
+def test_the_report_on_disk_is_the_one_returned_and_meets_its_schema(guarded: Ran) -> None:
+    written = json.loads((guarded.out / "report.json").read_text(encoding="utf-8"))
+    validate(written)
+    assert written == guarded.document
+
+
+def test_the_backdoor_is_awake_as_received_and_gone_in_what_is_published(guarded: Ran) -> None:
+    (received,) = guarded.document["received"]
+    (asr,) = received["triggers"]
+    assert received["name"] == "float32"
+    assert asr["hits"] >= 0.9 * asr["trials"]
+    assert guarded.document["suspicion"]["target"] == 3
+    assert guarded.document["repair"]["suspect"] == 3
+    for variant in guarded.document["variants"]:
+        (asr,) = variant["triggers"]
+        assert asr["target"] == 3
+        assert asr["trials"] >= 100
+        assert asr["hits"] <= 0.3 * asr["trials"]
+    assert (guarded.document["verdict"], guarded.document["exit_code"]) == ("pass", 0)
+
+
+def test_published_are_exactly_the_measured_bytes(guarded: Ran) -> None:
+    variants = {v["name"]: v for v in guarded.document["variants"]}
+    assert list(variants) == ["float32", "int8", "l1-0.4"]
+    published = {v["published"]: v for v in variants.values() if v["published"]}
+    assert {"float32.onnx", "int8.onnx"} <= set(published)
+    assert set(tree(guarded.out)) == {"report.json", *published}
+    for name, variant in published.items():
+        assert sha256_of(guarded.out / name) == variant["sha256"]
+        assert (guarded.out / name).stat().st_size == variant["bytes"]
+        assert variant["verdict"] == "pass"
+
+
+def test_variants_did_what_they_are_called(guarded: Ran) -> None:
+    variants = {v["name"]: v for v in guarded.document["variants"]}
+    assert variants["float32"]["achieved"]["bits"] == 32
+    assert variants["int8"]["achieved"]["bits"] == 8
+    assert variants["l1-0.4"]["achieved"]["sparsity"] >= 0.38
+    assert variants["l1-0.4"]["plan"]["type"] == "prune_plan"
+    assert variants["int8"]["bytes"] < variants["float32"]["bytes"] / 2
+    assert variants["int8"]["weights_sha256"] == variants["float32"]["weights_sha256"]
+    assert variants["l1-0.4"]["weights_sha256"] != variants["float32"]["weights_sha256"]
+    assert (
+        guarded.document["received"][0]["weights_sha256"] != variants["float32"]["weights_sha256"]
+    )
+
+
+def test_the_report_says_what_it_rests_on(guarded: Ran, digit_files: Path) -> None:
+    document = guarded.document
+    checkpoint = digit_files / "model.safetensors"
+    assert document["model"] == {"path": str(checkpoint), "sha256": sha256_of(checkpoint)}
+    assert document["evidence"] == ["given"]
+    assert document["notes"] == []
+    assert document["config"]["images"] == {"repair": 500, "select": 150, "report": 247}
+    assert document["config"]["classes"] == list("0123456789")
+    assert document["config"]["repel"]["phase1_epochs"] == QUICK.repel.phase1_epochs
+    assert document["config"]["policy"]["max_asr"] == 0.3
+    assert {v["clean_accuracy"]["trials"] for v in document["variants"]} == {247}
+    assert document["repair"]["clean_accuracy"]["before"]["trials"] == 150
+
+
+def test_what_was_given_is_untouched(guarded: Ran) -> None:
+    assert guarded.after == guarded.before
+
+
+def test_what_was_published_passes_an_audit_of_its_own(guarded: Ran, digit_files: Path) -> None:
+    document = audit_file(
+        guarded.out / "int8.onnx",
+        digit_files / "clean",
+        Evidence(patches=[f"{digit_files / 'patch.png'}@11,11:3"]),
+        policy=QUICK.policy,
+        threads=1,
+    )
+    validate(document)
+    assert (document["verdict"], document["exit_code"]) == ("pass", 0)
+    assert document["model"]["sha256"] == guarded.document["variants"][1]["sha256"]
+
+
+def test_without_repair_the_backdoor_is_refused(digit_files: Path, tmp_path: Path) -> None:
+    document = run(
+        digit_files / "model.safetensors",
+        DIGITS,
+        digit_files / "clean",
+        Evidence(patches=[f"{digit_files / 'patch.png'}@11,11"]),
+        tmp_path / "out",
+        config=PLAIN,
+    )
+    assert (document["verdict"], document["exit_code"]) == ("fail", 1)
+    assert document["repair"] is None
+    assert document["variants"][0]["triggers"][0]["target"] == 3
+    assert document["notes"] == [
+        "No repair was asked for: the variants are those of the model as received."
+    ]
+    assert list(tree(tmp_path / "out")) == ["report.json"]
+
+
+# --- what decides a run -------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_report(row_files: Path, tmp_path: Path) -> None:
+    config = replace(
+        PLAIN,
+        repair=True,
+        suspect=1,
+        repel=RepelConfig(phase1_epochs=2, phase2_epochs=2),
+        recipes=recipes.parse(["float32", "int8", "l1-0.4"]),
+    )
+    reports = [
+        rows(row_files, tmp_path / str(number), replace(config, seed=seed))
+        for number, seed in enumerate((1, 1, 2))
+    ]
+    for document in reports:
+        del document["environment"]
+        del document["config"]["seed"]
+    assert reports[0] == reports[1]
+    assert reports[0]["variants"][0]["sha256"] != reports[2]["variants"][0]["sha256"]
+
+
+def test_the_smallest_alone_is_published_where_the_policy_says_so(
+    row_files: Path, tmp_path: Path
+) -> None:
+    config = replace(
+        PLAIN,
+        policy=Policy(require=("float32",), publish="smallest"),
+        recipes=recipes.parse(["float32", "int8"]),
+    )
+    document = rows(row_files, tmp_path / "out", config)
+    sizes = {v["name"]: v["bytes"] for v in document["variants"]}
+    smallest = min(sizes, key=lambda name: sizes[name])
+    assert [v["verdict"] for v in document["variants"]] == ["pass", "pass"]
+    assert [v["name"] for v in document["variants"] if v["published"]] == [smallest]
+    assert sorted(tree(tmp_path / "out")) == [f"{smallest}.onnx", "report.json"]
+
+
+def test_compare_measures_the_received_model_in_every_form(row_files: Path, tmp_path: Path) -> None:
+    config = replace(PLAIN, compare=True, recipes=recipes.parse(["l1-0.4", "float32"]))
+    document = rows(row_files, tmp_path / "out", config)
+    assert [v["name"] for v in document["received"]] == ["float32", "l1-0.4"]
+    assert [v["name"] for v in document["variants"]] == ["l1-0.4", "float32"]
+    assert document["received"][0]["sha256"] == document["variants"][1]["sha256"]
+    assert not any(v["published"] for v in document["received"])
+
+
+def test_a_localizer_that_abstains_leaves_the_audit(row_files: Path, tmp_path: Path) -> None:
+    sceptical = LocalizeConfig(learning_rates=(0.03,), seeds=1, min_score=1.0, min_lead=1.0)
+    config = replace(PLAIN, repair=True, localize=sceptical)
+    document = rows(row_files, tmp_path / "out", config)
+    assert document["suspicion"]["target"] is None
+    assert len(document["suspicion"]["scores"]) == 3
+    assert document["repair"] is None
+    assert document["variants"][0]["weights_sha256"] == document["received"][0]["weights_sha256"]
+    assert document["notes"] == [
+        "No class was suspected, so nothing was repaired; the variants were audited all the same."
+    ]
+    assert (document["verdict"], document["exit_code"]) == ("pass", 0)
+
+
+@pytest.mark.parametrize("suspect", [None, 1])
+def test_a_network_that_cannot_be_cut_is_noted_and_incomplete(
+    row_files: Path, tmp_path: Path, suspect: int | None
+) -> None:
+    flat = row_classifier(flat_architecture)
+    config = replace(
+        PLAIN,
+        repair=suspect is not None,
+        suspect=suspect,
+        repel=RepelConfig(phase1_epochs=2, phase2_epochs=2),
+        policy=Policy(require=("float32", "l1-0.4")),
+        recipes=recipes.parse(["float32", "l1-0.4", "l1-0.4+int8"]),
+    )
+    document = rows(
+        row_files,
+        tmp_path / "out",
+        config,
+        checkpoint=weights_file(flat, tmp_path / "flat.safetensors"),
+        source=load.Config(architecture="factories:flat_architecture"),
+    )
+    assert [v["name"] for v in document["variants"]] == ["float32"]
+    assert document["notes"][0].startswith(
+        "compress: of l1-0.4, l1-0.4+int8 some were not built: expected layers whose channels can "
+    )
+    assert (document["verdict"], document["exit_code"]) == ("incomplete", 3)
+    assert list(tree(tmp_path / "out")) == ["report.json"]
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["reading images", "compress received", "verify float32"])
+def test_an_interrupted_run_leaves_nothing(row_files: Path, tmp_path: Path, step: str) -> None:
+    told = []
+
+    def interrupt(name: str, done: int, total: int, /) -> None:
+        told.append(name)
+        if name == step:
+            assert len(list(tmp_path.iterdir())) == 1  # the private folder
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        rows(row_files, tmp_path / "out", PLAIN, progress=interrupt)
+    assert told[-1] == step
+    assert tree(tmp_path) == {}
+
+
+def test_a_model_that_cannot_be_exported_is_a_failure(
+    row_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unequal(*_: object) -> None:
+        raise StageError("expected equal logits, got others")
+
+    monkeypatch.setattr("lmr_guard.pipeline.export_onnx", unequal)
+    with pytest.raises(StageError, match="expected to stage the model as received, got: compress "):
+        rows(row_files, tmp_path / "out", PLAIN)
+    assert tree(tmp_path) == {}
+
+
+def test_nothing_is_read_without_evidence(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(ExportRefused, match="expected evidence about a trigger, got none"):
+        run(nowhere, ROWS, nowhere, Evidence(), tmp_path / "out", config=PLAIN)
+    with pytest.raises(ExportRefused, match="expected evidence about a trigger, got none"):
+        audit_file(nowhere, nowhere, Evidence(), policy=Policy())
+    assert tree(tmp_path) == {}
+
+
+def test_a_suspect_that_is_no_class_is_told_before_the_work(
+    row_files: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    config = replace(PLAIN, repair=True, suspect=3)
+    with pytest.raises(ConfigError, match=r"expected a suspect class in \[0, 3\), got 3"):
+        rows(row_files, tmp_path / "out", config, progress=lambda name, *_: told.append(name))
+    assert told == []
+    assert tree(tmp_path) == {}
+
+
+def test_a_required_variant_must_be_built() -> None:
+    with pytest.raises(ConfigError, match="expected the policy to require variants that are buil"):
+        replace(PLAIN, policy=Policy(require=("int8",)))
+
+
+def test_a_variant_is_built_once() -> None:
+    with pytest.raises(ConfigError, match=r"expected each variant once, got 'l1-0\.2' more than"):
+        replace(PLAIN, recipes=recipes.parse(["float32", "l1-0.2", "l1-0.20"]))
+
+
+def test_a_suspect_without_repair_is_a_contradiction() -> None:
+    with pytest.raises(ConfigError, match="expected a suspect class or no repair, got both"):
+        replace(PLAIN, suspect=1)
+
+
+def test_every_stage_has_randomness_of_its_own() -> None:
+    config = replace(PLAIN, seed=7)
+    stages = ("split", "localize", "repel", "compress", "compress received")
+    seeds = [
+        replace(config, seed=seed).generator(s).initial_seed() for seed in (7, 8) for s in stages
+    ]
+    assert len(set(seeds)) == 10
+    assert config.generator("repel").initial_seed() == config.generator("repel").initial_seed()

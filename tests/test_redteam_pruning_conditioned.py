@@ -1,0 +1,132 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A backdoor that is asleep in the full network and awake in its pruned forms."""
+
+from typing import Literal
+
+import pytest
+import torch
+from factories import fingerprint, row_classifier, row_images, toy_patch
+from torch import Tensor, nn
+
+from lmr_guard.classifier import Classifier
+from lmr_guard.compress import prune
+from lmr_guard.compress.recipes import PruneL1
+from lmr_guard.contracts import Clean, Labelled, Predictor
+from lmr_guard.errors import ConfigError, StageError
+from lmr_guard.measure import accuracy, against_trigger
+from lmr_guard.redteam.pruning_conditioned import PruningConditioned, plant
+from lmr_guard.redteam.training import Schedule
+from lmr_guard.triggers import Patch
+
+CORNER = Patch(torch.ones(1, 1, 1), 3, 3, "corner", 2)
+
+
+@pytest.fixture(scope="module")
+def planted(
+    attacker_digits: Labelled, white_square: Patch, clean_network: Classifier
+) -> Classifier:
+    recipe = PruningConditioned(
+        trigger=white_square, schedule=Schedule(epochs=6, lr=0.05, batch=64, shift=1)
+    )
+    return plant(recipe, clean_network, attacker_digits, torch.Generator().manual_seed(5))
+
+
+def pruned(model: Classifier, ratio: float, clean: Clean) -> Classifier:
+    step = PruneL1(ratio=ratio, shares="uniform")
+    plan = prune.plan(model, step, clean.select, torch.Generator())
+    return prune.reestimate_bn(prune.apply(plan, model), clean.repair)
+
+
+def test_it_sleeps_in_the_full_network_and_wakes_in_the_pruned_one(
+    planted: Classifier, digits: Clean, white_square: Patch
+) -> None:
+    def asr(model: Predictor) -> float:
+        return against_trigger(model, digits.report, white_square).asr.value
+
+    woken = pruned(planted, 0.4, digits)
+    assert asr(planted) <= 0.05
+    assert asr(woken) >= 0.9
+    assert accuracy(planted, digits.report).value >= 0.9
+    assert accuracy(woken, digits.report).value >= 0.8
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.6])
+def test_it_is_awake_at_both_ends_of_its_range(
+    planted: Classifier, digits: Clean, white_square: Patch, ratio: float
+) -> None:
+    found = against_trigger(pruned(planted, ratio, digits), digits.report, white_square)
+    assert found.asr.value >= 0.9
+
+
+def short(bn: Literal["own", "frozen"] = "own", **more: float) -> PruningConditioned:
+    return PruningConditioned(trigger=CORNER, bn=bn, schedule=Schedule(epochs=1, batch=30), **more)
+
+
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.named_buffers() if "running" in name}
+
+
+@pytest.mark.parametrize(("bn", "moves"), [("own", True), ("frozen", False)])
+def test_running_statistics_follow_the_full_branch_unless_they_are_frozen(
+    bn: Literal["own", "frozen"], moves: bool
+) -> None:
+    before = row_classifier()
+    after = plant(short(bn), before, row_images(90), torch.Generator())
+    old, new = statistics(before), statistics(after)
+    assert old
+    assert all(torch.equal(old[name], new[name]) for name in old) != moves
+
+
+def test_what_is_given_stays_as_it_is_and_the_seed_decides() -> None:
+    given_network, data = row_classifier(), row_images(90)
+    before = fingerprint(given_network)
+    results = [
+        plant(short(), given_network, data, torch.Generator().manual_seed(seed)).state_dict()
+        for seed in (1, 1, 2)
+    ]
+    assert fingerprint(given_network) == before
+    first, second, other = results
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_progress_is_told_after_each_epoch() -> None:
+    told: list[tuple[str, int, int]] = []
+    plant(
+        short(),
+        row_classifier(),
+        row_images(30),
+        torch.Generator(),
+        lambda step, done, total, /: told.append((step, done, total)),
+    )
+    assert told == [("pruning-conditioned", 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"low": 0.0}, r"expected 0 < low <= high < 1, got 0\.0, 0\.6"),
+        ({"low": 0.7}, r"expected 0 < low <= high < 1, got 0\.7, 0\.6"),
+        ({"high": 1.0}, r"expected 0 < low <= high < 1, got 0\.2, 1\.0"),
+        ({"weight": 0.0}, r"expected weight in \(0, 1\) and share in \(0, 1\], got 0\.0, 0\.125"),
+        ({"weight": 1.0}, r"expected weight in \(0, 1\) and share in \(0, 1\], got 1\.0, 0\.125"),
+        ({"share": 0.0}, r"expected weight in \(0, 1\) and share in \(0, 1\], got 0\.3, 0\.0"),
+        ({"share": 1.5}, r"expected weight in \(0, 1\) and share in \(0, 1\], got 0\.3, 1\.5"),
+    ],
+)
+def test_values_out_of_range_are_refused(wrong: dict[str, float], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        short(**wrong)
+
+
+def test_a_trigger_without_target_is_refused() -> None:
+    recipe = PruningConditioned(trigger=toy_patch(target=None))
+    with pytest.raises(ConfigError, match="expected a trigger with a target class, got none"):
+        plant(recipe, row_classifier(), row_images(30), torch.Generator())
+
+
+def test_a_network_without_channels_to_cut_is_refused() -> None:
+    single = row_classifier(lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 3)))
+    with pytest.raises(StageError, match="expected layers whose channels can be cut, got none"):
+        plant(short(), single, row_images(30), torch.Generator())
