@@ -30,7 +30,8 @@ def round_weights(weight: Tensor, bits: int = 8) -> Tensor:
     scale = (peak / (2 ** (bits - 1) - 1)).clamp_min(torch.finfo(weight.dtype).tiny)
     scale = scale.view(-1, *[1] * (weight.ndim - 1))
     rounded = (weight.detach() / scale).round() * scale
-    return weight + (rounded - weight.detach())
+    straight_through: Tensor = weight + (rounded - weight.detach())
+    return straight_through
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ torchvision's ``resnet18`` has a fixed width; these have the same shape at any w
 3x3 stem without pooling that is usual for small images.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
@@ -21,6 +23,8 @@ class SlimResNet(nn.Module):
         num_classes: K.
         channels: Channels of the input.
     """
+
+    default_cfg: dict[str, Any]
 
     def __init__(
         self, blocks: tuple[int, ...], width: int, num_classes: int, channels: int = 3
@@ -58,14 +62,14 @@ def _stage(inputs: int, outputs: int, count: int, stride: int) -> nn.Sequential:
 def digits_resnet(num_classes: int = 10) -> SlimResNet:
     """Three stages of one block, 16 to 64 channels, grey input: for 8x8 to 16x16 digits."""
     network = SlimResNet((1, 1, 1), 16, num_classes, channels=1)
-    network.default_cfg = {"input_size": (1, 16, 16), "mean": (0.0,), "std": (1.0,)}  # type: ignore[assignment]
+    network.default_cfg = {"input_size": (1, 16, 16), "mean": (0.0,), "std": (1.0,)}
     return network
 
 
 def slim_resnet18(num_classes: int = 10, width: int = 16) -> SlimResNet:
     """ResNet-18's shape with ``width`` instead of 64 channels, for 32x32 colour images."""
     network = SlimResNet((2, 2, 2, 2), width, num_classes)
-    network.default_cfg = {  # type: ignore[assignment]
+    network.default_cfg = {
         "input_size": (3, 32, 32),
         "mean": (0.4914, 0.4822, 0.4465),
         "std": (0.2470, 0.2435, 0.2616),
