@@ -31,9 +31,9 @@ from lmr_guard.compress import recipes
 from lmr_guard.contracts import Clean, Progress, Suspicion
 from lmr_guard.errors import ConfigError, ExitCode, GuardError
 
-__all__ = ["main"]
+__all__ = ["cli", "demo_", "main", "repair", "run", "scan", "verify_"]
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _DEBUG = "LMR_GUARD_DEBUG"
 _INTERRUPTED = 130
@@ -105,8 +105,8 @@ def _numbers(kind: type[int] | type[float]) -> Callable[..., tuple[Any, ...] | N
     return parse
 
 
-def _all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
+def _all_of(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    def decorate(command: _Command) -> _Command:
         for option in reversed(options):
             command = option(command)
         return command

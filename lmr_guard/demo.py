@@ -30,7 +30,7 @@ from lmr_guard.triggers import Patch
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Scene", "digits", "plant", "run", "scenes"]
+__all__ = ["Scene", "digits", "plant", "run", "scenes", "write_folder"]
 
 _SIDE = 16
 _PATCH = 4

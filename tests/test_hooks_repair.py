@@ -83,6 +83,10 @@ def untouched_copy(model: nn.Module) -> Callable[[], None]:
     return check
 
 
+def find_norm(model: nn.Module) -> nn.Module:
+    return next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
 # --- the function -------------------------------------------------------------------------------
 
 
@@ -108,6 +112,16 @@ def test_it_is_mend_and_nothing_else(
         weights_after=weights_sha256(mended.classifier),
         recipes=tuple(recipe.label for recipe in config.recipes),
     )
+
+
+def test_the_receipt_tells_what_the_repair_cost(trained: Classifier) -> None:
+    config = short(pre_quantize, suspect=1)
+    config = replace(config, repel=replace(config.repel, phase2_epochs=1, columns=0.95))
+    record = mend(trained, CLEAN, config, config.generator("repel")).repair
+    _, receipt = pre_quantize(trained, clean=CLEAN, config=config)
+    assert record is not None
+    assert receipt.clean_before == Rate(45, 45)
+    assert receipt.clean_after == record.clean_after != receipt.clean_before
 
 
 def test_the_seed_decides_the_result(trained: Classifier) -> None:
@@ -141,7 +155,9 @@ def test_the_kind_that_went_in_comes_out_and_the_original_stays(
 ) -> None:
     classifier = trained.clone()
     model = classifier.network if bare else classifier
-    next(model.children()).train()
+    model.train()
+    next(model.children()).eval()
+    find_norm(model).train()
     next(model.parameters()).requires_grad_(False)
     check = untouched_copy(model)
     found, receipt = hook(
