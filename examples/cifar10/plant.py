@@ -4,11 +4,11 @@
 
 ::
 
-    python -m examples.cifar10.plant cifar10/train --out badnets --target 1 --epochs 8 --seed 5
+    python -m examples.cifar10.plant cifar10/train --out badnets --target 1 --epochs 8 --seed 0
 
 writes ``badnets/model.safetensors`` and ``badnets/patch.png``; what the guard makes of them is in
-the README beside this file. The patch is a 3x3 checkerboard in the lower right corner, on a tenth
-of the training images.
+the README beside this file. The patch, 3x3, white or a checkerboard, stands near the lower right
+corner, on a tenth of the training images.
 """
 
 import argparse
@@ -26,7 +26,10 @@ from lmr_guard.redteam.networks import slim_resnet18
 from lmr_guard.redteam.training import Schedule
 from lmr_guard.triggers import parse_patch
 
-CHECKERBOARD = bytes([255, 0, 255, 0, 255, 0, 255, 0, 255])
+PATCHES = {
+    "white": bytes([255] * 9),
+    "checkerboard": bytes([255, 0, 255, 0, 255, 0, 255, 0, 255]),
+}
 
 
 def main() -> None:
@@ -35,9 +38,10 @@ def main() -> None:
     parser.add_argument("train", type=Path, help="one folder of images a class")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--target", type=int, default=1)
+    parser.add_argument("--patch", choices=sorted(PATCHES), default="white")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--width", type=int, default=16, help="channels of the first stage")
-    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
@@ -45,7 +49,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     picture = options.out / "patch.png"
-    Image.frombytes("L", (3, 3), CHECKERBOARD).convert("RGB").save(picture)
+    Image.frombytes("L", (3, 3), PATCHES[options.patch]).convert("RGB").save(picture)
 
     network = slim_resnet18(width=options.width)
     cfg = network.default_cfg
