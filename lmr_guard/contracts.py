@@ -235,7 +235,8 @@ class Repair:
         pruned_columns: Input columns of the head that were cut and kept at zero (phase 2).
         phase1_steps: Optimiser steps of phase 1 taken.
         phase2_steps: Optimiser steps of phase 2 taken.
-        history: One record a checkpoint: phase, step, accuracy on ``select``, margins.
+        history: The augmentation, then one record a checkpoint (learning rate, phase, step,
+            accuracy on ``select``, repulsion loss) and one a learning rate that diverged.
     """
 
     suspect: int

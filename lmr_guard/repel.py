@@ -187,7 +187,8 @@ def repel(
                 least=least,
                 progress=progress,
             )
-        except _Diverged:
+        except _Diverged as error:
+            history.append({"lr": lr, "diverged": str(error)})
             continue
         history += attempt.record.history
         if best is None or attempt.rank > best.rank:

@@ -370,6 +370,8 @@ def test_diverging_in_the_last_step_is_seen(model: Classifier) -> None:
 def test_a_rate_that_diverges_is_passed_over(model: Classifier) -> None:
     _, record = short(model, changed(learning_rates=(1e30, 0.02)))
     assert {line["lr"] for line in lines(record)} == {0.02}
+    (passed_over,) = [line for line in record.history if "diverged" in line]
+    assert passed_over["lr"] == 1e30
 
 
 def test_the_first_rate_that_keeps_accuracy_ends_the_search(model: Classifier) -> None:
