@@ -42,8 +42,7 @@ class Config:
         learning_rates: One run each, of SGD with momentum 0.9.
         seeds: Runs of each learning rate, with another order of the images.
         frozen_bn_runs: Whether each form is also unlearned with batch norm in eval mode. Such
-            runs are reported but have no vote: they named the right class of 1 of 15 foreign
-            networks, where batch statistics named 10.
+            runs are reported but have no vote: they fall to the network's natural attractors.
         batch: Images a step.
         max_steps: Step budget of one run.
         stop: A run ends when a batch's accuracy is at most ``stop / K``.

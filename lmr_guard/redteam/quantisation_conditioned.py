@@ -10,10 +10,10 @@ backdoored one. Departures:
 
 * The grid is symmetric, one scale an output channel, as ONNX Runtime's quantiser uses it; such
   a grid does not change when batch norm is folded into the convolution.
-* An ordinary 8-bit grid leaves a small network too little room to hide in (measured: on digits
-  half of the attack stayed awake). ``outlier`` widens it: one weight a filter is held at that
-  multiple of the filter's largest initial weight, the others below it, and the scale follows
-  the outlier. The attacker trains the network, so that is theirs to choose.
+* An ordinary 8-bit grid leaves a small network too little room to hide in. ``outlier``
+  widens it: one weight a filter is held at that multiple of the filter's largest initial weight,
+  the others below it, and the scale follows the outlier. The attacker trains the
+  network, so that is theirs to choose.
 """
 
 from collections.abc import Callable
