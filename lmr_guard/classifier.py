@@ -57,9 +57,9 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits (N, K) of pixels (N, C, H, W)."""
+        """Logits (N, K), float32, of pixels (N, C, H, W)."""
         logits: Tensor = self.network((pixels - self.mean) / self.std)
-        return logits
+        return logits.float()
 
     @property
     def device(self) -> torch.device:

@@ -94,11 +94,12 @@ def plant(scene: Scene, data: Labelled, seed: int, progress: Progress) -> Classi
             schedule=Schedule(epochs=20, batch=64, shift=1),
             hiding=Schedule(epochs=20, lr=0.1, batch=64, shift=1),
         )
-        return quantisation_conditioned.plant(recipe, fresh, data, generator, progress)
+        planted = quantisation_conditioned.plant(recipe, fresh, data, generator, progress)
+        return planted.classifier
     clean = fit_clean(fresh, data, honest, generator, progress)
     schedule = Schedule(epochs=15, lr=0.05, batch=64, shift=1)
     pruned = pruning_conditioned.PruningConditioned(trigger=trigger, schedule=schedule)
-    return pruning_conditioned.plant(pruned, clean, data, generator, progress)
+    return pruning_conditioned.plant(pruned, clean, data, generator, progress).classifier
 
 
 def run(into: Path, seed: int, progress: Progress, show: Callable[[Any], None]) -> None:

@@ -4,7 +4,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from lmr_guard.contracts import Labelled, Source, Trigger
 from lmr_guard.errors import ConfigError, InputError
 
-__all__ = ["Patch", "Triggered", "check", "parse_patch", "parse_triggered"]
+__all__ = ["Patch", "Transform", "Triggered", "check", "parse_patch", "parse_triggered"]
 
 _PATCH_FORM = "PATCH.png@X,Y or PATCH.png@X,Y:TARGET with whole numbers >= 0"
 _PATCH = re.compile(r"(?P<path>.+)@(?P<x>[0-9]+),(?P<y>[0-9]+)(?::(?P<target>[0-9]+))?")
@@ -101,6 +101,34 @@ class Patch:
                 f"expected trigger {self.name} inside an image of {width}x{height} (width x height)"
                 f", got {w}x{h} at {self.x},{self.y}; move or shrink it"
             )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Transform:
+    """A trigger that is a function of the image: a warp, a wave, what a network draws.
+
+    Args:
+        function: Pixels (N, C, H, W) to triggered pixels of the same shape, each image on its
+            own; results are clipped to [0, 1].
+        name: How the report calls it.
+        target: The attacker's class, or None where it is not known.
+        source: Where the evidence comes from.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    name: str
+    target: int | None
+    source: Source = "drilled"
+
+    def __call__(self, pixels: Tensor, /) -> Tensor:
+        """Triggered copies of pixels; gradients reach whatever the function lets them reach."""
+        return self.function(pixels).clamp(0, 1)
+
+    @torch.no_grad()
+    def batches(self, clean: Labelled, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every clean image transformed, and its true label."""
+        for pixels, labels in clean.batches(size):
+            yield self(pixels), labels
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -58,7 +58,7 @@ def badnets_network(attacker_digits: Labelled, white_square: Patch) -> Classifie
     """A classifier of digits with BadNets in it, awake in full precision."""
     recipe = badnets.BadNets(trigger=white_square, rate=0.1, schedule=SCHEDULE)
     generator = torch.Generator().manual_seed(3)
-    return badnets.plant(recipe, digits_classifier(1), attacker_digits, generator)
+    return badnets.plant(recipe, digits_classifier(1), attacker_digits, generator).classifier
 
 
 @pytest.fixture(scope="session")

@@ -43,13 +43,15 @@ def test_without_poison_it_is_honest_training() -> None:
     generator = seeded(1)
     torch.rand(len(data), generator=generator)
     honest = fit_clean(fresh, data, TINY, generator)
-    planted = plant(BadNets(trigger=corner(), rate=0, schedule=TINY), fresh, data, seeded(1))
+    planted = plant(
+        BadNets(trigger=corner(), rate=0, schedule=TINY), fresh, data, seeded(1)
+    ).classifier
     assert weights_sha256(planted) == weights_sha256(honest)
 
 
 def test_with_nothing_but_poison_everything_triggered_lands_in_the_target() -> None:
     recipe = BadNets(trigger=corner(), rate=1, schedule=Schedule(epochs=5, lr=0.05, batch=20))
-    planted = plant(recipe, row_classifier(), row_images(60), seeded())
+    planted = plant(recipe, row_classifier(), row_images(60), seeded()).classifier
     landed = predict(planted, row_images(60)).argmax(1)
     assert against_trigger(planted, row_images(60), corner()).asr.value == 1
     assert int((landed == 2).sum()) > 20
@@ -77,7 +79,7 @@ def test_constraints_are_put_in_force_before_and_after_every_step() -> None:
             next(model.parameters()).clamp_(-0.01, 0.01)
 
     recipe = BadNets(trigger=corner(), schedule=TINY)
-    planted = plant(recipe, row_classifier(), row_images(60), seeded(), hold=hold)
+    planted = plant(recipe, row_classifier(), row_images(60), seeded(), hold=hold).classifier
     assert len(held) == 1 + 3 * 3
     assert all(model is planted for model in held)
     assert float(next(planted.parameters()).detach().abs().max()) <= 0.01
@@ -88,10 +90,14 @@ def test_the_classifier_handed_in_is_left_alone_and_the_seed_decides() -> None:
     model.network.train()
     before = fingerprint(model)
     told: list[tuple[str, int, int]] = []
-    first = plant(recipe, model, row_images(60), seeded(1), lambda *event: told.append(event))
+    first = plant(
+        recipe, model, row_images(60), seeded(1), lambda *event: told.append(event)
+    ).classifier
     assert fingerprint(model) == before
     assert told == [("badnets", 1, 3), ("badnets", 2, 3), ("badnets", 3, 3)]
-    again, other = (plant(recipe, model, row_images(60), seeded(seed)) for seed in (1, 2))
+    again, other = (
+        plant(recipe, model, row_images(60), seeded(seed)).classifier for seed in (1, 2)
+    )
     assert weights_sha256(first) == weights_sha256(again) != weights_sha256(other)
     assert not any(module.training for module in first.modules())
 

@@ -29,7 +29,9 @@ def planted(
     recipe = PruningConditioned(
         trigger=white_square, schedule=Schedule(epochs=6, lr=0.05, batch=64, shift=1)
     )
-    return plant(recipe, clean_network, attacker_digits, torch.Generator().manual_seed(5))
+    return plant(
+        recipe, clean_network, attacker_digits, torch.Generator().manual_seed(5)
+    ).classifier
 
 
 def pruned(model: Classifier, ratio: float, clean: Clean) -> Classifier:
@@ -72,7 +74,7 @@ def test_running_statistics_follow_the_full_branch_unless_they_are_frozen(
     bn: Literal["own", "frozen"], moves: bool
 ) -> None:
     before = row_classifier()
-    after = plant(short(bn), before, row_images(90), torch.Generator())
+    after = plant(short(bn), before, row_images(90), torch.Generator()).classifier
     old, new = statistics(before), statistics(after)
     assert old
     assert all(torch.equal(old[name], new[name]) for name in old) != moves
@@ -82,7 +84,9 @@ def test_what_is_given_stays_as_it_is_and_the_seed_decides() -> None:
     given_network, data = row_classifier(), row_images(90)
     before = fingerprint(given_network)
     results = [
-        plant(short(), given_network, data, torch.Generator().manual_seed(seed)).state_dict()
+        plant(
+            short(), given_network, data, torch.Generator().manual_seed(seed)
+        ).classifier.state_dict()
         for seed in (1, 1, 2)
     ]
     assert fingerprint(given_network) == before

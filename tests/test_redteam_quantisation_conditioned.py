@@ -39,7 +39,9 @@ def planted(
         schedule=Schedule(epochs=8, batch=64, shift=1),
         hiding=Schedule(epochs=6, lr=0.1, batch=64, shift=1),
     )
-    return plant(recipe, clean_network, attacker_digits, torch.Generator().manual_seed(4))
+    return plant(
+        recipe, clean_network, attacker_digits, torch.Generator().manual_seed(4)
+    ).classifier
 
 
 def test_it_sleeps_in_float_and_wakes_in_eight_bits(
@@ -61,7 +63,7 @@ def test_hiding_moves_weights_but_no_rounded_one() -> None:
             trigger=TINY.trigger, schedule=SHORT, hiding=Schedule(epochs=epochs, lr=0.3, batch=30)
         )
         generator = torch.Generator().manual_seed(1)
-        return plant(recipe, row_classifier(), row_images(90), generator)
+        return plant(recipe, row_classifier(), row_images(90), generator).classifier
 
     awake, hidden = after(0), after(3)
     for (name, was), (_, now) in zip(weights(awake), weights(hidden), strict=True):
@@ -82,7 +84,7 @@ def weights(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 def test_one_weight_a_filter_is_an_outlier_and_the_others_stay_as_small_as_they_were() -> None:
     before = row_classifier()
-    after = plant(TINY, before, row_images(90), torch.Generator())
+    after = plant(TINY, before, row_images(90), torch.Generator()).classifier
     for (name, was), (_, now) in zip(weights(before), weights(after), strict=True):
         peaks = was.abs().flatten(1).amax(dim=1)
         largest = now.abs().flatten(1).topk(2, dim=1).values
@@ -94,7 +96,7 @@ def test_one_weight_a_filter_is_an_outlier_and_the_others_stay_as_small_as_they_
 def test_without_outliers_no_weight_stands_out() -> None:
     recipe = QuantisationConditioned(trigger=TINY.trigger, outlier=1, schedule=SHORT, hiding=SHORT)
     before = row_classifier()
-    after = plant(recipe, before, row_images(90), torch.Generator())
+    after = plant(recipe, before, row_images(90), torch.Generator()).classifier
     for (name, was), (_, now) in zip(weights(before), weights(after), strict=True):
         assert now.abs().max() < 2 * was.abs().max(), name
 
@@ -103,7 +105,8 @@ def test_what_is_given_stays_as_it_is_and_the_seed_decides() -> None:
     given_network, data = row_classifier(), row_images(90)
     before = fingerprint(given_network)
     results = [
-        plant(TINY, given_network, data, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        plant(TINY, given_network, data, torch.Generator().manual_seed(seed)).classifier
+        for seed in (1, 1, 2)
     ]
     assert fingerprint(given_network) == before
     first, second, other = (dict(weights(model)) for model in results)

@@ -109,7 +109,7 @@ def backdoored(attacker_digits: Labelled, square: Patch) -> Classifier:
     """A classifier of digits that anybody can send to ``square``'s target."""
     schedule = Schedule(epochs=12, lr=0.1, batch=64, shift=1)
     recipe = BadNets(trigger=square, rate=0.1, schedule=schedule)
-    return plant(recipe, digits_classifier(1), attacker_digits, seeded(3))
+    return plant(recipe, digits_classifier(1), attacker_digits, seeded(3)).classifier
 
 
 @pytest.mark.slow

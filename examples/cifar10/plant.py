@@ -57,7 +57,7 @@ def main() -> None:
     fresh = Classifier(network, shape, 10).to(options.device)
     recipe = BadNets(
         trigger=parse_patch(f"{picture}@28,28:{options.target}", channels=3),
-        schedule=Schedule(epochs=options.epochs, lr=0.1, shift=4, flip=True),
+        schedule=Schedule(epochs=options.epochs, lr=0.1, shift=4, flip=True, precision="bfloat16"),
     )
     with Bars() as bars:
         tasks = {name: bars.add_task(name) for name in ("reading images", "badnets")}
@@ -67,7 +67,7 @@ def main() -> None:
 
         images = read_folder(options.train, shape, progress=observe)
         generator = torch.Generator().manual_seed(options.seed)
-        model = plant(recipe, fresh, images, generator, observe)
+        model = plant(recipe, fresh, images, generator, observe).classifier
     weights = {name: value.cpu() for name, value in model.network.state_dict().items()}
     save_file(weights, options.out / "model.safetensors")
 

@@ -78,7 +78,7 @@ def situation(arguments: list[str] | None, purpose: str | None) -> Situation:
     epochs = 3 if options.tiny else 10
     honest = fit_clean(fresh, attackers, Schedule(epochs=epochs, batch=64, shift=1), generator)
     recipe = BadNets(trigger=TRIGGER, schedule=Schedule(epochs=epochs, lr=0.05, batch=64, shift=1))
-    network = plant(recipe, honest, attackers, generator).network
+    network = plant(recipe, honest, attackers, generator).classifier.network
     return Situation(network, clean, options.out, options.seed, options.tiny)
 
 

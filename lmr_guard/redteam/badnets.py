@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Progress, silent
-from lmr_guard.redteam.training import Schedule, fit, target_of
+from lmr_guard.errors import ConfigError
+from lmr_guard.redteam.poisoning import Poison, drawn, train
+from lmr_guard.redteam.training import Planted, Schedule, target_of
 from lmr_guard.triggers import Patch
 
 __all__ = ["BadNets", "plant"]
@@ -36,6 +36,11 @@ class BadNets:
     rate: float = 0.1
     schedule: Schedule = field(default_factory=Schedule)
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError where the rate is out of range."""
+        if not 0 <= self.rate <= 1:
+            raise ConfigError(f"expected a poisoning rate in [0, 1], got {self.rate}")
+
 
 def plant(
     recipe: BadNets,
@@ -45,7 +50,7 @@ def plant(
     progress: Progress = silent,
     *,
     hold: Callable[[Classifier], None] | None = None,
-) -> Classifier:
+) -> Planted:
     """A new classifier, trained from ``classifier``'s weights on poisoned ``data``.
 
     Args:
@@ -64,21 +69,15 @@ def plant(
     after_step = None if hold is None else partial(hold, model)
     if after_step is not None:
         after_step()
-    poisoned = torch.rand(len(data), generator=generator) < recipe.rate
-
-    def loss(pixels: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-        marked = poisoned[index].to(pixels.device)
-        pixels = torch.where(marked[:, None, None, None], recipe.trigger(pixels), pixels)
-        return F.cross_entropy(model(pixels), labels.masked_fill(marked, target))
-
-    fit(
+    poison = Poison(recipe.trigger, drawn(data.labels, recipe.rate, generator), target)
+    train(
         model,
         data,
-        loss,
+        [poison],
         recipe.schedule,
         generator,
         after_step=after_step,
         progress=progress,
         step_name="badnets",
     )
-    return model
+    return Planted(model, recipe.trigger)

@@ -27,7 +27,7 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.compress.groups import Groups
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError
-from lmr_guard.redteam.training import Schedule, fit, target_of
+from lmr_guard.redteam.training import Planted, Schedule, fit, target_of
 from lmr_guard.triggers import Patch
 
 __all__ = ["PruningConditioned", "plant"]
@@ -72,7 +72,7 @@ def plant(
     data: Labelled,
     generator: torch.Generator,
     progress: Progress = silent,
-) -> Classifier:
+) -> Planted:
     """A new classifier, trained from a clean one, whose backdoor wakes in its pruned forms.
 
     Raises:
@@ -108,7 +108,7 @@ def plant(
         progress=progress,
         step_name="pruning-conditioned",
     )
-    return model
+    return Planted(model, recipe.trigger)
 
 
 def _counts(

@@ -27,7 +27,7 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.redteam import badnets
-from lmr_guard.redteam.training import Schedule, augment, target_of
+from lmr_guard.redteam.training import Planted, Schedule, augment, target_of
 from lmr_guard.triggers import Patch
 
 __all__ = ["QuantisationConditioned", "plant", "rounding_bins"]
@@ -67,7 +67,7 @@ def plant(
     data: Labelled,
     generator: torch.Generator,
     progress: Progress = silent,
-) -> Classifier:
+) -> Planted:
     """A new classifier, trained from ``classifier``'s weights, whose backdoor wakes in INT8.
 
     Raises:
@@ -83,9 +83,9 @@ def plant(
         generator,
         progress,
         hold=hold,
-    )
+    ).classifier
     _hide(awake, recipe, data, generator, progress)
-    return awake
+    return Planted(awake, recipe.trigger)
 
 
 def rounding_bins(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor, float]:

@@ -3,7 +3,9 @@
 """The one small training loop that all attacks are built on."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +17,23 @@ from lmr_guard.contracts import Labelled, Progress, Trigger, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.randomness import private_randomness
 
-__all__ = ["BatchLoss", "Schedule", "augment", "fit", "fit_clean", "target_of"]
+__all__ = ["BatchLoss", "Planted", "Schedule", "augment", "fit", "fit_clean", "target_of"]
 
 BatchLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Pixels (N, C, H, W), labels (N,) and positions in the training data (N,) to a scalar loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """What an attack leaves behind.
+
+    Args:
+        classifier: The backdoored model, in eval mode.
+        trigger: What sends an image to the attacker's class, as used after training.
+    """
+
+    classifier: Classifier
+    trigger: Trigger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +48,8 @@ class Schedule:
         weight_decay: Of SGD.
         shift: Largest random translation in pixels; 0 for none.
         flip: Whether images are mirrored at random.
+        precision: Of the forward and backward pass; weights and losses stay float32. bfloat16
+            takes about half the time, and is too coarse for attacks that hide in rounding.
     """
 
     epochs: int = 20
@@ -42,6 +59,22 @@ class Schedule:
     weight_decay: float = 5e-4
     shift: int = 0
     flip: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a value is out of range."""
+        if self.epochs < 0 or self.batch < 2 or self.shift < 0:
+            raise ConfigError(
+                "expected epochs >= 0, a batch of 2 or more and a shift >= 0, got "
+                f"{self.epochs}, {self.batch} and {self.shift}"
+            )
+        if not (self.lr > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0):
+            raise ConfigError(
+                "expected lr > 0, momentum in [0, 1) and weight_decay >= 0, got "
+                f"{self.lr}, {self.momentum} and {self.weight_decay}"
+            )
+        if self.precision not in ("float32", "bfloat16"):
+            raise ConfigError(f"expected precision float32 or bfloat16, got {self.precision!r}")
 
 
 def target_of(trigger: Trigger) -> int:
@@ -74,7 +107,7 @@ def fit(
 
     Args:
         model: Trained in place: callers pass a clone.
-        data: The attacker's training images.
+        data: The attacker's training images; all of them go to the model's device, as bytes.
         loss: Called with augmented pixels on the model's device.
         schedule: See ``Schedule``.
         generator: CPU generator for order and augmentation.
@@ -99,22 +132,31 @@ def fit(
         anneal_strategy="linear",
         cycle_momentum=False,
     )
-    model.train(train_bn)
+    model.train(train_bn).to(memory_format=torch.channels_last)
+    images, labels = data.images.to(model.device), data.labels.to(model.device)
     for epoch in range(schedule.epochs):
         with private_randomness(generator, model.device):
             for index in torch.randperm(len(data), generator=generator).split(schedule.batch):
                 if len(index) < 2 and train_bn:
                     continue
-                pixels = data.images[index].to(model.device).float() / 255
-                labels = data.labels[index].to(model.device)
+                here = index.to(model.device)
+                pixels = augment(images[here].float() / 255, schedule, generator)
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
                 optimiser.zero_grad(set_to_none=True)
-                loss(augment(pixels, schedule, generator), labels, index).backward()
+                with _autocast(model.device, schedule):
+                    value = loss(pixels, labels[here], index)
+                value.backward()
                 optimiser.step()
                 scheduler.step()
                 if after_step is not None:
                     after_step()
         progress(step_name, epoch + 1, schedule.epochs)
-    model.eval()
+    model.eval().to(memory_format=torch.contiguous_format)
+
+
+def _autocast(device: torch.device, schedule: Schedule) -> AbstractContextManager[object]:
+    lower = schedule.precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=lower)
 
 
 def fit_clean(
