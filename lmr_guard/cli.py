@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,19 +24,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from lmr_guard import demo, export, load, pipeline, report, verify
+from lmr_guard import demo, drill, export, load, pipeline, report, verify
 from lmr_guard.artifact import atomic, sha256_of
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Clean, Progress, Suspicion
 from lmr_guard.errors import ConfigError, ExitCode, GuardError
+from lmr_guard.redteam import catalogue
 
-__all__ = ["cli", "demo_", "main", "repair", "run", "scan", "verify_"]
+__all__ = ["cli", "demo_", "drill_", "main", "repair", "run", "scan", "verify_"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _DEBUG = "LMR_GUARD_DEBUG"
 _INTERRUPTED = 130
+_DRILLED = "float32,int8,l1-0.2,l1-0.4,l1-0.6"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -168,6 +170,10 @@ _model = _all_of(
         help="cifar: 3x3 first convolution without pooling, for small images.",
     ),
 )
+_variants = click.option(
+    "--variants",
+    help="Which to build, separated by commas, e.g. float32,int8,l1-0.2,l1-0.2+int8.",
+)
 _work = _all_of(
     click.option("--suspect", type=int, help="The suspect class, where you know it."),
     click.option("--repair-images", type=int, help="Images to learn from; default 40 %, <= 500."),
@@ -278,10 +284,13 @@ def cli() -> None:
 @_work
 @click.option("--repair/--no-repair", default=True, help="Only audit and gate, without repair.")
 @click.option("--compare", is_flag=True, help="Also build and measure the variants unrepaired.")
+@_variants
 @click.option(
-    "--variants",
-    help="Which to build, separated by commas; default: float32, int8, l1-0.2 .. l1-0.6, "
-    "l1-0.2+int8 .. l1-0.6+int8.",
+    "--drill",
+    "drill_files",
+    type=_PATH,
+    multiple=True,
+    help="drill.json of a drill on these weights, to attach to the report. Repeatable.",
 )
 def run(
     *,
@@ -293,6 +302,7 @@ def run(
     patches: tuple[str, ...],
     folders: tuple[str, ...],
     variants: str | None,
+    drill_files: tuple[Path, ...],
     **options: Any,  # noqa: ANN401 - what click parsed
 ) -> int:
     """Repair CHECKPOINT, compress it, audit the files, and publish what passes."""
@@ -309,6 +319,7 @@ def run(
             into,
             config=_config(options),
             classes=_names(class_names),
+            drills=[drill.read(path) for path in drill_files],
             progress=progress,
         )
     _show(document)
@@ -462,6 +473,71 @@ def verify_(
     _show(document)
     if report_file is not None:
         report.write(document, report_file)
+    return int(document["exit_code"])
+
+
+@cli.command(name="drill")
+@_model
+@_clean
+@_classes
+@click.option("--out", "into", type=_PATH, required=True, help="New or empty folder.")
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    type=click.Choice(sorted(catalogue.ATTACKS)),
+    help="What to plant. Repeatable; default: badnets, qcb, pcb.",
+)
+@click.option("--target", type=int, help="The attacker's class; default: drawn by the seed.")
+@click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option(
+    "--keep-models",
+    is_flag=True,
+    help="Write backdoored and repaired weights into the result. Never ship them.",
+)
+@_policy
+@_variants
+@_work
+def drill_(
+    *,
+    checkpoint: Path,
+    clean_folder: Path,
+    class_names: str | None,
+    into: Path,
+    attacks: tuple[str, ...],
+    target: int | None,
+    epochs: int,
+    keep_models: bool,
+    policy_file: Path | None,
+    variants: str | None,
+    **options: Any,  # noqa: ANN401 - what click parsed
+) -> int:
+    """Fire drill: plant backdoors into copies of CHECKPOINT and see what the guard catches."""
+    source = _source(options)
+    options["policy"] = verify.policy_from_toml(policy_file) if policy_file else verify.Policy()
+    options["recipes"] = recipes.parse(_names(variants or _DRILLED) or [])
+    # Whatever was awake must be suppressed; which variants a release needs is another matter.
+    built = tuple(recipe.label for recipe in options["recipes"])
+    options["policy"] = replace(options["policy"], require=built)
+    chosen = {"attacks": attacks} if attacks else {}
+    with _progress() as progress:
+        document = drill.run(
+            checkpoint,
+            source,
+            clean_folder,
+            into,
+            drill=drill.DrillConfig(
+                target=target, epochs=epochs, keep_models=keep_models, **chosen
+            ),
+            config=_config(options),
+            classes=_names(class_names),
+            progress=progress,
+        )
+    console = Console()
+    for table in drill.tables(document):
+        console.print(table)
+    click.echo(drill.summary_line(document))
+    click.echo(f"drill: {into / 'drill.json'}")
     return int(document["exit_code"])
 
 

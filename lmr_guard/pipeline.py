@@ -8,7 +8,7 @@
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from lmr_guard.contracts import (
     Achieved,
     Clean,
     Labelled,
+    Outcome,
     Progress,
     Rate,
     Repair,
@@ -44,8 +45,11 @@ from lmr_guard.verify import Policy
 __all__ = [
     "Evidence",
     "GuardConfig",
+    "Guarded",
     "Mended",
     "audit_file",
+    "divide",
+    "guard",
     "mend",
     "read_clean",
     "read_triggers",
@@ -152,6 +156,7 @@ def run(
     *,
     config: GuardConfig,
     classes: Sequence[str] | None = None,
+    drills: Sequence[Mapping[str, Any]] = (),
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Repair, compress, audit and publish one checkpoint, or refuse.
@@ -164,6 +169,7 @@ def run(
         into: Appears complete, with report.json and what was published, or not at all.
         config: See ``GuardConfig``.
         classes: Class folder names in the model's order; None takes them sorted.
+        drills: Content of drill.json files, attached to the report; they decide nothing.
         progress: Told how far each step is.
 
     Returns:
@@ -176,38 +182,96 @@ def run(
     evidence.require_any()
     with export.staging(into) as stage:
         classifier = load.classifier(checkpoint, source)
+        _require_same_weights(drills, classifier)
         if config.suspect is not None:
             localize.named(config.suspect, classifier.num_classes)
         clean = read_clean(clean_folder, classifier, config, classes, progress)
         known = read_triggers(evidence, clean.report, classifier.preprocessing, progress)
         require_agreement(classifier, clean)
-        audit = _Audit(clean, known, config, stage, progress)
-        before = audit.received(classifier)
-        if not before:
-            raise StageError(f"expected to stage the model as received, got: {audit.notes[0]}")
-        reference = before[0].clean_accuracy
-        mended = mend(classifier, clean, config, config.generator("repel"), progress)
-        variants = audit.variants(mended.classifier, reference)
-        outcome = verify.decide(variants, config.policy)
+        guarded = guard(classifier, clean, known, stage=stage, config=config, progress=progress)
         out = stage / "out"
         out.mkdir()
-        document = report.document(
-            model=str(checkpoint),
-            model_sha256=sha256_of(checkpoint),
-            suspicion=mended.suspicion,
-            repair=mended.repair,
-            variants=audit.published(variants, out),
-            received=before,
-            policy=asdict(config.policy),
-            outcome=outcome,
-            exit_code=_EXIT_CODES[outcome],
-            environment=report.environment(config.device),
-            config=_recorded(source, clean, config),
-            notes=[*audit.notes, *_remarks(mended)],
-        )
+        guarded = replace(guarded, variants=_published(guarded.variants, stage, out, config.policy))
+        document = guarded.document(checkpoint, source, clean, config, drills)
         report.write(document, out / "report.json")
         export.finish(out, into)
     return document
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Guarded:
+    """One classifier gone through the whole guard, nothing published yet.
+
+    Args:
+        mended: The suspicion, the repaired classifier and the record of the repair.
+        received: The model as received in float32, and with ``compare`` in all its forms.
+        variants: What would ship, measured.
+        outcome: What the policy makes of the variants that it requires.
+        notes: What could not be built, and what a reader must know beside the numbers.
+    """
+
+    mended: Mended
+    received: list[Variant]
+    variants: list[Variant]
+    outcome: Outcome
+    notes: list[str]
+
+    def document(
+        self,
+        checkpoint: Path,
+        source: load.Config,
+        clean: Clean,
+        config: GuardConfig,
+        drills: Sequence[Mapping[str, Any]] = (),
+    ) -> dict[str, Any]:
+        """The content of a report on this."""
+        return report.document(
+            model=str(checkpoint),
+            model_sha256=sha256_of(checkpoint),
+            suspicion=self.mended.suspicion,
+            repair=self.mended.repair,
+            variants=self.variants,
+            received=self.received,
+            policy=asdict(config.policy),
+            outcome=self.outcome,
+            exit_code=_EXIT_CODES[self.outcome],
+            environment=report.environment(config.device),
+            config=_recorded(source, clean, config),
+            notes=self.notes,
+            drills=drills,
+        )
+
+
+def guard(
+    classifier: Classifier,
+    clean: Clean,
+    known: Sequence[Trigger],
+    *,
+    stage: Path,
+    config: GuardConfig,
+    progress: Progress = silent,
+) -> Guarded:
+    """The verbs from localize to verify, in memory and in a private folder: ``run``'s core.
+
+    Args:
+        classifier: As received; not touched.
+        clean: Three disjoint parts.
+        known: Triggers to audit with; no stage but ``verify`` sees them.
+        stage: Empty private folder; the audited files are left in its ``compress``.
+        config: See ``GuardConfig``.
+        progress: Told how far each step is.
+
+    Raises:
+        ConfigError, InputError, StageError: See the stages.
+    """
+    audit = _Audit(clean, known, config, stage, progress)
+    before = audit.received(classifier)
+    if not before:
+        raise StageError(f"expected to stage the model as received, got: {audit.notes[0]}")
+    mended = mend(classifier, clean, config, config.generator("repel"), progress)
+    variants = audit.variants(mended.classifier, before[0].clean_accuracy)
+    outcome = verify.decide(variants, config.policy)
+    return Guarded(mended, before, variants, outcome, [*audit.notes, *_remarks(mended)])
 
 
 def mend(
@@ -276,9 +340,14 @@ def read_clean(
         expected_classes=classifier.num_classes,
         progress=progress,
     )
-    asked = (config.repair_images, config.select_images)
+    return divide(images, config)
+
+
+def divide(images: Labelled, config: GuardConfig) -> Clean:
+    """Three disjoint parts of clean images; sizes as ``GuardConfig`` says."""
+    asked, classes = (config.repair_images, config.select_images), len(images.classes)
     sizes = [
-        max(classifier.num_classes, min(most, int(share * len(images)))) if size is None else size
+        max(classes, min(most, int(share * len(images)))) if size is None else size
         for size, share, most in zip(asked, _DEFAULT_SHARES, _DEFAULT_MOST, strict=True)
     ]
     return data.split(images, repair=sizes[0], select=sizes[1], generator=config.generator("split"))
@@ -431,17 +500,6 @@ class _Audit:
         """Every variant of the repaired model, judged against the accuracy as received."""
         return self._measured(classifier, self.config.recipes, "compress", reference)
 
-    def published(self, variants: Sequence[Variant], out: Path) -> list[Variant]:
-        """The same variants, those that may ship with their bytes at their place in ``out``."""
-        ships = verify.publishable(variants, self.config.policy)
-        return [self._publish(v, out) if v in ships else v for v in variants]
-
-    def _publish(self, variant: Variant, out: Path) -> Variant:
-        staged = self.stage / "compress" / f"{variant.name}.onnx"
-        artifact = Artifact(staged, variant.sha256, variant.bytes)
-        place = export.publish(artifact, variant.verdict, out / staged.name)
-        return replace(variant, published=place.path.name)
-
     def _measured(
         self, classifier: Classifier, chosen: Sequence[Recipe], step: str, reference: Rate | None
     ) -> list[Variant]:
@@ -502,6 +560,21 @@ class _Audit:
         )
 
 
+def _published(
+    variants: Sequence[Variant], stage: Path, out: Path, policy: Policy
+) -> list[Variant]:
+    """The same variants, those that may ship with their bytes at their place in ``out``."""
+    ships = verify.publishable(variants, policy)
+    return [_publish(v, stage / "compress", out) if v in ships else v for v in variants]
+
+
+def _publish(variant: Variant, staged: Path, out: Path) -> Variant:
+    name = f"{variant.name}.onnx"
+    artifact = Artifact(staged / name, variant.sha256, variant.bytes)
+    place = export.publish(artifact, variant.verdict, out / name)
+    return replace(variant, published=place.path.name)
+
+
 def _twins(classifier: Classifier, chosen: Sequence[Recipe]) -> tuple[Twin, ...]:
     """What repel looks through: the compressed forms that these recipes make."""
     try:
@@ -532,6 +605,17 @@ def _forms(
 
 def _ratios(chosen: Sequence[Recipe]) -> list[float]:
     return sorted({recipe.prune.ratio for recipe in chosen if recipe.prune})
+
+
+def _require_same_weights(drills: Sequence[Mapping[str, Any]], classifier: Classifier) -> None:
+    own = weights_sha256(classifier)
+    for drill in drills:
+        drilled = drill["model"]["weights_sha256"]
+        if drilled != own:
+            raise ConfigError(
+                f"expected a drill of these weights ({own[:12]}), got one of {drilled[:12]}; "
+                "drill this checkpoint"
+            )
 
 
 def _recorded(source: load.Config, clean: Clean, config: GuardConfig) -> dict[str, Any]:

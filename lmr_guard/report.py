@@ -34,7 +34,9 @@ __all__ = [
     "SCHEMA_VERSION",
     "document",
     "environment",
+    "share",
     "summary_line",
+    "table",
     "tables",
     "validate",
     "write",
@@ -85,6 +87,7 @@ def document(
     config: Mapping[str, Any],
     received: Sequence[Variant] = (),
     notes: Sequence[str] = (),
+    drills: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The content of ``report.json``.
 
@@ -103,6 +106,7 @@ def document(
         config: Everything else that decided the run; ``policy`` is added to it.
         received: The model as received and, where asked for, its forms without the guard.
         notes: What a reader must know beside the numbers, one sentence each.
+        drills: What drills on the same weights came to; see ``lmr_guard.drill``.
     """
     confidence = float(policy["confidence"])
     content = {
@@ -116,6 +120,7 @@ def document(
         "received": [_variant(variant, confidence) for variant in received],
         "evidence": sorted({t.source for variant in variants for t in variant.triggers}),
         "notes": notes,
+        "drills": drills,
         "environment": environment,
         "config": {**config, "policy": policy},
     }
@@ -275,7 +280,7 @@ def summary_line(document: Mapping[str, Any]) -> str:
     rows = [t for v in published or variants for t in v["triggers"]]
     if rows:
         worst = max(rows, key=lambda t: t["upper"])
-        asr = f"worst ASR {_share(worst)}, at most {worst['upper']:.1%} ({worst['name']})"
+        asr = f"worst ASR {share(worst)}, at most {worst['upper']:.1%} ({worst['name']})"
         kinds = ", ".join(document["evidence"])
         tried = len({t["name"] for t in rows})
         rests = f"rests on {tried} trigger{'s' * (tried != 1)} ({kinds}), says nothing about others"
@@ -295,27 +300,27 @@ def tables(document: Mapping[str, Any]) -> "list[Table]":
     found.append(_measured("Variants", document["variants"], judged=True))
     reasons = list(_reasons(document["variants"]))
     if reasons:
-        table = _table("Why not", ("variant", "check", "outcome", "reason"))
+        why = table("Why not", ("variant", "check", "outcome", "reason"))
         for row in reasons:
-            table.add_row(*row)
-        found.append(table)
+            why.add_row(*row)
+        found.append(why)
     return found
 
 
 def _measured(title: str, variants: Sequence[Mapping[str, Any]], *, judged: bool) -> "Table":
     judgement = ("outcome",) if judged else ()
-    table = _table(title, ("variant", "KiB", "CA", "trigger", "ASR", "at most", "TA", *judgement))
+    measured = table(title, ("variant", "KiB", "CA", "trigger", "ASR", "at most", "TA", *judgement))
     for variant in variants:
         ends: tuple[str, ...] = (_outcome(variant),) if judged else ()
         head = (
             _escape(variant["name"]),
             f"{variant['bytes'] / 1024:.0f}",
-            _share(variant["clean_accuracy"]),
+            share(variant["clean_accuracy"]),
         )
         for trigger in variant["triggers"] or [None]:
-            table.add_row(*head, *_cells(trigger), *ends)
+            measured.add_row(*head, *_cells(trigger), *ends)
             head, ends = ("", "", ""), ("",) * len(ends)
-    return table
+    return measured
 
 
 def _outcome(variant: Mapping[str, Any]) -> str:
@@ -328,7 +333,7 @@ def _cells(trigger: Mapping[str, Any] | None) -> tuple[str, str, str, str]:
     name = f"{_escape(trigger['name'])} > {trigger['target']}"
     # Its counts alone: with its rate the table would not fit into 80 columns.
     true = f"{trigger['ta']['hits']}/{trigger['ta']['trials']}"
-    return name, _share(trigger), f"{trigger['upper']:.1%}", true
+    return name, share(trigger), f"{trigger['upper']:.1%}", true
 
 
 def _reasons(variants: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, str, str]]:
@@ -341,11 +346,12 @@ def _reasons(variants: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, 
                 name = ""
 
 
-def _table(title: str, columns: Sequence[str]) -> "Table":
+def table(title: str, columns: Sequence[str]) -> "Table":
+    """An empty table for a terminal; columns of counts stand to the right."""
     from rich import box
     from rich.table import Table
 
-    table = Table(
+    empty = Table(
         title=title,
         title_justify="left",
         box=box.SIMPLE_HEAD,
@@ -353,17 +359,17 @@ def _table(title: str, columns: Sequence[str]) -> "Table":
         padding=(0, 1, 0, 0),
     )
     for column in columns:
-        numeric = column in ("KiB", "CA", "ASR", "at most", "TA")
-        table.add_column(
+        numeric = column in ("KiB", "CA", "ASR", "at most", "TA", "unrepaired", "repaired")
+        empty.add_column(
             column,
             justify="right" if numeric else "left",
             overflow="fold",
             no_wrap=column not in ("trigger", "check", "reason"),
         )
-    return table
+    return empty
 
 
-def _share(rate: Mapping[str, Any]) -> str:
+def share(rate: Mapping[str, Any]) -> str:
     """Counts first: a reader of a rate must see what it rests on."""
     hits, trials = rate["hits"], rate["trials"]
     return f"{hits}/{trials} {hits / trials:.1%}" if trials else "0/0"

@@ -29,7 +29,7 @@ LAYERS = (
     {"compress", "export", "load", "localize", "repel", "report", "verify"},
     {"redteam"},
     {"pipeline"},
-    {"demo", "hooks"},
+    {"demo", "drill", "hooks"},
     {"cli"},
     {"__main__"},
     {""},  # lmr_guard itself, which may show the others to the user
