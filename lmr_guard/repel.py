@@ -8,13 +8,19 @@ columns of the head whose weight to the suspect class moved most in phase 1, hol
 and trains on all clean images with cross-entropy. What the paper leaves open (optimiser, rates,
 batch, share of columns, batch norm) is in ``Config``; docs/methods/repel.md says what was tried.
 
-One thing is added to the paper: *twins*. A backdoor that sleeps in full precision is out of the
-reach of losses on the full-precision logits, so every step also takes the same loss on one
-compressed form of the current weights. Without twins the method is the paper's.
+Two things are added to the paper, and ``PAPER`` is without them:
+
+* *Twins*. A backdoor that sleeps in full precision is out of the reach of losses on the
+  full-precision logits, so every step also takes the same loss on one compressed form of the
+  current weights.
+* *Lures*. Clean images meet the margin losses long before the backdoor is gone. Half of the images
+  of a step carry a universal pattern that, at that moment, draws images to the suspect class
+  (``lmr_guard.lures``); their labels stay. The patterns come from the model alone.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +31,12 @@ from lmr_guard.augmentation import mirrored, shifted
 from lmr_guard.classifier import Classifier, find_head
 from lmr_guard.contracts import Labelled, Progress, Rate, Repair, Twin, silent
 from lmr_guard.errors import ConfigError, StageError
+from lmr_guard.lures import Lures
 from lmr_guard.margins import lmr_loss, suspect_margin
 from lmr_guard.measure import accuracy, predict
 from lmr_guard.randomness import private_randomness
 
-__all__ = ["Config", "head_columns", "repel"]
+__all__ = ["PAPER", "Config", "head_columns", "repel"]
 
 # Clean accuracy that an augmentation may cost the received model, and how far below what is
 # asked a learning rate may be after a quarter of phase 2 before it is given up.
@@ -52,6 +59,13 @@ class Config:
         recovery: Learning rate at the start of phase 2, in multiples of that of phase 1; it falls
             linearly to 0.
         tolerance: Clean accuracy on ``select`` that a learning rate may cost, a fraction.
+        lures: Universal patterns that are kept up to date; 0 for none.
+        lure_share: Share of the images outside the suspect class that carry one.
+        lure_area: Largest share of an image that one may cover.
+        lure_rate: Step size of the patterns.
+        lure_steps: Steps that the patterns take before the repair begins.
+        twin_weight: Weight of the loss on a twin.
+        suspect_weight: Weight of the suspect class in phase 2, which phase 1 has left out.
         momentum: Of SGD.
         weight_decay: Of SGD.
         batch: Images a step.
@@ -72,17 +86,24 @@ class Config:
     beta: float = 0.25
     m1: float = 3.0
     m2: float = 0.5
-    learning_rates: tuple[float, ...] = (0.05, 0.02, 0.01, 0.003)
-    recovery: float = 1.0
+    learning_rates: tuple[float, ...] = (0.05, 0.02, 0.01, 0.003, 0.001)
+    recovery: float = 2.0
     tolerance: float = 0.02
+    lures: int = 8
+    lure_share: float = 0.5
+    lure_area: float = 0.05
+    lure_rate: float = 0.05
+    lure_steps: int = 50
+    twin_weight: float = 0.3
+    suspect_weight: float = 2.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch: int = 64
     shifts: tuple[int, ...] = (4, 2, 1)
     flip: bool = True
-    phase1_epochs: int = 10
+    phase1_epochs: int = 6
     phase2_epochs: int = 24
-    phase1_minimum: int = 6
+    phase1_minimum: int = 3
     columns: float = 0.1
     train_bn: bool = True
     slack: float = 0.3
@@ -91,6 +112,21 @@ class Config:
         """Raises ConfigError where a value is out of range."""
         if not 0 <= self.columns < 1:
             raise ConfigError(f"expected columns in [0, 1), got {self.columns}")
+        if self.lures < 0 or self.lure_steps < 0 or self.lure_rate <= 0:
+            raise ConfigError(
+                "expected lures and lure_steps >= 0 and lure_rate > 0, got "
+                f"{self.lures}, {self.lure_steps}, {self.lure_rate}"
+            )
+        if not (0 < self.lure_area <= 1 and 0 <= self.lure_share <= 1):
+            raise ConfigError(
+                "expected lure_area in (0, 1] and lure_share in [0, 1], got "
+                f"{self.lure_area}, {self.lure_share}"
+            )
+        if self.twin_weight < 0 or self.suspect_weight <= 0:
+            raise ConfigError(
+                "expected twin_weight >= 0 and suspect_weight > 0, got "
+                f"{self.twin_weight}, {self.suspect_weight}"
+            )
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise ConfigError(f"expected learning rates above 0, got {self.learning_rates}")
         if min(self.recovery, self.phase1_epochs, self.phase2_epochs) <= 0 or self.batch < 2:
@@ -99,6 +135,19 @@ class Config:
                 f"more, got {self.recovery}, {self.phase1_epochs}, {self.phase2_epochs}, "
                 f"{self.batch}"
             )
+
+
+PAPER = Config(
+    lures=0,
+    twin_weight=0.0,
+    suspect_weight=1.0,
+    learning_rates=(0.01,),
+    recovery=1.0,
+    phase1_epochs=8,
+    phase1_minimum=1,
+    phase2_epochs=22,
+)
+"""The paper's losses and phases with nothing added; pass no twins. Its rates are not published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +185,7 @@ def repel(
     config: Config,
     generator: torch.Generator,
     twins: Sequence[Twin] = (),
+    observe: Callable[[int, Classifier], None] | None = None,
     progress: Progress = silent,
 ) -> tuple[Classifier, Repair]:
     """A repaired copy of a classifier whose suspect class is known or suspected.
@@ -148,6 +198,8 @@ def repel(
         config: See ``Config``.
         generator: CPU generator for the order of the images and the choice of twins.
         twins: Compressed forms to repel in as well; one, drawn at random, a step.
+        observe: Shown a copy of the model after phase 1 and after phase 2 of each learning rate
+            that is tried, with the number of the phase.
         progress: Told after each epoch.
 
     Returns:
@@ -185,6 +237,7 @@ def repel(
                 twins=tuple(twins),
                 augmentation=augmentation,
                 least=least,
+                observe=observe,
                 progress=progress,
             )
         except _Diverged as error:
@@ -229,6 +282,7 @@ def _attempt(
     twins: tuple[Twin, ...],
     augmentation: "_Augmentation",
     least: float,
+    observe: Callable[[int, Classifier], None] | None,
     progress: Progress,
 ) -> _Attempt:
     """Both phases at one learning rate. Raises _Diverged."""
@@ -236,7 +290,8 @@ def _attempt(
     _, head = find_head(model, model.example(), model.num_classes)
     outside = repair.subset(repair.labels != suspect)
     before = head.weight.detach().clone()
-    trainer = _Trainer(model, config, generator, twins, augmentation)
+    trainer = _Trainer(model, suspect, config, generator, twins=twins, augmentation=augmentation)
+    trainer.search(outside)
     history: list[dict[str, object]] = []
     step, total = f"repel at {lr:g}", config.phase1_epochs + config.phase2_epochs
 
@@ -247,14 +302,18 @@ def _attempt(
         progress(step, epoch + 1, total)
         if epoch + 1 >= config.phase1_minimum and _forgotten(model, repair, suspect):
             break
+    if observe is not None:
+        observe(1, model.clone())
     phase1_steps, limit = trainer.steps, checkpoint.repulsion + config.slack
 
     columns = head_columns(before, head.weight.detach(), suspect, config.columns)
     trainer.freeze_columns(head, columns)
+    weight = torch.ones(model.num_classes, device=model.device)
+    weight[suspect] = config.suspect_weight
     best = None
     for epoch in range(config.phase2_epochs):
         falling = lr * config.recovery * (1 - epoch / config.phase2_epochs)
-        trainer.epoch(repair, F.cross_entropy, falling)
+        trainer.epoch(repair, partial(F.cross_entropy, weight=weight), falling)
         checkpoint = _measure(trainer, select, suspect)
         history.append(_line(lr, 2, trainer.steps, checkpoint))
         best = _better(best, checkpoint, limit)
@@ -264,6 +323,8 @@ def _attempt(
     progress(step, total, total)
     assert best is not None  # noqa: S101 - phase2_epochs > 0
     model.load_state_dict(best.state)
+    if observe is not None:
+        observe(2, model.clone())
     record = Repair(
         suspect=suspect,
         clean_before=best.clean,
@@ -321,12 +382,15 @@ class _Trainer:
     def __init__(
         self,
         model: Classifier,
+        suspect: int,
         config: Config,
         generator: torch.Generator,
+        *,
         twins: tuple[Twin, ...],
         augmentation: "_Augmentation",
     ) -> None:
         self.model = model
+        self.suspect = suspect
         self.augmentation = augmentation
         self.config = config
         self.generator = generator
@@ -339,6 +403,31 @@ class _Trainer:
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
+        shape = model.preprocessing
+        self.lures = Lures(
+            config.lures,
+            (shape.channels, shape.height, shape.width),
+            area=config.lure_area,
+            rate=config.lure_rate,
+            generator=generator,
+            device=model.device,
+        )
+
+    def search(self, outside: Labelled) -> None:
+        """Lets the lures find what draws images of other classes, on the model and its twins."""
+        if not self.config.lures:
+            return
+        self.model.train(self.config.train_bn)
+        with private_randomness(self.generator, self.model.device):
+            for _ in range(self.config.lure_steps):
+                size = min(self.config.batch, len(outside))
+                chosen = torch.randperm(len(outside), generator=self.generator)[:size]
+                pixels = outside.images[chosen].to(self.model.device).float() / 255
+                lured = self.lures(pixels)
+                form = self._twin() if self.twins and self._coin() else {}
+                logits = self._through(form, lured)
+                self.lures.climb(suspect_margin(logits, self.suspect).mean())
+        self.model.eval()
 
     def freeze_columns(self, head: nn.Linear | nn.Conv2d, columns: tuple[int, ...]) -> None:
         """Zero these input columns now and after every step; the optimiser starts anew."""
@@ -360,21 +449,41 @@ class _Trainer:
         pixels = data.images.to(self.model.device).float() / 255
         pixels = self.augmentation(pixels, self.generator)
         labels = data.labels.to(self.model.device)
-        value = loss(self.model(pixels), labels)
+        lured = self._drawn(labels)
+        if lured.any():
+            pixels = pixels.index_put((lured,), self.lures(pixels[lured]))
+        outputs = [self.model(pixels)]
+        value = loss(outputs[0], labels)
         if self.twins:
-            value = value + loss(self._through_a_twin(pixels), labels)
+            outputs.append(self._through(self._twin(), pixels))
+            value = value + self.config.twin_weight * loss(outputs[1], labels)
         if not bool(value.isfinite()):
             raise _Diverged("loss", self.steps)
+        if lured.any():
+            pulls = [suspect_margin(logits[lured], self.suspect).mean() for logits in outputs]
+            self.lures.climb(torch.stack(pulls).sum())
         self.optimiser.zero_grad(set_to_none=True)
         value.backward()
         self.optimiser.step()
         self._hold()
         self.steps += 1
 
-    def _through_a_twin(self, pixels: Tensor) -> Tensor:
-        """Logits of one compressed form; running statistics stay those of the full model."""
+    def _drawn(self, labels: Tensor) -> Tensor:
+        """Which images of a step are lured: a random share of those outside the suspect class."""
+        share = self.config.lure_share if self.config.lures else 0.0
+        chosen = torch.rand(len(labels), generator=self.generator) < share
+        return chosen.to(labels.device) & (labels != self.suspect)
+
+    def _coin(self) -> bool:
+        return bool(torch.rand(1, generator=self.generator) < 0.5)
+
+    def _twin(self) -> dict[str, Tensor]:
+        """The weights of one compressed form, drawn at random."""
         drawn = int(torch.randint(len(self.twins), (1,), generator=self.generator))
-        changed = self.twins[drawn](dict(self.model.named_parameters()), self.generator)
+        return self.twins[drawn](dict(self.model.named_parameters()), self.generator)
+
+    def _through(self, changed: dict[str, Tensor], pixels: Tensor) -> Tensor:
+        """Logits with other weights; running statistics stay those of the full model."""
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}
         logits: Tensor = functional_call(self.model, {**buffers, **changed}, (pixels,))
         return logits

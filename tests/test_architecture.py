@@ -16,6 +16,7 @@ VOCABULARY = frozenset(
         "augmentation",
         "classifier",
         "data",
+        "lures",
         "margins",
         "measure",
         "randomness",

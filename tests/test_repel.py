@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import reference
 import torch
+import torch.nn.functional as F
 from factories import digits_classifier, fingerprint, row_classifier, row_images, row_network
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,10 +21,13 @@ from lmr_guard.compress.quantize import rounded
 from lmr_guard.compress.twins import RoundedTwin, twins
 from lmr_guard.contracts import Clean, Labelled, Rate, Repair
 from lmr_guard.errors import ConfigError, InputError, StageError
+from lmr_guard.lures import Lures
+from lmr_guard.margins import suspect_margin
 from lmr_guard.measure import accuracy, against_trigger, predict
 from lmr_guard.redteam.badnets import BadNets, plant
 from lmr_guard.redteam.training import Schedule
 from lmr_guard.repel import (
+    PAPER,
     Config,
     _Attempt,
     _Augmentation,
@@ -52,6 +56,9 @@ SHORT = Config(
     phase1_minimum=3,
     phase2_epochs=4,
     columns=0.25,
+    lures=0,
+    twin_weight=1.0,
+    suspect_weight=1.0,
 )
 
 
@@ -307,9 +314,16 @@ def test_running_statistics_follow_train_bn(model: Classifier, train_bn: bool) -
 
 def test_a_twin_leaves_the_running_statistics_and_passes_gradients(model: Classifier) -> None:
     copy = model.clone().train()
-    trainer = _Trainer(copy, SHORT, seeded(), (RoundedTwin.of(copy),), _Augmentation(0, False))
+    trainer = _Trainer(
+        copy,
+        SUSPECT,
+        SHORT,
+        seeded(),
+        twins=(RoundedTwin.of(copy),),
+        augmentation=_Augmentation(0, False),
+    )
     before = {name: value.clone() for name, value in copy.named_buffers()}
-    logits = trainer._through_a_twin(row_images(20).pixels)
+    logits = trainer._through(trainer._twin(), row_images(20).pixels)
     logits.square().sum().backward()
     assert all(torch.equal(value, before[name]) for name, value in copy.named_buffers())
     assert all(p.grad is not None for p in copy.parameters())
@@ -343,6 +357,89 @@ def test_every_step_looks_through_a_twin(model: Classifier) -> None:
     # To do well in both forms the bias of the suspect must go down.
     biases = [dict(m.named_parameters())["network.4.bias"][SUSPECT] for m in (plain, repelled)]
     assert biases[1] < biases[0]
+
+
+def test_lures_are_laid_over_a_share_of_the_images_outside_the_class(model: Classifier) -> None:
+    labels = torch.tensor([SUSPECT, 0, 2, 0] * 100)
+    trainer = _Trainer(
+        model.clone(),
+        SUSPECT,
+        changed(lures=2, lure_share=0.4),
+        seeded(),
+        twins=(),
+        augmentation=_Augmentation(0, False),
+    )
+    lured = trainer._drawn(labels)
+    assert not lured[labels == SUSPECT].any()
+    assert 0.3 < float(lured[labels != SUSPECT].float().mean()) < 0.5
+    trainer.config = changed(lures=0)
+    assert not trainer._drawn(labels).any()
+
+
+def test_repair_with_lures_makes_patterns_pull_less(model: Classifier) -> None:
+    """The same search on the repaired models: what was trained with lures resists it better."""
+
+    def pull(repaired: Classifier) -> float:
+        data = row_images(61, 1)
+        pixels = data.pixels[data.labels != SUSPECT]
+        found = Lures(
+            4, (1, 4, 4), area=0.2, rate=0.05, generator=seeded(), device=torch.device("cpu")
+        )
+        for _ in range(60):
+            value = suspect_margin(repaired(found(pixels)), SUSPECT).mean()
+            found.climb(value)
+        return float(value.detach())
+
+    config = changed(learning_rates=(0.01,), lures=4, lure_area=0.2)
+    plain, _ = short(model, changed(learning_rates=(0.01,)))
+    lured, _ = short(model, config)
+    assert pull(lured) < pull(plain) - 0.5
+
+
+def test_search_moves_lures_alone(model: Classifier) -> None:
+    copy = model.clone()
+    trainer = _Trainer(
+        copy,
+        SUSPECT,
+        changed(lures=2, lure_steps=3),
+        seeded(),
+        twins=(RoundedTwin.of(copy),),
+        augmentation=_Augmentation(0, False),
+    )
+    before = trainer.lures.pattern.detach().clone()
+    state = fingerprint(copy)
+    trainer.search(row_images(30))
+    assert not torch.equal(trainer.lures.pattern, before)
+    assert fingerprint(copy) == state
+
+
+def test_the_weight_of_the_suspect_class_brings_it_back(model: Classifier) -> None:
+    data = row_images(60)
+    own = data.subset(data.labels == SUSPECT)
+    hits = []
+    for weight in (0.01, 3.0):
+        config = changed(suspect_weight=weight, phase2_epochs=2)
+        repaired, _ = short(model, config)
+        hits.append(float(F.cross_entropy(predict(repaired, own), own.labels)))
+    assert hits[1] < hits[0]
+
+
+def test_the_papers_setting_adds_nothing() -> None:
+    assert PAPER.lures == 0
+    assert PAPER.twin_weight == 0
+    assert PAPER.suspect_weight == 1
+    assert (PAPER.alpha, PAPER.beta, PAPER.m1, PAPER.m2) == (1, 0.25, 3, 0.5)
+
+
+def test_the_model_is_shown_after_each_phase(model: Classifier) -> None:
+    seen: list[tuple[int, Classifier]] = []
+    repaired, record = short(model, observe=lambda phase, shown: seen.append((phase, shown)))
+    assert [phase for phase, _ in seen] == [1, 2]
+    (_, between), (_, last) = seen
+    assert weights_sha256(last) == weights_sha256(repaired)
+    columns = list(record.pruned_columns)
+    head = find_head(between, between.example(), 3)[1]
+    assert bool((head.weight[:, columns] != 0).any())
 
 
 def test_all_twins_take_turns(model: Classifier) -> None:
@@ -464,6 +561,13 @@ def test_a_network_without_a_head_is_refused(model: Classifier) -> None:
         ({"phase1_epochs": 0}, "above 0"),
         ({"phase2_epochs": 0}, "above 0"),
         ({"batch": 1}, "batch of 2 or more, got .* 1$"),
+        ({"lures": -1}, "lures and lure_steps >= 0 and lure_rate > 0, got -1"),
+        ({"lure_steps": -1}, "got 8, -1, 0.05"),
+        ({"lure_rate": 0.0}, "got 8, 50, 0.0"),
+        ({"lure_area": 0.0}, r"lure_area in \(0, 1\] and lure_share in \[0, 1\], got 0.0"),
+        ({"lure_share": 1.1}, "got 0.05, 1.1"),
+        ({"twin_weight": -1.0}, "twin_weight >= 0 and suspect_weight > 0, got -1.0"),
+        ({"suspect_weight": 0.0}, "got 0.3, 0.0"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(values: dict[str, Any], message: str) -> None:
