@@ -16,7 +16,7 @@ from lmr_guard.redteam import badnets, pruning_conditioned, quantisation_conditi
 from lmr_guard.redteam.training import Planted, Schedule
 from lmr_guard.triggers import Patch
 
-__all__ = ["ATTACKS", "Attack", "Plan", "find", "square"]
+__all__ = ["ATTACKS", "Attack", "Plan", "Plant", "find", "square"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
