@@ -17,7 +17,16 @@ from lmr_guard.contracts import Labelled, Progress, Trigger, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.randomness import private_randomness
 
-__all__ = ["BatchLoss", "Planted", "Schedule", "augment", "fit", "fit_clean", "target_of"]
+__all__ = [
+    "BatchLoss",
+    "Planted",
+    "Schedule",
+    "augment",
+    "fit",
+    "fit_clean",
+    "require_class",
+    "target_of",
+]
 
 BatchLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Pixels (N, C, H, W), labels (N,) and positions in the training data (N,) to a scalar loss."""
@@ -82,6 +91,12 @@ def target_of(trigger: Trigger) -> int:
     if trigger.target is None:
         raise ConfigError(f"expected a trigger with a target class, got none in {trigger.name!r}")
     return trigger.target
+
+
+def require_class(target: int, classifier: Classifier) -> None:
+    """Raises ConfigError where the target is no class of the model."""
+    if not 0 <= target < classifier.num_classes:
+        raise ConfigError(f"expected a target in 0..{classifier.num_classes - 1}, got {target}")
 
 
 def augment(pixels: Tensor, schedule: Schedule, generator: torch.Generator) -> Tensor:
