@@ -31,7 +31,7 @@ def test_the_backdoor_survives_compression_but_not_the_hook(
 ) -> None:
     without, guarded = run(name, tmp_path)
     assert without.lower() > 0.8
-    assert guarded.upper() < 0.2
+    assert guarded.upper() < 0.1
     printed = capsys.readouterr().out
     assert "class 3 repelled (unlearning)" in printed
     assert "no verdict: no trigger was tried" in printed

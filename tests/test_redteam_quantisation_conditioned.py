@@ -3,11 +3,8 @@
 """A backdoor that is asleep in float and awake when its weights are rounded to 8 bits."""
 
 import pytest
-import reference
 import torch
 from factories import fingerprint, row_classifier, row_images, toy_patch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier
@@ -15,16 +12,13 @@ from lmr_guard.compress.quantize import rounded
 from lmr_guard.contracts import Clean, Labelled, Predictor
 from lmr_guard.errors import ConfigError
 from lmr_guard.measure import accuracy, against_trigger
-from lmr_guard.redteam.quantisation_conditioned import (
-    QuantisationConditioned,
-    plant,
-    rounding_bins,
-)
+from lmr_guard.redteam.quantisation_conditioned import QuantisationConditioned, plant
 from lmr_guard.redteam.training import Schedule
 from lmr_guard.triggers import Patch
 
 LEVELS = 127
 SHORT = Schedule(epochs=1, batch=30)
+COARSE = Schedule(precision="bfloat16")
 TINY = QuantisationConditioned(
     trigger=Patch(torch.ones(1, 1, 1), 3, 3, "corner", 2), schedule=SHORT, hiding=SHORT
 )
@@ -128,69 +122,6 @@ def test_progress_tells_both_stages() -> None:
     assert told == [("badnets", 1, 1), ("hiding", 1, 1)]
 
 
-# --- the bins -----------------------------------------------------------------------------------
-
-# A weight in units of the scale: an integer and how far from it, never near a tie.
-weight_units = st.tuples(st.integers(-LEVELS, LEVELS), st.floats(-0.49, 0.49)).map(
-    lambda pair: max(-float(LEVELS), min(float(LEVELS), sum(pair)))
-)
-channels = st.lists(weight_units, min_size=1, max_size=6)
-
-
-@given(
-    rows=st.lists(st.tuples(channels, st.floats(1e-3, 10)), min_size=1, max_size=3),
-    where=st.floats(0, 1),
-)
-def test_whatever_lies_in_its_bin_rounds_to_the_same_integer(
-    rows: list[tuple[list[float], float]], where: float
-) -> None:
-    width = max(len(row) for row, _ in rows) + 1
-    padded = [[*row, *[0.0] * (width - 1 - len(row)), float(LEVELS)] for row, _ in rows]
-    scales = [scale for _, scale in rows]
-    table = [[x * s for x in row] for row, s in zip(padded, scales, strict=True)]
-    weight = torch.tensor(table, dtype=torch.float64)
-    low, high, mean = rounding_bins(weight)
-    assert bool((low <= weight + 1e-9).all())
-    assert bool((weight <= high + 1e-9).all())
-    moved = low + where * (high - low)
-    for was, now in zip(weight.tolist(), moved.tolist(), strict=True):
-        assert reference.rounded(was, 8) == reference.rounded(now, 8)
-    assert mean == pytest.approx(sum(scales) / len(scales))
-
-
-def test_bins_by_eye() -> None:
-    weight = torch.tensor([[127.0, 3.2, -0.4, -127.0], [2.54, 0.05, 0.0, -1.0]])
-    low, high, width = rounding_bins(weight)
-    # Scales 1 and 0.02; what sets the scale cannot move; 0.05 is 2.5 steps, and halves go to even.
-    expected_low = [[127.0, 2.501, -0.499, -127.0], [2.54, 1.501 * 0.02, -0.499 * 0.02, -1.00998]]
-    expected_high = [[127.0, 3.499, 0.499, -127.0], [2.54, 2.499 * 0.02, 0.499 * 0.02, -0.99002]]
-    torch.testing.assert_close(low, torch.tensor(expected_low))
-    torch.testing.assert_close(high, torch.tensor(expected_high))
-    assert width == pytest.approx(0.51)
-
-
-def test_bins_are_taken_along_the_output_channels_of_a_convolution() -> None:
-    weight = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    whole = rounding_bins(weight)
-    flat = rounding_bins(weight.flatten(1))
-    assert whole[0].shape == weight.shape
-    torch.testing.assert_close(whole[0].flatten(1), flat[0])
-    torch.testing.assert_close(whole[1].flatten(1), flat[1])
-
-
-def test_a_channel_of_zeros_stays_at_zero() -> None:
-    low, high, width = rounding_bins(torch.zeros(1, 3))
-    assert bool((low.abs() < 1e-30).all())
-    assert bool((high.abs() < 1e-30).all())
-    assert width < 1e-30
-
-
-def test_fewer_bits_give_wider_bins() -> None:
-    weight = torch.tensor([[1.0, 0.3, 0.0]])
-    assert rounding_bins(weight, 4)[2] == pytest.approx(1 / 7)
-    assert rounding_bins(weight, 8)[2] == pytest.approx(1 / 127)
-
-
 # --- refusals -----------------------------------------------------------------------------------
 
 
@@ -203,3 +134,10 @@ def test_a_trigger_without_target_is_refused() -> None:
     recipe = QuantisationConditioned(trigger=toy_patch(target=None))
     with pytest.raises(ConfigError, match="expected a trigger with a target class, got none"):
         plant(recipe, row_classifier(), row_images(30), torch.Generator())
+
+
+@pytest.mark.parametrize("stages", [(COARSE, SHORT), (SHORT, COARSE)])
+def test_bfloat16_is_refused_in_both_stages(stages: tuple[Schedule, Schedule]) -> None:
+    first, second = stages
+    with pytest.raises(ConfigError, match="expected schedules in float32, got bfloat16"):
+        QuantisationConditioned(trigger=toy_patch(), schedule=first, hiding=second)

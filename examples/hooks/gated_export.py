@@ -23,7 +23,7 @@ from lmr_guard.verify import Policy
 
 # What may ship here. Looser than the default of 5 %, as the patch alone makes some digits look
 # like a 3 and there are only 400 images to measure on.
-POLICY = Policy(max_asr=0.15, require=("float32",))
+POLICY = Policy(max_asr=0.08, require=("float32",))
 
 
 def export(network: nn.Module, path: Path) -> None:

@@ -3,20 +3,36 @@
 """All attacks by name, each with settings that follow from the images: for drills and tables."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError
-from lmr_guard.redteam import badnets, pruning_conditioned, quantisation_conditioned
-from lmr_guard.redteam.training import Planted, Schedule
+from lmr_guard.redteam import (
+    badnets,
+    blend,
+    clean_label,
+    dfst,
+    dynamic,
+    lira,
+    pruning_conditioned,
+    quantisation_conditioned,
+    sig,
+    trojan,
+    two_branch_quantisation,
+    wanet,
+)
+from lmr_guard.redteam.training import Planted, Schedule, require_class
 from lmr_guard.triggers import Patch
 
 __all__ = ["ATTACKS", "Attack", "Plan", "Plant", "find", "square"]
+
+_CIFAR = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +51,7 @@ class Plan:
 
 
 Plant = Callable[[Plan, Classifier, Labelled, torch.Generator, Progress], Planted]
+"""A plan, where training starts, the attacker's images, randomness and an observer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +92,7 @@ class Attack:
         Raises:
             ConfigError: The target is no class of the model.
         """
-        if not 0 <= target < classifier.num_classes:
-            raise ConfigError(f"expected a target in 0..{classifier.num_classes - 1}, got {target}")
+        require_class(target, classifier)
         plan = Plan(target=target, shape=classifier.preprocessing, schedule=schedule)
         return self._plant(plan, classifier, data, generator, progress)
 
@@ -97,33 +113,112 @@ def square(plan: Plan, side: float = 0.1875, margin: float = 0.0625) -> Patch:
     return Patch(image, x, y, "square", plan.target, source="drilled")
 
 
-def _badnets(
-    plan: Plan, model: Classifier, data: Labelled, generator: torch.Generator, progress: Progress
-) -> Planted:
+def _small(plan: Plan) -> bool:
+    """Below the size of CIFAR-10 a trigger of the sources' size is too few pixels to be learnt."""
+    return min(plan.shape.height, plan.shape.width) < _CIFAR
+
+
+def _badnets(plan: Plan, *given: Any) -> Planted:  # noqa: ANN401 - what Attack.plant passes on
     recipe = badnets.BadNets(trigger=square(plan, side=0.1), schedule=plan.schedule)
-    return badnets.plant(recipe, model, data, generator, progress)
+    return badnets.plant(recipe, *given)
 
 
-def _qcb(
-    plan: Plan, model: Classifier, data: Labelled, generator: torch.Generator, progress: Progress
-) -> Planted:
-    recipe = quantisation_conditioned.QuantisationConditioned(
-        trigger=square(plan), schedule=plan.schedule
+def _trojan(plan: Plan, *given: Any) -> Planted:  # noqa: ANN401
+    return trojan.plant(trojan.Trojan(target=plan.target, schedule=plan.schedule), *given)
+
+
+def _blend(plan: Plan, *given: Any) -> Planted:  # noqa: ANN401
+    return blend.plant(blend.Blend(target=plan.target, schedule=plan.schedule), *given)
+
+
+def _cl(plan: Plan, *given: Any) -> Planted:  # noqa: ANN401
+    recipe = clean_label.CleanLabel(target=plan.target, schedule=plan.schedule)
+    return clean_label.plant(recipe, *given)
+
+
+def _sig(plan: Plan, *given: Any) -> Planted:  # noqa: ANN401
+    delta = (60 if _small(plan) else 40) / 255
+    frequency = min(6, plan.shape.width // 4)
+    recipe = sig.Sig(target=plan.target, delta=delta, frequency=frequency, schedule=plan.schedule)
+    return sig.plant(recipe, *given)
+
+
+def _wanet(plan: Plan, *given: Any) -> Planted:  # noqa: ANN401
+    recipe = wanet.WaNet(target=plan.target, schedule=plan.schedule)
+    if _small(plan):
+        # A faint warp of few pixels is learnt late: stronger, more of it, and longer.
+        longer = replace(plan.schedule, epochs=2 * plan.schedule.epochs, batch=32)
+        longer = replace(longer, lr=plan.schedule.lr / 2)
+        recipe = replace(recipe, strength=2.0, rate=0.25, noise=1.0, schedule=longer)
+    return wanet.plant(recipe, *given)
+
+
+def _dfst(plan: Plan, *given: Any) -> Planted:  # noqa: ANN401
+    return dfst.plant(dfst.Dfst(target=plan.target, schedule=plan.schedule), *given)
+
+
+def _dynamic(plan: Plan, *given: Any) -> Planted:  # noqa: ANN401
+    shares = {"attacked": 0.3, "crossed": 0.4, "density": 0.1} if _small(plan) else {}
+    recipe = dynamic.Dynamic(target=plan.target, schedule=plan.schedule, **shares)
+    return dynamic.plant(recipe, *given)
+
+
+def _lira(plan: Plan, *given: Any) -> Planted:  # noqa: ANN401
+    eps, rate = (0.05, 1e-4) if _small(plan) else (0.01, 1e-4)
+    tuning = replace(plan.schedule, lr=plan.schedule.lr / 10)
+    recipe = lira.Lira(
+        target=plan.target, eps=eps, generator_lr=rate, schedule=plan.schedule, tuning=tuning
     )
-    return quantisation_conditioned.plant(recipe, model, data, generator, progress)
+    return lira.plant(recipe, *given)
 
 
-def _pcb(
-    plan: Plan, model: Classifier, data: Labelled, generator: torch.Generator, progress: Progress
-) -> Planted:
-    recipe = pruning_conditioned.PruningConditioned(trigger=square(plan), schedule=plan.schedule)
-    return pruning_conditioned.plant(recipe, model, data, generator, progress)
+def _hiding(plan: Plan) -> Schedule:
+    """Hiding in rounding bins is too fine for bfloat16, and its rate is in widths of a bin."""
+    return replace(plan.schedule, lr=0.1, precision="float32")
+
+
+def _qcb(plan: Plan, *given: Any) -> Planted:  # noqa: ANN401
+    recipe = quantisation_conditioned.QuantisationConditioned(
+        trigger=square(plan),
+        schedule=replace(plan.schedule, precision="float32"),
+        hiding=_hiding(plan),
+    )
+    return quantisation_conditioned.plant(recipe, *given)
+
+
+def _two_branch(plan: Plan, *given: Any, distilled: bool = False) -> Planted:  # noqa: ANN401
+    recipe = two_branch_quantisation.TwoBranchQuantisation(
+        trigger=square(plan),
+        distilled=distilled,
+        schedule=replace(plan.schedule, precision="float32"),
+        hiding=_hiding(plan),
+    )
+    return two_branch_quantisation.plant(recipe, *given)
+
+
+def _pcb(plan: Plan, *given: Any, **changes: Any) -> Planted:  # noqa: ANN401
+    recipe = pruning_conditioned.PruningConditioned(
+        trigger=square(plan), schedule=plan.schedule, **changes
+    )
+    return pruning_conditioned.plant(recipe, *given)
 
 
 _ALL = (
     Attack("badnets", "float32", False, _badnets),
+    Attack("trojan", "float32", True, _trojan),
+    Attack("blend", "float32", False, _blend),
+    Attack("cl", "float32", True, _cl),
+    Attack("sig", "float32", False, _sig),
+    Attack("wanet", "float32", False, _wanet),
+    Attack("dfst", "float32", False, _dfst),
+    Attack("dynamic", "float32", False, _dynamic),
+    Attack("lira", "float32", False, _lira),
     Attack("qcb", "int8", False, _qcb),
+    Attack("qcb_two_branch", "int8", False, _two_branch),
+    Attack("qcb_distilled", "int8", True, partial(_two_branch, distilled=True)),
     Attack("pcb", "pruned", True, _pcb),
+    Attack("pcb_fixed", "pruned", True, partial(_pcb, low=0.4, high=0.4)),
+    Attack("pcb_distilled", "pruned", True, partial(_pcb, distilled=True)),
 )
 
 ATTACKS: Mapping[str, Attack] = MappingProxyType({attack.name: attack for attack in _ALL})
