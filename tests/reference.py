@@ -3,7 +3,7 @@
 """The formulas once more, number by number, as slow and as plain as can be."""
 
 from collections.abc import Sequence
-from math import exp, floor, log
+from math import exp, floor, inf, log
 
 Rows = Sequence[Sequence[float]]
 
@@ -55,3 +55,41 @@ def shifted(image: Rows, down: int, right: int) -> list[list[float]]:
         return image[min(max(y, 0), height - 1)][min(max(x, 0), width - 1)]
 
     return [[at(y + down, x + right) for x in range(width)] for y in range(height)]
+
+
+def outputs(weight: Rows, bias: Sequence[float], features: Sequence[float]) -> list[float]:
+    """Logits of a linear head."""
+    return [
+        sum(w * h for w, h in zip(row, features, strict=True)) + b
+        for row, b in zip(weight, bias, strict=True)
+    ]
+
+
+def flip_share(
+    head: tuple[Rows, Sequence[float]],
+    features: Sequence[float],
+    shift: Sequence[float],
+    suspect: int,
+    *,
+    farthest: float,
+) -> tuple[float, float]:
+    """t* by search up to ``farthest``, inf where not found; and the highest margin on the way.
+
+    The margin is concave along the way: thirds lead to its top, halves back to where it is 0.
+    """
+
+    def at(t: float) -> float:
+        point = [h + t * v for h, v in zip(features, shift, strict=True)]
+        return margin(outputs(*head, point), suspect)
+
+    low, high = 0.0, farthest
+    for _ in range(120):
+        left, right = (2 * low + high) / 3, (low + 2 * high) / 3
+        low, high = (low, right) if at(left) >= at(right) else (left, high)
+    low, high, top = 0.0, low, at(low)
+    if at(0.0) >= 0 or top < 0:
+        return (0.0 if at(0.0) >= 0 else inf), top
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (low, middle) if at(middle) >= 0 else (middle, high)
+    return high, top
