@@ -1,0 +1,276 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Every defence of the tables behind one call: a backdoored network in, repaired ones out."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from examples.reproduce.baselines import finetune, mnp, rnp, units
+from examples.reproduce.data import DataSet, Scale
+from examples.reproduce.plants import Stored, synchronised
+from lmr_guard import repel
+from lmr_guard.classifier import Classifier, weights_sha256
+from lmr_guard.compress.recipes import standard
+from lmr_guard.compress.twins import twins
+from lmr_guard.contracts import Clean, Progress, Repair, Twin, silent
+from lmr_guard.errors import StageError
+from lmr_guard.redteam.training import Schedule
+
+__all__ = ["METHODS", "Repaired", "Situation", "phases"]
+
+# Slim networks have about a tenth of the units, and each mask matters ten times as much: at RNP's
+# rate every threshold cost most of the clean accuracy.
+_SLIM_MASKS = 0.1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Situation:
+    """What a defender is given, and for the oracle what none is.
+
+    Args:
+        classifier: Backdoored.
+        clean: The defender's images, and those to report on.
+        suspect: The class to repel; None where localize abstained.
+        dataset: Says how training images may be varied.
+        scale: Of the networks.
+        trigger: For methods that are named ``oracle`` only.
+        generator: Gives each method a CPU generator of its own, by a word.
+        device: Whose clock counts.
+        tiny: Whether everything is cut short.
+        progress: Told how far a method is.
+    """
+
+    classifier: Classifier
+    clean: Clean
+    suspect: int | None
+    dataset: DataSet
+    scale: Scale
+    trigger: Stored
+    generator: Callable[[str], torch.Generator]
+    device: str
+    tiny: bool = False
+    progress: Progress = silent
+
+    def varied(self, schedule: Schedule) -> Schedule:
+        """The schedule with the augmentation of the data set."""
+        varied = replace(schedule, shift=self.dataset.shift, flip=self.dataset.flip)
+        return replace(varied, epochs=1) if self.tiny else varied
+
+    def masking(self, schedule: Schedule) -> Schedule:
+        """The same for learning masks, whose rate follows from the width of the network."""
+        varied = self.varied(schedule)
+        return replace(varied, lr=varied.lr * _SLIM_MASKS) if self.scale == "small" else varied
+
+    def short(self, config: repel.Config) -> repel.Config:
+        """The configuration, or the least that still goes through both phases."""
+        if not self.tiny:
+            return config
+        return replace(
+            config,
+            learning_rates=(0.01,),
+            phase1_epochs=1,
+            phase1_minimum=1,
+            phase2_epochs=1,
+            lure_steps=1,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Repaired:
+    """What one method made of it.
+
+    Args:
+        name: As it stands in records.
+        classifier: None where the method does not apply.
+        seconds: That the defence took; None for the network as received.
+        record: Settings and what the method tells of itself; ``note`` is for the reader.
+    """
+
+    name: str
+    classifier: Classifier | None
+    seconds: float | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def _twins(classifier: Classifier) -> tuple[Twin, ...]:
+    """The compressed forms that LMR looks through by default, as the guard's command does."""
+    try:
+        return twins(classifier, standard())
+    except StageError:
+        return twins(classifier, [recipe for recipe in standard() if recipe.prune is None])
+
+
+def _recipe(name: str, situation: Situation) -> tuple[repel.Config, tuple[Twin, ...]]:
+    """``lmr`` is the project's default, ``lmr-paper`` the paper's without what was added."""
+    if name == "lmr-paper":
+        return situation.short(repel.PAPER), ()
+    return situation.short(repel.Config()), _twins(situation.classifier)
+
+
+def _none(situation: Situation) -> Iterator[Repaired]:
+    yield Repaired("none", situation.classifier)
+
+
+def _lmr(situation: Situation) -> Iterator[Repaired]:
+    yield _repelled("lmr", situation)
+
+
+def _lmr_paper(situation: Situation) -> Iterator[Repaired]:
+    yield _repelled("lmr-paper", situation)
+
+
+def _repelled(name: str, situation: Situation) -> Repaired:
+    told: dict[str, Any] = {"suspect": situation.suspect}
+    if situation.suspect is None:
+        told["note"] = "localize named no class: not repaired"
+        return Repaired(name, situation.classifier, 0.0, told)
+    start = synchronised(situation.device)
+    config, seen = _recipe(name, situation)
+    model, record = _repel(name, situation, config, seen)
+    told["twins"] = [twin.name for twin in seen]
+    told["config"] = asdict(config)
+    told["history"] = [line for line in record.history if line.get("phase") != 1]
+    told["steps"] = [record.phase1_steps, record.phase2_steps]
+    return Repaired(name, model, synchronised(situation.device) - start, told)
+
+
+def _repel(
+    name: str,
+    situation: Situation,
+    config: repel.Config,
+    seen: tuple[Twin, ...],
+    observe: Callable[[int, Classifier], None] | None = None,
+) -> tuple[Classifier, Repair]:
+    if situation.suspect is None:
+        raise StageError("expected a suspect class to repel, got none")
+    return repel.repel(
+        situation.classifier,
+        situation.suspect,
+        situation.clean.repair,
+        situation.clean.select,
+        config=config,
+        generator=situation.generator(name),
+        twins=seen,
+        observe=observe,
+        progress=situation.progress,
+    )
+
+
+def phases(name: str, situation: Situation) -> tuple[Classifier, Classifier]:
+    """The network after phase 1 and after phase 2 of the learning rate that LMR kept.
+
+    Args:
+        name: ``lmr`` or ``lmr-paper``.
+        situation: As for any method.
+
+    Raises:
+        StageError: There is no suspect class, or nothing could be repaired.
+    """
+    config, seen = _recipe(name, situation)
+    shown: list[tuple[int, Classifier]] = []
+    repaired, _ = _repel(
+        name, situation, config, seen, lambda phase, model: shown.append((phase, model))
+    )
+    kept = weights_sha256(repaired)
+    at = next(i for i, (n, model) in enumerate(shown) if n == 2 and weights_sha256(model) == kept)
+    return shown[at - 1][1], shown[at][1]
+
+
+def _finetuned(situation: Situation) -> Iterator[Repaired]:
+    config = finetune.Config()
+    config = replace(config, schedule=situation.varied(config.schedule))
+    start = synchronised(situation.device)
+    drawn = situation.generator("finetune")
+    model = finetune.finetuned(situation.classifier, situation.clean.repair, config, drawn)
+    seconds = synchronised(situation.device) - start
+    yield Repaired("finetune", model, seconds, {"config": asdict(config)})
+
+
+def _rnp(situation: Situation) -> Iterator[Repaired]:
+    plain = rnp.Config()
+    config = replace(
+        plain,
+        unlearning=situation.varied(plain.unlearning),
+        recovery=situation.masking(plain.recovery),
+    )
+    start = synchronised(situation.device)
+    try:
+        units.ones(situation.classifier)
+    except StageError as error:
+        for name in ("rnp", "rnp-oracle"):
+            yield Repaired(name, None, None, {"note": str(error)})
+        return
+    drawn = situation.generator("rnp")
+    masks, forgot = rnp.masks(situation.classifier, situation.clean.repair, config, drawn)
+    told = {"config": asdict(config), **_told(forgot)}
+    shared = synchronised(situation.device) - start
+    yield _by_select("rnp", situation, masks, tolerance=config.tolerance, seconds=shared, told=told)
+    start = synchronised(situation.device)
+    best = rnp.oracle(situation.classifier, masks, situation.clean.report, situation.trigger)
+    model = units.pruned(situation.classifier, masks, best)
+    seconds = shared + synchronised(situation.device) - start
+    yield Repaired("rnp-oracle", model, seconds, {**told, "threshold": best})
+
+
+def _mnp(situation: Situation) -> Iterator[Repaired]:
+    plain = mnp.Config()
+    config = replace(
+        plain,
+        exposing=situation.varied(plain.exposing),
+        masking=situation.masking(plain.masking),
+    )
+    start = synchronised(situation.device)
+    try:
+        drawn = situation.generator("mnp")
+        masks, exposed = mnp.masks(situation.classifier, situation.clean.repair, config, drawn)
+    except StageError as error:
+        yield Repaired("mnp", None, None, {"note": str(error)})
+        return
+    told = {"config": asdict(config), **_told(exposed)}
+    seconds = synchronised(situation.device) - start
+    yield _by_select(
+        "mnp", situation, masks, tolerance=config.tolerance, seconds=seconds, told=told
+    )
+
+
+def _told(forgot: rnp.Unlearned) -> dict[str, Any]:
+    note = {} if forgot.reached else {"note": "unlearning did not reach its stop accuracy"}
+    return {"epochs": forgot.epochs, "unlearned_accuracy": round(forgot.accuracy, 4), **note}
+
+
+def _by_select(
+    name: str,
+    situation: Situation,
+    masks: units.Masks,
+    *,
+    tolerance: float,
+    seconds: float,
+    told: dict[str, Any],
+) -> Repaired:
+    """Pruned at the threshold that a defender can choose."""
+    start = synchronised(situation.device)
+    select = situation.clean.select
+    threshold, sweep = units.chosen(situation.classifier, masks, select, tolerance)
+    model = situation.classifier
+    if threshold is not None:
+        model = units.pruned(model, masks, threshold)
+    seconds += synchronised(situation.device) - start
+    swept = [[step, clean.hits, clean.trials] for step, clean in sweep]
+    return Repaired(name, model, seconds, {**told, "threshold": threshold, "select": swept})
+
+
+METHODS: Mapping[str, Callable[[Situation], Iterator[Repaired]]] = MappingProxyType(
+    {
+        "none": _none,
+        "rnp": _rnp,
+        "mnp": _mnp,
+        "finetune": _finetuned,
+        "lmr": _lmr,
+        "lmr-paper": _lmr_paper,
+    }
+)
+"""Methods by name; ``rnp`` gives ``rnp`` (a defender's threshold) and ``rnp-oracle``."""
