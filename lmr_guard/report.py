@@ -277,6 +277,8 @@ def summary_line(document: Mapping[str, Any]) -> str:
     """The whole report in one line: verdict, what may ship, the worst ASR, what that rests on."""
     variants = document["variants"]
     published = [v for v in variants if v["published"]]
+    # Where nothing was received, as in an audit of one file, nothing could have been published.
+    received = document["received"]
     rows = [t for v in published or variants for t in v["triggers"]]
     if rows:
         worst = max(rows, key=lambda t: t["upper"])
@@ -286,10 +288,8 @@ def summary_line(document: Mapping[str, Any]) -> str:
         rests = f"rests on {tried} trigger{'s' * (tried != 1)} ({kinds}), says nothing about others"
     else:
         asr, rests = "no ASR measured", "no trigger was tried"
-    return (
-        f"{document['verdict'].upper()}: {len(published)} of {len(variants)} variants published; "
-        f"{asr}; {rests}"
-    )
+    shipped = f"{len(published)} of {len(variants)} variants published; " if received else ""
+    return f"{document['verdict'].upper()}: {shipped}{asr}; {rests}"
 
 
 def tables(document: Mapping[str, Any]) -> "list[Table]":

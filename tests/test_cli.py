@@ -544,7 +544,7 @@ def test_verify_tells_a_backdoor_from_none(
     assert variant["triggers"][0]["hits"] == (200 if weights else 0)
     assert variant["published"] is None
     printed = capsys.readouterr().out
-    assert f"{verdict.upper()}: 0 of 1 variants published" in printed
+    assert f"{verdict.upper()}: worst ASR" in printed
     assert "note: No reference was given: lost clean accuracy was not judged." in printed
 
 
