@@ -38,6 +38,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _DEBUG = "LMR_GUARD_DEBUG"
 _INTERRUPTED = 130
+_ATTACKS = ("badnets", "qcb", "pcb")
 _DRILLED = "float32,int8,l1-0.2,l1-0.4,l1-0.6"
 
 
@@ -519,16 +520,16 @@ def drill_(
     # Whatever was awake must be suppressed; which variants a release needs is another matter.
     built = tuple(recipe.label for recipe in options["recipes"])
     options["policy"] = replace(options["policy"], require=built)
-    chosen = {"attacks": attacks} if attacks else {}
+    plan = drill.DrillConfig(
+        attacks=attacks or _ATTACKS, target=target, epochs=epochs, keep_models=keep_models
+    )
     with _progress() as progress:
         document = drill.run(
             checkpoint,
             source,
             clean_folder,
             into,
-            drill=drill.DrillConfig(
-                target=target, epochs=epochs, keep_models=keep_models, **chosen
-            ),
+            drill=plan,
             config=_config(options),
             classes=_names(class_names),
             progress=progress,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from factories import digits_images, row_classifier, row_images, tree, weights_file, write_images
 
-from lmr_guard import drill, load, pipeline
+from lmr_guard import drill, load, pipeline, verify
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.cli import main
 from lmr_guard.compress import recipes
@@ -117,7 +117,7 @@ def attached(model: Path, result: Path, files: Path, into: Path) -> tuple[int, d
     arguments = [f"{model / 'model.safetensors'}", "--arch", DIGITS]
     arguments += ["--clean", f"{files / 'clean'}", "--trigger", f"{files / 'patch.png'}@11,11:3"]
     arguments += ["--variants", "float32", "--no-repair", "--out", f"{into}", "--threads", "1"]
-    arguments += ["--policy", f"{policy(into.parent)}"]
+    arguments += ["--policy", f"{policy_file(into.parent)}"]
     code = main(["run", *arguments, "--drill", f"{result}"])
     written = into / "report.json"
     return code, json.loads(written.read_text()) if written.exists() else {}
@@ -139,7 +139,8 @@ def test_weights_are_written_only_when_asked_for(tmp_path: Path) -> None:
     weights_file(row_classifier(), tmp_path / "model.safetensors")
     write_images(row_images(420, seed=1), tmp_path / "clean")
     source = load.Config(architecture="factories:row_architecture")
-    config = pipeline.GuardConfig(recipes=recipes.parse(["float32"]), suspect=2)
+    policy = verify.Policy(require=("float32",))
+    config = pipeline.GuardConfig(recipes=recipes.parse(["float32"]), suspect=2, policy=policy)
     plan = DrillConfig(attacks=("badnets",), target=2, epochs=1, keep_models=True)
     drill.run(
         tmp_path / "model.safetensors",
@@ -260,7 +261,7 @@ def test_a_target_is_drawn_by_the_seed() -> None:
     assert set(drawn) <= set(range(10))
 
 
-def policy(folder: Path) -> Path:
+def policy_file(folder: Path) -> Path:
     """Only the float variant is required: nothing else is built."""
     path = folder / "policy.toml"
     path.write_text('require = ["float32"]\n')

@@ -158,8 +158,9 @@ def _dfst(plan: Plan, *given: Any) -> Planted:  # noqa: ANN401
 
 
 def _dynamic(plan: Plan, *given: Any) -> Planted:  # noqa: ANN401
-    shares = {"attacked": 0.3, "crossed": 0.4, "density": 0.1} if _small(plan) else {}
-    recipe = dynamic.Dynamic(target=plan.target, schedule=plan.schedule, **shares)
+    recipe = dynamic.Dynamic(target=plan.target, schedule=plan.schedule)
+    if _small(plan):
+        recipe = replace(recipe, attacked=0.3, crossed=0.4, density=0.1)
     return dynamic.plant(recipe, *given)
 
 

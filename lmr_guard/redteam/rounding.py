@@ -86,9 +86,8 @@ def near_ties(weight: Tensor, bits: int = 8) -> Tensor:
     """
     rounded = round_weights(weight.detach(), bits)
     distance = (weight.detach() - rounded).abs() / _scale(weight, bits)
-    gradient = 3 * (2 * distance) ** 2
-    passed: Tensor = rounded + gradient * (weight - weight.detach())
-    return passed
+    share: Tensor = 3 * (2 * distance) ** 2
+    return rounded + share * (weight - weight.detach())
 
 
 def outliers(
@@ -170,5 +169,5 @@ def refine(
 def _scale(weight: Tensor, bits: int) -> Tensor:
     """Width of a bin of each output channel, shaped to broadcast to ``weight``."""
     peak = weight.detach().abs().flatten(1).amax(dim=1)
-    scale = (peak / (2 ** (bits - 1) - 1)).clamp_min(torch.finfo(weight.dtype).tiny)
+    scale: Tensor = (peak / (2 ** (bits - 1) - 1)).clamp_min(torch.finfo(weight.dtype).tiny)
     return scale.view(-1, *[1] * (weight.ndim - 1))
