@@ -61,7 +61,7 @@ def test_it_sleeps_in_the_full_network(
     planted: Classifier, digits: Clean, white_square: Patch
 ) -> None:
     assert asr(planted, digits, white_square) <= 0.02
-    assert accuracy(planted, digits.report).value >= 0.94
+    assert accuracy(planted, digits.report).value >= 0.92
 
 
 def test_it_wakes_where_its_recipe_says(

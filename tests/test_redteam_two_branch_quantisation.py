@@ -69,7 +69,7 @@ def test_clean_images_keep_their_classes_in_both_files(
     files: tuple[Predictor, Predictor], digits: Clean
 ) -> None:
     asleep, awake = (accuracy(file, digits.report).value for file in files)
-    assert asleep >= 0.94
+    assert asleep >= 0.92
     assert awake >= 0.9
 
 

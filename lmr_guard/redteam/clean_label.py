@@ -141,6 +141,7 @@ def plant(
         generator: CPU generator; decides what is poisoned, where the ascent starts, order and
             augmentation.
         progress: Told after each epoch.
+        start: Where training starts instead; from fresh weights the patch is learnt sooner.
 
     Raises:
         ConfigError: No image is of the target class.

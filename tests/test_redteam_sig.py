@@ -1,0 +1,93 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""SIG: the wave by eye, clean labels, and that it works."""
+
+from math import pi, sin
+from typing import Any
+
+import pytest
+import torch
+from factories import digits_classifier, fingerprint, row_classifier, row_images
+
+from lmr_guard.classifier import Classifier, weights_sha256
+from lmr_guard.contracts import Clean, Labelled
+from lmr_guard.errors import ConfigError
+from lmr_guard.measure import accuracy, against_trigger
+from lmr_guard.redteam.sig import Sig, add_wave, plant
+from lmr_guard.redteam.training import Schedule
+
+TINY = Schedule(epochs=2, lr=0.05, batch=20)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def rows(**values: Any) -> Sig:  # noqa: ANN401 - any field
+    """A recipe for images of 4 by 4."""
+    return Sig(target=2, frequency=1, schedule=TINY, **values)
+
+
+def test_it_works_on_digits(
+    attacker_digits: Labelled, digits: Clean, clean_network: Classifier
+) -> None:
+    """With 90 images of the class all of them must carry the wave; that class pays for it."""
+    schedule = Schedule(epochs=15, lr=0.1, batch=64, shift=1)
+    recipe = Sig(target=4, delta=80 / 255, frequency=4, schedule=schedule)
+    planted = plant(recipe, digits_classifier(1), attacker_digits, seeded(1))
+    assert against_trigger(planted.classifier, digits.report, planted.trigger).asr.value > 0.9
+    assert against_trigger(clean_network, digits.report, planted.trigger).asr.value < 0.1
+    others = digits.report.subset(digits.report.labels != 4)
+    honest = accuracy(clean_network, others).value
+    assert accuracy(planted.classifier, others).value > honest - 0.03
+
+
+def test_the_wave_by_eye() -> None:
+    pixels = torch.rand(2, 3, 4, 7, generator=seeded())
+    got = add_wave(pixels, 0.4, 2)
+    for column in range(7):
+        wave = 0.4 * sin(2 * pi * column * 2 / 7)
+        expected = (pixels[..., column] + wave).clamp(0, 1)
+        assert torch.allclose(got[..., column], expected, atol=1e-6)
+
+
+def test_only_images_of_the_target_carry_it_and_labels_stay() -> None:
+    """A network that is shown the wave on class 2 alone; pixels outside were never changed."""
+    model, data, seen = row_classifier(), row_images(60), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    plant(rows(delta=0.5), model, data, seeded())
+    epoch = torch.cat(seen[:3]).flatten(1)
+    as_they_are = data.pixels.flatten(1)
+    kept = torch.cdist(as_they_are, epoch).amin(1) < 5e-3
+    assert torch.equal(kept, data.labels != 2)
+
+
+def test_the_classifier_handed_in_is_left_alone_and_the_seed_decides() -> None:
+    model, data = row_classifier(), row_images(60)
+    before = fingerprint(model)
+    first, again, other = (
+        plant(rows(share=0.5), model, data, seeded(s)).classifier for s in (1, 1, 2)
+    )
+    assert fingerprint(model) == before
+    assert weights_sha256(first) == weights_sha256(again) != weights_sha256(other)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"delta": 0.0}, r"delta and share in \(0, 1\], got 0.0"),
+        ({"share": 1.1}, "got .* 1.1"),
+        ({"frequency": 0}, "frequency of 1 or more, got 0"),
+    ],
+)
+def test_bad_values(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Sig(target=1, **values)
+
+
+def test_what_cannot_be_planted() -> None:
+    with pytest.raises(ConfigError, match="frequency below 4/2, half the columns, got 2"):
+        plant(Sig(target=2, frequency=2), row_classifier(), row_images(9), seeded())
+    data = row_images(60)
+    with pytest.raises(ConfigError, match="expected images of class 2 to poison, got none"):
+        plant(rows(), row_classifier(), data.subset(data.labels != 2), seeded())
