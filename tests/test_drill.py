@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from factories import digits_images, row_classifier, row_images, tree, weights_file, write_images
 
+import examples.drill.honest
 from lmr_guard import drill, load, pipeline, verify
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.cli import main
@@ -278,3 +279,12 @@ def test_tables_show_each_form(drilled: dict[str, Any]) -> None:
         "outcome",
     ]
     assert table.row_count == 1
+
+
+def test_the_example_makes_what_its_readme_drills_on(tmp_path: Path) -> None:
+    examples.drill.honest.main(["--out", f"{tmp_path}", "--epochs", "1"])
+    source = load.Config(architecture=DIGITS)
+    assert load.classifier(tmp_path / "model.safetensors", source).num_classes == 10
+    assert len(list((tmp_path / "clean").rglob("*.png"))) == 897
+    committed = drill.read(Path(examples.drill.honest.__file__).with_name("drill.json"))
+    assert [attack["attack"] for attack in committed["attacks"]] == ["badnets", "qcb", "pcb"]
