@@ -254,9 +254,14 @@ def _finding(
     attack: Attack, target: int, drill: DrillConfig, guarded: pipeline.Guarded
 ) -> dict[str, Any]:
     """What one attack came to, in numbers that the attack's own report holds as well."""
-    awake = [v.name for v in guarded.received if _outcome(v) is Outcome.FAIL]
     took = any(_asr(v).value >= drill.took for v in guarded.received)
     after = {v.name: _outcome(v) for v in guarded.variants}
+    # A form that only the repair has woken counts as well.
+    awake = [
+        v.name
+        for v in guarded.received
+        if Outcome.FAIL in (_outcome(v), after.get(v.name, Outcome.PASS))
+    ]
     outcomes = {name: after.get(name, Outcome.INCOMPLETE) for name in awake}
     outcome = max(outcomes.values()) if took and outcomes else Outcome.INCOMPLETE
     suspect = guarded.mended.suspicion.target

@@ -190,8 +190,13 @@ FAIL, PASS, INCOMPLETE = Outcome.FAIL, Outcome.PASS, Outcome.INCOMPLETE
         ([("float32", 60, FAIL)], [("float32", 0, PASS)], "incomplete"),
         (
             [("float32", 0, PASS), ("int8", 95, FAIL)],
-            [("float32", 9, FAIL), ("int8", 0, PASS)],
+            [("float32", 0, PASS), ("int8", 0, PASS)],
             "pass",
+        ),
+        (
+            [("float32", 0, PASS), ("int8", 95, FAIL)],
+            [("float32", 90, FAIL), ("int8", 0, PASS)],
+            "fail",
         ),
         (
             [("int8", 95, FAIL), ("l1-0.2", 50, FAIL)],
@@ -200,7 +205,7 @@ FAIL, PASS, INCOMPLETE = Outcome.FAIL, Outcome.PASS, Outcome.INCOMPLETE
         ),
     ],
 )
-def test_only_forms_that_were_awake_decide(
+def test_forms_that_are_awake_before_or_after_decide(
     received: list[tuple[str, int, Outcome]],
     repaired: list[tuple[str, int, Outcome]],
     outcome: str,
