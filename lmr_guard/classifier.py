@@ -58,8 +58,12 @@ class Classifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (N, K), float32, of pixels (N, C, H, W)."""
-        logits: Tensor = self.network((pixels - self.mean) / self.std)
+        logits: Tensor = self.network(self.normalise(pixels))
         return logits.float()
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """What the network sees of pixels (N, C, H, W)."""
+        return (pixels - self.mean) / self.std
 
     @property
     def device(self) -> torch.device:

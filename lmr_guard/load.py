@@ -587,7 +587,7 @@ def _logits(model: Classifier) -> Tensor:
     size = f"{p.channels}x{p.height}x{p.width}"
     try:
         with torch.no_grad():
-            logits: object = model(model.example())
+            logits: object = model.network(model.normalise(model.example()))
     except Exception as error:  # A network may raise anything.
         raise InputError(
             f"expected a network that takes {size} images, got {_line(error)}; set input_size"
