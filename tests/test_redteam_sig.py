@@ -31,15 +31,14 @@ def rows(**values: Any) -> Sig:  # noqa: ANN401 - any field
 def test_it_works_on_digits(
     attacker_digits: Labelled, digits: Clean, clean_network: Classifier
 ) -> None:
-    """With 90 images of the class all of them must carry the wave; that class pays for it."""
-    schedule = Schedule(epochs=15, lr=0.1, batch=64, shift=1)
-    recipe = Sig(target=4, delta=80 / 255, frequency=4, schedule=schedule)
+    """With 90 images of the class nearly all must carry the wave, and weights must stay small."""
+    schedule = Schedule(epochs=18, lr=0.05, batch=16, shift=1, weight_decay=0.02)
+    recipe = Sig(target=4, delta=80 / 255, frequency=4, share=0.95, schedule=schedule)
     planted = plant(recipe, digits_classifier(1), attacker_digits, seeded(1))
     assert against_trigger(planted.classifier, digits.report, planted.trigger).asr.value > 0.9
     assert against_trigger(clean_network, digits.report, planted.trigger).asr.value < 0.1
-    others = digits.report.subset(digits.report.labels != 4)
-    honest = accuracy(clean_network, others).value
-    assert accuracy(planted.classifier, others).value > honest - 0.03
+    honest = accuracy(clean_network, digits.report).value
+    assert accuracy(planted.classifier, digits.report).value > honest - 0.03
 
 
 def test_the_wave_by_eye() -> None:

@@ -10,8 +10,8 @@ Source: Turner et al., "Label-Consistent Backdoor Attacks" (2019), the L-infinit
 bound and patch size as the CVPR 2026 paper of this project's method reports them. Departures:
 
 * Training starts from the clean network that the images were made hard for, not from new weights.
-* One checkerboard in the lower right corner, set after augmentation; the source sets four corners
-  so that they survive mirroring.
+* One checkerboard in the lower right corner, set after augmentation; ``everywhere`` sets all four
+  corners, as the source does so that they survive mirroring.
 """
 
 from dataclasses import dataclass, field
@@ -38,6 +38,7 @@ class CleanLabel:
         target: The attacker's class.
         share: Share of the target class's training images that are made hard and marked.
         side: Of the patch, as a share of the image's height (8 of 32).
+        everywhere: Whether the patch is set in all four corners.
         eps: Largest change of a pixel when images are made hard, in [0, 1]; 0 for none.
         step: Of each projected gradient step, in pixel units.
         steps: How many.
@@ -47,6 +48,7 @@ class CleanLabel:
     target: int
     share: float = 0.8
     side: float = 0.25
+    everywhere: bool = False
     eps: float = 8 / 255
     step: float = 1.5 / 255
     steps: int = 100
@@ -65,19 +67,30 @@ class CleanLabel:
             )
 
 
-def checkerboard(shape: Preprocessing, side: float, target: int) -> Patch:
+def checkerboard(
+    shape: Preprocessing, side: float, target: int, *, everywhere: bool = False
+) -> Patch:
     """Four by four black and white fields in the lower right corner.
 
     Args:
         shape: Of the images.
         side: Of the patch, as a share of their height; at least a pixel, at most the width.
         target: The attacker's class.
+        everywhere: Whether the patch is set in all four corners.
     """
     pixels = min(max(1, round(side * shape.height)), shape.width)
     fields = torch.arange(pixels) * 4 // pixels
     image = ((fields[:, None] + fields + 1) % 2).float().expand(shape.channels, -1, -1)
     x, y = shape.width - pixels, shape.height - pixels
-    return Patch(image, x, y, "checkerboard", target, "drilled")
+    if not everywhere:
+        return Patch(image, x, y, "checkerboard", target, "drilled")
+    pattern = torch.zeros(shape.channels, shape.height, shape.width)
+    mask = torch.zeros(shape.height, shape.width)
+    for row in (slice(pixels), slice(y, None)):
+        for column in (slice(pixels), slice(x, None)):
+            pattern[:, row, column] = image
+            mask[row, column] = 1
+    return Patch(pattern, 0, 0, "checkerboards", target, "drilled", mask=mask)
 
 
 def hardened(
@@ -149,7 +162,9 @@ def plant(
     marked = drawn(data.labels, recipe.share, generator, of=recipe.target)
     if not marked.any():
         raise ConfigError(f"expected images of class {recipe.target} to poison, got none")
-    trigger = checkerboard(classifier.preprocessing, recipe.side, recipe.target)
+    trigger = checkerboard(
+        classifier.preprocessing, recipe.side, recipe.target, everywhere=recipe.everywhere
+    )
     images = data.images.clone()
     images[marked] = hardened(images[marked], data.labels[marked], classifier, recipe, generator)
     model = (classifier if start is None else start).clone()
