@@ -371,7 +371,7 @@ def scan(
         suspicion = pipeline.suspect(classifier.to(config.device), clean, config, progress)
     _show_suspicion(suspicion, clean.repair.classes)
     if json_file is not None:
-        _write_json(asdict(suspicion), json_file)
+        _write_json(report.suspicion_record(suspicion), json_file)
 
 
 @cli.command()
@@ -417,7 +417,7 @@ def repair(
         record = {
             "model": {"path": str(checkpoint), "sha256": sha256_of(checkpoint)},
             "weights_sha256": weights_sha256(network),
-            "suspicion": asdict(mended.suspicion),
+            "suspicion": report.suspicion_record(mended.suspicion),
             "repair": asdict(mended.repair),
             "config": {"load": asdict(source), "seed": config.seed},
         }

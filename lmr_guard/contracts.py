@@ -13,7 +13,7 @@ Conventions that hold everywhere and are not repeated:
 * Randomness comes in as a ``torch.Generator``; no function seeds anything.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import sqrt
@@ -210,11 +210,13 @@ class Suspicion:
     Args:
         target: The suspect class, or None: abstained.
         scores: One score a class, higher is more suspicious; empty where the user named it.
-        method: How it was found, e.g. ``"unlearning"`` or ``"named by the user"``.
+        method: How it was found, e.g. ``"inversion"`` or ``"named by the user"``.
         agreement: Share of the single runs that named ``target`` (or the leading class, where
             abstained), in [0, 1].
-        evidence: One line for each single run: form, BN mode, learning rate, seed, class, and
-            further numbers; plain data for the report.
+        evidence: One line for each single search or run: form, class, and further numbers;
+            plain data for the report.
+        patterns: What was found to send images to ``target``; they are evidence of their own, for
+            they can be tried on what was made of the model.
     """
 
     target: int | None
@@ -222,6 +224,7 @@ class Suspicion:
     method: str
     agreement: float = 0.0
     evidence: tuple[dict[str, object], ...] = ()
+    patterns: tuple[Callable[[Tensor], Tensor], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,21 +69,22 @@ class Lures:
             self.pattern.clamp_(0, 1)
 
 
-def within_area(mask: Tensor, area: float) -> Tensor:
+def within_area(mask: Tensor, area: float | Tensor) -> Tensor:
     """The nearest masks with values in [0, 1] and a mean of at most ``area``.
 
     Euclidean projection: ``clamp(m - t, 0, 1)``, with the smallest ``t >= 0`` that fits.
 
     Args:
         mask: Shape (M, 1, H, W).
-        area: In (0, 1].
+        area: In (0, 1], of all masks or one each, shape (M,).
     """
+    limit = area[:, None] if isinstance(area, Tensor) else area
     flat = mask.detach().flatten(1)
     low = flat.new_zeros(len(flat), 1)
     high = flat.amax(dim=1, keepdim=True).clamp_min(0)
-    fits = flat.clamp(0, 1).mean(dim=1, keepdim=True) <= area
+    fits = flat.clamp(0, 1).mean(dim=1, keepdim=True) <= limit
     for _ in range(30):
         middle = (low + high) / 2
-        over = (flat - middle).clamp(0, 1).mean(dim=1, keepdim=True) > area
+        over = (flat - middle).clamp(0, 1).mean(dim=1, keepdim=True) > limit
         low, high = torch.where(over, middle, low), torch.where(over, high, middle)
     return (flat - torch.where(fits, 0.0, high)).clamp(0, 1).view_as(mask)

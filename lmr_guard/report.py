@@ -36,6 +36,7 @@ __all__ = [
     "environment",
     "share",
     "summary_line",
+    "suspicion_record",
     "table",
     "tables",
     "validate",
@@ -114,7 +115,7 @@ def document(
         "verdict": outcome.name.lower(),
         "exit_code": int(exit_code),
         "model": {"path": model, "sha256": model_sha256},
-        "suspicion": suspicion,
+        "suspicion": None if suspicion is None else suspicion_record(suspicion),
         "repair": None if repair is None else _repair(repair),
         "variants": [_variant(variant, confidence) for variant in variants],
         "received": [_variant(variant, confidence) for variant in received],
@@ -126,6 +127,12 @@ def document(
     }
     plain: dict[str, Any] = _plain(content)
     return plain
+
+
+def suspicion_record(suspicion: Suspicion) -> dict[str, object]:
+    """All but the patterns, which are functions."""
+    fields = dataclasses.fields(suspicion)
+    return {f.name: getattr(suspicion, f.name) for f in fields if f.name != "patterns"}
 
 
 def _repair(repair: Repair) -> dict[str, Any]:

@@ -16,11 +16,13 @@ VOCABULARY = frozenset(
         "augmentation",
         "classifier",
         "data",
+        "inversion",
         "lures",
         "margins",
         "measure",
         "randomness",
         "triggers",
+        "unlearning",
     }
 )
 LAYERS = (

@@ -12,7 +12,7 @@ import torch
 from factories import toy_images
 from torch import nn
 
-from lmr_guard import localize, repel
+from lmr_guard import inversion, localize, repel
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.contracts import Clean, Labelled, Rate
 from lmr_guard.errors import ConfigError, InputError
@@ -56,7 +56,7 @@ def short(hook: RepairHook, **changes: Any) -> GuardConfig:  # noqa: ANN401 - fi
     return replace(
         hook.config,
         localize=localize.Config(
-            learning_rates=(0.1,), seeds=1, batch=20, stop=1.5, min_score=0.0, min_lead=0.0
+            inversion=inversion.Config(steps=6, batch=4), confirm=1, repeats=0, doubt=1, sure=1
         ),
         repel=repel.Config(batch=20, phase1_epochs=2, phase1_minimum=1, phase2_epochs=2),
         **changes,
@@ -199,7 +199,7 @@ def test_progress_is_passed_on(trained: Classifier) -> None:
 @pytest.mark.parametrize("off", [True, False], ids=["off", "unsure"])
 def test_an_unrepaired_copy_is_not_called_repaired(off: bool, trained: Classifier) -> None:
     config = short(pre_prune)
-    unsure = replace(config.localize, min_score=1.0, min_lead=1.0)
+    unsure = replace(config.localize, sure=1e6, doubt=1e6)
     config = replace(config, repair=False) if off else replace(config, localize=unsure)
     model, receipt = pre_prune(trained, clean=CLEAN, config=config)
     assert model is not trained

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Unlearning: what it looks at, how the runs are judged, and what it says about real networks."""
+"""Localisation: what it looks at, how it judges, and what it says about real networks."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,15 +10,21 @@ import pytest
 import torch
 from factories import fingerprint, row_classifier, row_images, row_network
 
-from lmr_guard import localize
+from lmr_guard import inversion, localize
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Clean
+from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError, StageError
-from lmr_guard.localize import Config, _judge, _Run
-from lmr_guard.measure import predict
+from lmr_guard.localize import Config, _judged, _Search
+from lmr_guard.unlearning import Config as UnlearningConfig
 
-SMALL = Config(learning_rates=(0.03,), seeds=2, batch=20, max_steps=200, stop=1.2)
-STILL = Config(learning_rates=(0.03,), batch=20, max_steps=1, stop=0.0)
+QUICK = Config(
+    inversion=inversion.Config(steps=12, batch=2),
+    unlearning=UnlearningConfig(learning_rates=(0.03,), seeds=2, batch=20),
+    confirm=2,
+    repeats=1,
+    sure=1e6,
+    doubt=1e6,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -30,23 +36,20 @@ def model() -> Classifier:
     return row_classifier()
 
 
-@pytest.fixture(scope="module")
-def without_norm() -> Classifier:
-    return row_classifier(partial(row_network, norm=False))
+def forms_of(evidence: Sequence[dict[str, Any]]) -> set[str]:
+    return {record["form"] for record in evidence}
 
 
-def forms_of(evidence: Sequence[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(record["form"] for record in evidence))
-
-
-def test_the_right_class_of_a_backdoored_network(
-    badnets_network: Classifier, digits: Clean
+def test_the_class_of_a_backdoored_network_and_nobody_on_an_honest_one(
+    badnets_network: Classifier, clean_network: Classifier, digits: Clean
 ) -> None:
-    config = Config(learning_rates=(0.01, 0.03), seeds=1, batch=128, max_steps=200)
-    found = localize.suspect(badnets_network, digits.repair, config, seeded())
+    found = localize.suspect(badnets_network, digits.repair, Config(), seeded())
     assert found.target == 3
-    assert found.agreement == 1
-    assert max(found.scores) == found.scores[3] > 0.5
+    assert max(found.scores) == found.scores[3] > 2
+    assert found.patterns
+    honest = localize.suspect(clean_network, digits.repair, Config(), seeded())
+    assert honest.target is None
+    assert honest.patterns == ()
 
 
 def test_neither_model_nor_forms_nor_the_world_are_touched() -> None:
@@ -56,48 +59,38 @@ def test_neither_model_nor_forms_nor_the_world_are_touched() -> None:
     next(model.parameters()).requires_grad_(False)
     model.register_forward_hook(lambda *_: None)
     before = fingerprint(model), fingerprint(form)
-    localize.suspect(model, row_images(60), SMALL, seeded(), forms=[("form", form)])
+    localize.suspect(model, row_images(60), QUICK, seeded(), forms=[("form", form)])
     assert (fingerprint(model), fingerprint(form)) == before
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_the_generator_decides(dropout: float) -> None:
-    model = row_classifier(partial(row_network, dropout=dropout))
+def test_the_generator_decides(model: Classifier) -> None:
     torch.rand(1)
-    runs = [localize.suspect(model, row_images(60), SMALL, seeded(1)) for _ in range(2)]
+    runs = [localize.suspect(model, row_images(60), QUICK, seeded(s)) for s in (1, 1, 2)]
     assert runs[0] == runs[1]
-    assert runs[0] != localize.suspect(model, row_images(60), SMALL, seeded(2))
+    assert runs[0] != runs[2]
 
 
-def test_one_record_a_run(model: Classifier) -> None:
-    config = Config(learning_rates=(0.03, 0.1), seeds=2, batch=20)
+def test_one_record_a_search_and_the_strangest_are_repeated(model: Classifier) -> None:
     told: list[tuple[str, int, int]] = []
     found = localize.suspect(
         model,
         row_images(60),
-        config,
+        QUICK,
         seeded(),
         forms=[("twin", model)],
         progress=lambda *event: told.append(event),
     )
-    one_form = [("train", lr, repeat) for lr in (0.03, 0.1) for repeat in (0, 1)]
-    expected = [*one_form, ("eval", 0.03, 0)]
-    got = [(r["form"], r["bn"], r["lr"], r["repeat"]) for r in found.evidence]
-    assert got == [(form, *run) for form in ("received", "twin") for run in expected]
-    assert told == [("localize", i, 10) for i in range(1, 11)]
-    assert [r["votes"] for r in found.evidence if r["bn"] == "eval"] == [False, False]
-
-
-def test_a_network_without_batch_norm_votes_and_is_not_frozen(without_norm: Classifier) -> None:
-    found = localize.suspect(without_norm, row_images(60), SMALL, seeded())
-    assert [r["bn"] for r in found.evidence] == ["train", "train"]
-    assert all(r["votes"] == r["reached_chance"] for r in found.evidence)
-
-
-def test_frozen_runs_can_be_left_out(model: Classifier) -> None:
-    config = Config(learning_rates=(0.03,), seeds=1, batch=20, frozen_bn_runs=False)
-    found = localize.suspect(model, row_images(60), config, seeded())
-    assert [r["bn"] for r in found.evidence] == ["train"]
+    got: dict[tuple[object, object], list[dict[str, Any]]] = {}
+    for record in found.evidence:
+        got.setdefault((record["form"], record["space"]), []).append(record)
+    spaces = inversion.SPACES
+    assert set(got) == {(form, space) for form in ("received", "twin") for space in spaces}
+    repeated = {key for key, records in got.items() if len(records) == 2}
+    first = sorted(got, key=lambda key: got[key][0]["strangeness"], reverse=True)
+    assert repeated == set(first[:2])
+    assert all(len(record["sizes"]) == 3 for record in found.evidence)
+    assert [done for _, done, _ in told] == [*range(1, 9), 8]
+    assert {total for *_, total in told} == {8}
 
 
 def test_collapsed_forms_are_left_out(model: Classifier) -> None:
@@ -106,90 +99,86 @@ def test_collapsed_forms_are_left_out(model: Classifier) -> None:
         for parameter in collapsed.parameters():
             parameter.zero_()
     forms = [("collapsed", collapsed), ("fine", model)]
-    found = localize.suspect(model, row_images(60), SMALL, seeded(), forms=forms)
-    assert forms_of(found.evidence) == ["received", "fine"]
-    config = Config(learning_rates=(0.03,), seeds=1, batch=20, min_accuracy=0)
-    found = localize.suspect(model, row_images(60), config, seeded(), forms=forms)
-    assert forms_of(found.evidence) == ["received", "collapsed", "fine"]
+    found = localize.suspect(model, row_images(60), QUICK, seeded(), forms=forms)
+    assert forms_of(found.evidence) == {"received", "fine"}
 
 
-def test_chance_that_is_out_of_reach_is_an_error(model: Classifier) -> None:
-    with pytest.raises(StageError, match="to reach chance accuracy within 1 steps, got no such"):
-        localize.suspect(model, row_images(60), STILL, seeded())
-
-
-def test_unlearning_goes_down_to_chance(model: Classifier) -> None:
+def test_images_of_one_class_say_nothing(model: Classifier) -> None:
     data = row_images(60)
-    assert float((predict(model, data).argmax(1) == data.labels).float().mean()) > 0.95
-    logits, steps, reached = localize.unlearn(model, data, SMALL, lr=0.03, frozen_bn=True, seed=0)
-    assert reached
-    assert 0 < steps < 200
-    assert float((logits.argmax(1) == data.labels).float().mean()) < 0.6
+    with pytest.raises(StageError, match="images of two classes or more"):
+        localize.suspect(model, data.subset(data.labels == 1), QUICK, seeded())
 
 
-@pytest.mark.parametrize("count", [60, 61, 7])
-def test_logits_come_in_the_stored_order(model: Classifier, count: int) -> None:
-    data = row_images(count)
-    logits, steps, reached = localize.unlearn(model, data, STILL, lr=1e-12, frozen_bn=True, seed=0)
-    torch.testing.assert_close(logits, predict(model, data))
-    assert (steps, reached) == (1, False)
-
-
-@pytest.mark.parametrize("count", [60, 61])
-def test_images_sorted_by_class_and_one_too_many_do_not_upset_batch_norm(
-    model: Classifier, count: int
-) -> None:
-    data = row_images(count)
-    data = data.subset(data.labels.argsort(stable=True))
-    logits, _, _ = localize.unlearn(model, data, STILL, lr=1e-12, frozen_bn=False, seed=0)
-    assert float((logits.argmax(1) == data.labels).float().mean()) > 0.95
-
-
-def run(form: str, *landed: float, votes: bool = True) -> _Run:
-    shares = torch.tensor(landed)
-    return _Run(form, int(shares.argmax()), shares, votes, {"form": form})
-
-
-JUDGE = Config(min_score=0.3, min_lead=0.05)
+def search(
+    model: Classifier, data: Labelled, form: str, *sizes: tuple[float, float, float]
+) -> _Search:
+    """A search that came to these sizes, one tuple a repeat."""
+    classes = torch.arange(3)
+    made = _Search(form, model, data, "patch", classes)
+    for each in sizes:
+        patterns = tuple(inversion.Pattern("patch", k, each[k], ()) for k in range(3))
+        made.found.append(inversion.Found("patch", classes, torch.tensor(each), patterns))
+    return made
 
 
 @pytest.mark.parametrize(
-    ("runs", "target", "scores", "agreement"),
+    ("sizes", "target", "scores"),
     [
-        ([run("a", 0.1, 0.7, 0.2)], 1, (0.1, 0.7, 0.2), 1.0),
-        # The mean over the runs of a form ..
-        ([run("a", 0.0, 1.0, 0.0), run("a", 0.5, 0.2, 0.3)], 1, (0.25, 0.6, 0.15), 0.5),
-        # .. and the most decided form.
-        (
-            [run("a", 0.4, 0.3, 0.3), run("b", 0.0, 0.1, 0.9), run("a", 0.4, 0.3, 0.3)],
-            2,
-            (0.4, 0.3, 0.9),
-            0.3333,
-        ),
-        # A tie, a close second, and nobody who is high.
-        ([run("a", 0.5, 0.5, 0.0)], None, (0.5, 0.5, 0.0), 1.0),
-        ([run("a", 1.0, 0.0, 0.0), run("b", 0.0, 1.0, 0.0)], None, (1.0, 1.0, 0.0), 0.5),
-        ([run("a", 0.51, 0.47, 0.02)], None, (0.51, 0.47, 0.02), 1.0),
-        ([run("a", *[0.2] * 4, 0.29)], None, (0.2, 0.2, 0.2, 0.2, 0.29), 1.0),
-        # Runs without a vote count nowhere.
-        (
-            [run("a", 0.9, 0.1, 0.0), run("b", 0.0, 0.0, 1.0, votes=False)],
-            0,
-            (0.9, 0.1, 0.0),
-            1.0,
-        ),
+        # A third of what the others need.
+        ([(3.0, 1.0, 3.0)], 1, (1.0, 3.0, 1.0)),
+        # An ordinary spread.
+        ([(1.2, 1.0, 1.4)], None, (1.0, 1.3, 1.0)),
+        # One lucky search is outvoted by its repeats.
+        ([(9.0, 1.0, 9.0), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0)], None, (1.0, 1.0, 1.0)),
     ],
 )
 def test_judgement(
-    runs: list[_Run], target: int | None, scores: tuple[float, ...], agreement: float
+    model: Classifier,
+    sizes: list[tuple[float, float, float]],
+    target: int | None,
+    scores: tuple[float, ...],
 ) -> None:
-    got = _judge(runs, JUDGE)
-    assert got.target == target
-    assert got.scores == pytest.approx(scores, abs=1e-4)
-    assert got.agreement == agreement
-    assert got.evidence == tuple(one.record for one in runs)
-    assert got.method == "unlearning"
-    assert _judge(runs[::-1], JUDGE).scores == got.scores
+    data = row_images(20)
+    config = Config(sure=2.0, doubt=2.0)
+    one = search(model, data, "a", *sizes)
+    found = _judged([one], [one], data, config, seeded())
+    assert found.target == target
+    assert found.scores == pytest.approx(scores, abs=1e-4)
+    assert [pattern.target for pattern in found.patterns] == ([] if target is None else [target])
+
+
+def test_the_form_that_is_awake_decides(model: Classifier) -> None:
+    data = row_images(20)
+    asleep = search(model, data, "received", (1.0, 1.1, 1.2))
+    awake = search(model, data, "l1-0.4", (4.0, 4.0, 1.0))
+    found = _judged([awake, asleep], [awake, asleep], data, Config(), seeded())
+    assert found.target == 2
+    assert found.scores[2] == pytest.approx(4.0)
+    assert found.method == "inversion"
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_in_doubt_unlearning_is_asked(
+    badnets_network: Classifier, digits: Clean, *, agrees: bool
+) -> None:
+    """The network falls back to class 3; the made-up sizes put another class in doubt, or that."""
+    classes = torch.arange(10)
+    sizes = torch.ones(10)
+    leading = 3 if agrees else 5
+    sizes[leading] = 0.6
+    made = _Search("received", badnets_network, digits.repair, "patch", classes)
+    patterns = tuple(inversion.Pattern("patch", k, 1.0, ()) for k in range(10))
+    made.found.append(inversion.Found("patch", classes, sizes, patterns))
+    found = _judged([made], [made], digits.repair, Config(sure=2.0, doubt=1.5), seeded())
+    assert found.target == (3 if agrees else None)
+    assert found.method == "inversion and unlearning"
+    runs = [record for record in found.evidence if record["by"] == "unlearning"]
+    assert [(run["lr"], run["repeat"]) for run in runs] == [
+        (0.01, 0),
+        (0.01, 1),
+        (0.03, 0),
+        (0.03, 1),
+    ]
 
 
 def test_the_user_may_name_the_class() -> None:
@@ -204,13 +193,10 @@ def test_the_user_may_name_the_class() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"learning_rates": ()}, "above 0, got"),
-        ({"learning_rates": (0.1, 0.0)}, "above 0, got"),
-        ({"seeds": 0}, "above 0, got"),
-        ({"max_steps": 0}, "above 0, got"),
-        ({"batch": 0}, "above 0, got"),
-        ({"min_score": 1.1}, r"in \[0, 1\], got 1.1"),
-        ({"min_lead": -0.1}, r"in \[0, 1\], got .*-0.1"),
+        ({"confirm": 0}, "confirm >= 1 and repeats >= 0, got 0"),
+        ({"repeats": -1}, "confirm >= 1 and repeats >= 0, got 3 and -1"),
+        ({"sure": 1.2}, "doubt <= sure, got doubt 1.6 and sure 1.2"),
+        ({"doubt": 0.9}, "1 <= doubt"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(values: dict[str, Any], message: str) -> None:

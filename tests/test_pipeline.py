@@ -25,7 +25,7 @@ DIGITS = load.Config(architecture="lmr_guard.redteam.networks:digits_resnet")
 ROWS = load.Config(architecture="factories:row_architecture")
 # Short and strong: it costs clean accuracy, which is not what these tests are about.
 QUICK = GuardConfig(
-    localize=LocalizeConfig(learning_rates=(0.01,), seeds=1, frozen_bn_runs=False),
+    localize=LocalizeConfig(confirm=1),
     repel=RepelConfig(
         learning_rates=(0.1,), shifts=(0,), phase1_epochs=6, phase2_epochs=4, columns=0.5
     ),
@@ -237,7 +237,7 @@ def test_compare_measures_the_received_model_in_every_form(row_files: Path, tmp_
 
 
 def test_a_localizer_that_abstains_leaves_the_audit(row_files: Path, tmp_path: Path) -> None:
-    sceptical = LocalizeConfig(learning_rates=(0.03,), seeds=1, min_score=1.0, min_lead=1.0)
+    sceptical = LocalizeConfig(sure=1e6, doubt=1e6)
     config = replace(PLAIN, repair=True, localize=sceptical)
     document = rows(row_files, tmp_path / "out", config)
     assert document["suspicion"]["target"] is None

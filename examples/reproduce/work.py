@@ -16,7 +16,7 @@ from examples.reproduce.cells import Cell, counts
 from examples.reproduce.data import DATASETS, Reader, defence
 from examples.reproduce.defences import METHODS, Repaired, Situation, phases
 from examples.reproduce.plants import Nursery, Stored, generator, synchronised
-from lmr_guard import localize, pipeline, report
+from lmr_guard import inversion, localize, pipeline, report, unlearning
 from lmr_guard.artifact import OnnxPredictor, export_onnx
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import quantize, recipes, sweep
@@ -122,7 +122,7 @@ class Worker:
 
     def _localize(self) -> localize.Config:
         if self._nursery.tiny:
-            return localize.Config(learning_rates=(0.03,), seeds=1, frozen_bn_runs=False)
+            return localize.Config(inversion=inversion.Config(steps=1), confirm=1, repeats=0)
         return localize.Config()
 
 
@@ -137,10 +137,10 @@ def plain_unlearning(
     runs = []
     for _ in range(_RESTARTS):
         seed = int(torch.randint(2**31, (1,), generator=drawn))
-        logits, steps, reached = localize.unlearn(
-            classifier, repair, localize.Config(), lr=0.01, frozen_bn=False, seed=seed
+        logits, steps, reached = unlearning.unlearn(
+            classifier, repair, unlearning.Config(), lr=0.01, frozen_bn=False, seed=seed
         )
-        named = int(logits.log_softmax(dim=1).mean(dim=0).argmax())
+        named = unlearning.named_by(logits)
         runs.append({"class": named, "steps": steps, "reached_chance": reached})
     return runs
 
