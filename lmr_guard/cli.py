@@ -254,7 +254,7 @@ def _show_suspicion(suspicion: Suspicion, classes: Sequence[str]) -> None:
     click.echo(f"suspect: {found}; agreement of the runs {suspicion.agreement:.0%}")
     for index in sorted(range(len(suspicion.scores)), key=lambda c: -suspicion.scores[c]):
         click.echo(f"  {suspicion.scores[index]:.3f}  {index}  {classes[index]}")
-    click.echo("A score is no proof: unlearning names some class on most clean models too.")
+    click.echo("A score is no proof: 1 is ordinary, 2 is half the pattern that other classes need.")
 
 
 def _write_json(content: object, path: Path) -> None:

@@ -13,7 +13,7 @@ Conventions that hold everywhere and are not repeated:
 * Randomness comes in as a ``torch.Generator``; no function seeds anything.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import sqrt
@@ -27,6 +27,7 @@ __all__ = [
     "Achieved",
     "Clean",
     "Finding",
+    "Inverted",
     "Labelled",
     "Outcome",
     "Predictor",
@@ -70,6 +71,24 @@ class Twin(Protocol):
         self, parameters: Mapping[str, Tensor], generator: torch.Generator, /
     ) -> dict[str, Tensor]:
         """Parameter name to the value it has in the compressed form; unchanged ones left out."""
+        ...
+
+
+class Inverted(Protocol):
+    """A pattern that a search for triggers found."""
+
+    @property
+    def name(self) -> str:
+        """Space and the form that it was found on, e.g. ``"patch@l1-0.3"``."""
+        ...
+
+    @property
+    def target(self) -> int:
+        """The class that it sends images to."""
+        ...
+
+    def __call__(self, pixels: Tensor, /) -> Tensor:
+        """Changed copies of pixels."""
         ...
 
 
@@ -224,7 +243,7 @@ class Suspicion:
     method: str
     agreement: float = 0.0
     evidence: tuple[dict[str, object], ...] = ()
-    patterns: tuple[Callable[[Tensor], Tensor], ...] = ()
+    patterns: tuple[Inverted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +340,8 @@ class TriggerResult:
     """One trigger against one artefact: ASR over non-target images, TA over all of them.
 
     ``target`` is the class that ASR was counted for; where the trigger names none it is the
-    class most hit, which can only overstate the ASR.
+    class most hit, which can only overstate the ASR. ``without``, of an inverted trigger, is
+    the rate of the same images without it: see ``measure.against_replay``.
     """
 
     name: str
@@ -329,6 +349,7 @@ class TriggerResult:
     target: int
     asr: Rate
     ta: Rate
+    without: Rate | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,16 @@ from lmr_guard.contracts import Labelled
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.lures import within_area
 
-__all__ = ["SPACES", "Config", "Found", "Pattern", "Space", "candidates", "invert", "strangeness"]
+__all__ = [
+    "SPACES",
+    "Config",
+    "Found",
+    "Pattern",
+    "Space",
+    "candidates",
+    "invert",
+    "strangeness",
+]
 
 Space = Literal["patch", "additive", "warp"]
 SPACES: tuple[Space, ...] = ("patch", "additive", "warp")
@@ -91,12 +100,19 @@ class Pattern:
         target: The class that it sends images to.
         size: Its budget.
         parameters: On the CPU; what they are is the space's.
+        origin: The form of the model that it was found on.
     """
 
     space: Space
     target: int
     size: float
     parameters: tuple[Tensor, ...]
+    origin: str = "received"
+
+    @property
+    def name(self) -> str:
+        """Space and origin."""
+        return f"{self.space}@{self.origin}"
 
     def __call__(self, pixels: Tensor, /) -> Tensor:
         """Changed copies of pixels (N, C, H, W), in [0, 1]."""
@@ -140,9 +156,8 @@ def invert(
     generator: torch.Generator,
     *,
     classes: Tensor | None = None,
-    budget: float | None = None,
 ) -> Found:
-    """The smallest patterns of all classes, or those within one budget.
+    """The smallest patterns of all classes.
 
     Args:
         classifier: In eval mode; its parameters get no gradient. Not touched.
@@ -151,14 +166,13 @@ def invert(
         config: See ``Config``.
         generator: CPU generator; decides starts and the images of each step.
         classes: Those to search, int64; None takes all.
-        budget: Of every class, held as it is; None looks for the smallest.
 
     Raises:
         StageError: A class is the only one that there are images of.
     """
     wanted = torch.arange(classifier.num_classes) if classes is None else classes
     parts = [
-        _invert(classifier, images, space, config, generator, classes=part, budget=budget)
+        _invert(classifier, images, space, config, generator, classes=part)
         for part in wanted.split(_CHUNK)
     ]
     return Found(
@@ -177,14 +191,13 @@ def _invert(
     generator: torch.Generator,
     *,
     classes: Tensor,
-    budget: float | None,
 ) -> Found:
     others = [(images.labels != k).nonzero().flatten() for k in classes.tolist()]
     if not all(len(each) for each in others):
         raise StageError(
             "expected images of two classes or more for the search of triggers, got one class"
         )
-    search = _Search(space, len(classes), classifier, generator, budget)
+    search = _Search(space, len(classes), classifier, generator)
     targets = classes.to(classifier.device)[:, None].expand(-1, config.batch)
     memory = torch.zeros(len(classes), device=classifier.device)
     tail: list[Tensor] = []
@@ -194,7 +207,7 @@ def _invert(
         hits = (logits.argmax(dim=2) == targets).float().mean(dim=1)
         search.descend(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
         memory = _MEMORY * memory + (1 - _MEMORY) * hits
-        if budget is None and step >= _SETTLE:
+        if step >= _SETTLE:
             factor = torch.where(memory >= config.success, config.shrink, config.grow)
             search.budgets *= factor
         search.project()
@@ -229,7 +242,7 @@ def candidates(
     fallen = torch.zeros(count)
     copies = 4
     for space in SPACES:
-        search = _Search(space, copies, classifier, generator, None)
+        search = _Search(space, copies, classifier, generator)
         for step in range(config.steps):
             drawn = torch.randint(len(images), (copies, 4 * config.batch), generator=generator)
             own = images.labels[drawn].to(classifier.device)
@@ -244,8 +257,8 @@ def candidates(
     rest[leading] = False
     ordinary = rest.nonzero().flatten()
     ordinary = ordinary[torch.randperm(len(ordinary), generator=generator)]
-    chosen: Tensor = torch.cat([leading, ordinary[: config.most - len(leading)]]).sort().values
-    return chosen
+    chosen = torch.cat([leading, ordinary[: config.most - len(leading)]])
+    return chosen.sort().values
 
 
 class _Search:
@@ -257,7 +270,6 @@ class _Search:
         count: int,
         classifier: Classifier,
         generator: torch.Generator,
-        budget: float | None,
     ) -> None:
         shape = classifier.preprocessing
         self._space = _SPACES[space]
@@ -265,8 +277,7 @@ class _Search:
         device = classifier.device
         drawn = self._space.draw((count, shape.channels, shape.height, shape.width), generator)
         self._parameters = [each.to(device).requires_grad_() for each in drawn]
-        start = self._space.start if budget is None else budget
-        self.budgets = torch.full((count,), start, device=device)
+        self.budgets = torch.full((count,), self._space.start, device=device)
         self._optimiser = torch.optim.Adam(self._parameters, self._space.rate, betas=(0.5, 0.9))
         self.project()
 
@@ -275,8 +286,8 @@ class _Search:
         device = self._classifier.device
         chosen = images.images[drawn.flatten()].to(device).float() / 255
         changed = self._space.apply(self._parameters, chosen.unflatten(0, drawn.shape))
-        logits: Tensor = self._classifier(changed.flatten(0, 1)).unflatten(0, drawn.shape)
-        return logits
+        logits: Tensor = self._classifier(changed.flatten(0, 1))
+        return logits.unflatten(0, drawn.shape)
 
     def descend(self, loss: Tensor) -> None:
         """One step; the classifier's parameters get no gradient."""

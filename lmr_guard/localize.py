@@ -5,7 +5,8 @@
 A backdoor that sleeps in one form is awake in another, so every form is asked. The rule:
 
 1. In each form and each space of ``inversion``, every class has a *strangeness*: how much smaller a
-   pattern it needs than the other classes do.
+   pattern it needs than the other classes do. Of warps the fourth root counts: on honest networks
+   some class differs there by as much as ten.
 2. The few searches with the strangest class are repeated with other seeds; a class's score is the
    highest of its medians over the repeats.
 3. A class with a score of ``sure`` or more is the suspect.
@@ -16,8 +17,9 @@ A backdoor that sleeps in one form is awake in another, so every form is asked. 
 Scores are ratios: 1 is ordinary, 3 is a third of the usual size. A high score is no proof.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -30,7 +32,12 @@ from lmr_guard.inversion import Config as InversionConfig
 from lmr_guard.measure import accuracy, predict
 from lmr_guard.unlearning import Config as UnlearningConfig
 
-__all__ = ["Config", "named", "suspect"]
+__all__ = ["Config", "named", "recognised", "suspect"]
+
+
+_POWERS: Mapping[inversion.Space, float] = MappingProxyType(
+    {"patch": 1.0, "additive": 1.0, "warp": 0.25}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +60,7 @@ class Config:
     confirm: int = 3
     repeats: int = 2
     sure: float = 2.0
-    doubt: float = 1.6
+    doubt: float = 1.8
     min_accuracy: float = 0.85
 
     def __post_init__(self) -> None:
@@ -89,9 +96,10 @@ class _Search:
 
     @property
     def strangeness(self) -> Tensor:
-        """Of each searched class: the median over the repeats."""
+        """Of each searched class: the median over the repeats, as it counts in this space."""
         all_repeats = torch.stack([inversion.strangeness(found.sizes) for found in self.found])
-        return all_repeats.quantile(0.5, dim=0)
+        power: Tensor = all_repeats.quantile(0.5, dim=0) ** _POWERS[self.space]
+        return power
 
     @property
     def leading(self) -> int:
@@ -136,7 +144,7 @@ def suspect(
     total = len(kept) * len(inversion.SPACES) + config.confirm * config.repeats
     searches: list[_Search] = []
     for name, model in kept:
-        images = _recognised(model, repair)
+        images = recognised(model, repair)
         classes = inversion.candidates(model, images, config.inversion, generator)
         for space in inversion.SPACES:
             search = _Search(name, model, images, space, classes)
@@ -233,7 +241,7 @@ def _records(search: _Search) -> list[dict[str, object]]:
 def _patterns(confirmed: Sequence[_Search], target: int) -> tuple[inversion.Pattern, ...]:
     """What the confirmed searches that name the suspect found for it, one each."""
     return tuple(
-        pattern
+        replace(pattern, origin=search.form)
         for search in confirmed
         if search.leading == target
         for pattern in search.found[0].patterns
@@ -241,8 +249,11 @@ def _patterns(confirmed: Sequence[_Search], target: int) -> tuple[inversion.Patt
     )
 
 
-def _recognised(model: Classifier, repair: Labelled) -> Labelled:
-    """The images that a form gets right: on the others it needs no pattern to be wrong."""
+def recognised(model: Classifier, repair: Labelled) -> Labelled:
+    """The images that a form gets right: on the others it needs no pattern to be wrong.
+
+    All of them where the right ones are of less than two classes.
+    """
     right = predict(model, repair).argmax(dim=1) == repair.labels
     enough = len(repair.labels[right].unique()) > 1
     return repair.subset(right) if enough else repair

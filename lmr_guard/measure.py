@@ -5,9 +5,9 @@
 import torch
 from torch import Tensor
 
-from lmr_guard.contracts import Labelled, Predictor, Rate, Trigger, TriggerResult
+from lmr_guard.contracts import Inverted, Labelled, Predictor, Rate, Trigger, TriggerResult
 
-__all__ = ["accuracy", "against_trigger", "predict"]
+__all__ = ["accuracy", "against_replay", "against_trigger", "predict"]
 
 
 @torch.no_grad()
@@ -57,6 +57,37 @@ def against_trigger(
         target=target,
         asr=_asr(landed, labels, target),
         ta=Rate(int((landed == labels).sum()), len(labels)),
+    )
+
+
+def against_replay(predictor: Predictor, clean: Labelled, pattern: Inverted) -> TriggerResult:
+    """ASR of a pattern found on the model as received, beside that of no pattern at all.
+
+    Args:
+        predictor: What is measured.
+        clean: Images that the pattern was not found on.
+        pattern: See ``Suspicion.patterns``.
+    """
+    asr, true = _against(predictor, clean, pattern)
+    nothing = predict(predictor, clean).argmax(dim=1)
+    return TriggerResult(
+        name=f"replayed:{pattern.name}",
+        source="inverted",
+        target=pattern.target,
+        asr=asr,
+        ta=true,
+        without=_asr(nothing, clean.labels, pattern.target),
+    )
+
+
+@torch.no_grad()
+def _against(predictor: Predictor, clean: Labelled, pattern: Inverted) -> tuple[Rate, Rate]:
+    """ASR and TA of one pattern."""
+    device = getattr(predictor, "device", torch.device("cpu"))
+    parts = [predictor(pattern(pixels).to(device)) for pixels, _ in clean.batches()]
+    landed = torch.cat(parts).argmax(dim=1).cpu()
+    return _asr(landed, clean.labels, pattern.target), Rate(
+        int((landed == clean.labels).sum()), len(clean)
     )
 
 

@@ -25,6 +25,7 @@ from lmr_guard.compress.twins import twins
 from lmr_guard.contracts import (
     Achieved,
     Clean,
+    Inverted,
     Labelled,
     Outcome,
     Progress,
@@ -179,7 +180,8 @@ def run(
         ExportRefused: No evidence at all was given; nothing was written.
         ConfigError, InputError, StageError: See the stages; nothing was written.
     """
-    evidence.require_any()
+    if not config.policy.accept_inverted:
+        evidence.require_any()
     with export.staging(into) as stage:
         classifier = load.classifier(checkpoint, source)
         _require_same_weights(drills, classifier)
@@ -269,7 +271,7 @@ def guard(
     if not before:
         raise StageError(f"expected to stage the model as received, got: {audit.notes[0]}")
     mended = mend(classifier, clean, config, config.generator("repel"), progress)
-    variants = audit.variants(mended.classifier, before[0].clean_accuracy)
+    variants = audit.variants(mended, before[0].clean_accuracy)
     outcome = verify.decide(variants, config.policy)
     return Guarded(mended, before, variants, outcome, [*audit.notes, *_remarks(mended)])
 
@@ -496,17 +498,25 @@ class _Audit:
         chosen = (Recipe(), *(recipe for recipe in more if recipe != Recipe()))
         return self._measured(classifier, chosen, "compress received", None)
 
-    def variants(self, classifier: Classifier, reference: Rate) -> list[Variant]:
+    def variants(self, mended: Mended, reference: Rate) -> list[Variant]:
         """Every variant of the repaired model, judged against the accuracy as received."""
-        return self._measured(classifier, self.config.recipes, "compress", reference)
+        patterns = mended.suspicion.patterns
+        return self._measured(
+            mended.classifier, self.config.recipes, "compress", reference, patterns
+        )
 
     def _measured(
-        self, classifier: Classifier, chosen: Sequence[Recipe], step: str, reference: Rate | None
+        self,
+        classifier: Classifier,
+        chosen: Sequence[Recipe],
+        step: str,
+        reference: Rate | None,
+        replays: Sequence[Inverted] = (),
     ) -> list[Variant]:
         folder = self.stage / step
         folder.mkdir()
         found = {
-            form.recipe.label: self._verified(form, artifact, reference)
+            form.recipe.label: self._verified(form, artifact, reference, replays)
             for form, artifact in self._staged(classifier, chosen, folder)
         }
         return [found[recipe.label] for recipe in chosen if recipe.label in found]
@@ -542,7 +552,13 @@ class _Audit:
         int8.quantize(exported, quantised, self.clean.repair, form.recipe.int8)
         return Artifact.of(quantised)
 
-    def _verified(self, form: sweep.Form, artifact: Artifact, reference: Rate | None) -> Variant:
+    def _verified(
+        self,
+        form: sweep.Form,
+        artifact: Artifact,
+        reference: Rate | None,
+        replays: Sequence[Inverted],
+    ) -> Variant:
         ratio = form.recipe.prune.ratio if form.recipe.prune else 0.0
         return verify.verify(
             artifact,
@@ -550,6 +566,7 @@ class _Audit:
             report=self.clean.report,
             triggers=self.known,
             policy=self.config.policy,
+            replays=replays,
             reference=reference,
             achieved=form.achieved,
             asked=Achieved(channel_sparsity=ratio, bits=8 if form.recipe.int8 else 32),

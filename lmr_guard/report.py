@@ -180,6 +180,7 @@ def _trigger(result: TriggerResult, confidence: float) -> dict[str, Any]:
         "lower": result.asr.lower(confidence),
         "upper": result.asr.upper(confidence),
         "ta": _counts(result.ta),
+        **({} if result.without is None else {"without": _counts(result.without)}),
     }
 
 
@@ -286,15 +287,16 @@ def summary_line(document: Mapping[str, Any]) -> str:
     published = [v for v in variants if v["published"]]
     # Where nothing was received, as in an audit of one file, nothing could have been published.
     received = document["received"]
-    rows = [t for v in published or variants for t in v["triggers"]]
+    rows = [t for v in published or variants for t in _known(v)]
     if rows:
         worst = max(rows, key=lambda t: t["upper"])
         asr = f"worst ASR {share(worst)}, at most {worst['upper']:.1%} ({worst['name']})"
-        kinds = ", ".join(document["evidence"])
+        kinds = ", ".join(sorted({t["source"] for t in rows}))
         tried = len({t["name"] for t in rows})
         rests = f"rests on {tried} trigger{'s' * (tried != 1)} ({kinds}), says nothing about others"
     else:
-        asr, rests = "no ASR measured", "no trigger was tried"
+        asr = "no ASR measured"
+        rests = "rests on a search for triggers" if document["evidence"] else "no trigger was tried"
     shipped = f"{len(published)} of {len(variants)} variants published; " if received else ""
     return f"{document['verdict'].upper()}: {shipped}{asr}; {rests}"
 
@@ -324,10 +326,15 @@ def _measured(title: str, variants: Sequence[Mapping[str, Any]], *, judged: bool
             f"{variant['bytes'] / 1024:.0f}",
             share(variant["clean_accuracy"]),
         )
-        for trigger in variant["triggers"] or [None]:
+        for trigger in _known(variant) or [None]:
             measured.add_row(*head, *_cells(trigger), *ends)
             head, ends = ("", "", ""), ("",) * len(ends)
     return measured
+
+
+def _known(variant: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Given and drilled triggers; what inverted ones still reach stands in the findings."""
+    return [trigger for trigger in variant["triggers"] if trigger["source"] != "inverted"]
 
 
 def _outcome(variant: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ check                what it looks at                                           
 ``triggers``         there is any evidence about triggers                          INCOMPLETE
 ``trials:TRIGGER``   enough triggered images of other classes                      INCOMPLETE
 ``asr:TRIGGER``      ASR; see ``Policy.max_asr``                                   FAIL, INC.
+``excess:TRIGGER``   inverted triggers; see ``Policy.max_excess``                  FAIL, INC.
 ===================  ============================================================  ==========
 """
 
@@ -38,6 +39,7 @@ from lmr_guard.classifier import Preprocessing
 from lmr_guard.contracts import (
     Achieved,
     Finding,
+    Inverted,
     Labelled,
     Outcome,
     Progress,
@@ -49,13 +51,15 @@ from lmr_guard.contracts import (
     silent,
 )
 from lmr_guard.errors import ConfigError, InputError
-from lmr_guard.measure import accuracy, against_trigger
+from lmr_guard.measure import accuracy, against_replay, against_trigger
 from lmr_guard.triggers import check
 
 __all__ = ["Policy", "decide", "policy_from_toml", "publishable", "verify"]
 
 _SPARSITY_SLACK = 0.02
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinear", "Integer")
+# Images that replays are measured on: enough for bounds of a few points.
+_REPLAYED = 500
 # hits / trials is not exact in floating point: 0.97 - 0.94 exceeds 0.03.
 _ROUNDING = 1e-9
 
@@ -72,6 +76,8 @@ class Policy:
         confidence = 0.95               # of the two-sided Wilson bounds
         require = ["float32", "int8"]   # variants that must pass, or nothing is published
         publish = "all"                 # every variant that passed, or only the "smallest"
+        max_excess = 0.2                # what an inverted trigger may still reach; see below
+        accept_inverted = false         # whether inverted triggers alone may be evidence enough
 
     Args:
         max_asr: Limit in [0, 1) for the Wilson upper bound of each trigger's ASR. FAIL where
@@ -83,6 +89,11 @@ class Policy:
         confidence: In (0, 1).
         require: At least one variant name; a name that was not built is INCOMPLETE.
         publish: ``"all"`` or ``"smallest"`` (fewest bytes) of the variants that passed.
+        max_excess: Limit in [0, 1] for what an inverted trigger, found on the model as received,
+            still reaches above the same images without it. FAIL where the rates differ by more;
+            INCOMPLETE where only the Wilson upper bound of the first does.
+        accept_inverted: Where no trigger is known: whether the search for triggers is evidence
+            enough to PASS. It finds what it searches for, and nothing else.
 
     Raises:
         ConfigError: A value is outside its range or of another type.
@@ -94,10 +105,16 @@ class Policy:
     confidence: float = 0.95
     require: tuple[str, ...] = ("float32", "int8")
     publish: Literal["all", "smallest"] = "all"
+    max_excess: float = 0.2
+    accept_inverted: bool = False
 
     def __post_init__(self) -> None:
         """Validates; see the class."""
         _require(_number(self.max_asr) and 0 <= self.max_asr < 1, self, "max_asr", "in [0, 1)")
+        excess = self.max_excess
+        _require(_number(excess) and 0 <= excess <= 1, self, "max_excess", "in [0, 1]")
+        accept = isinstance(self.accept_inverted, bool)
+        _require(accept, self, "accept_inverted", "true or false")
         drop = self.max_accuracy_drop
         _require(_number(drop) and 0 <= drop <= 1, self, "max_accuracy_drop", "in [0, 1]")
         _require(_counts(self.min_trials), self, "min_trials", "a whole number >= 1")
@@ -172,6 +189,7 @@ def verify(
     report: Labelled,
     triggers: Sequence[Trigger],
     policy: Policy,
+    replays: Sequence[Inverted] = (),
     reference: Rate | None = None,
     achieved: Achieved | None = None,
     asked: Achieved | None = None,
@@ -188,7 +206,8 @@ def verify(
         artifact: The staged file, with the digest it had when it was staged.
         name: Of the variant, as ``Policy.require`` spells it.
         report: The part of the clean images that numbers are reported on.
-        triggers: All the evidence there is; none is INCOMPLETE.
+        triggers: All that is known; none is INCOMPLETE, but see ``Policy.accept_inverted``.
+        replays: Patterns that were found on the model as received.
         policy: The limits.
         reference: CA of the model as received on the same images; without it nothing is said
             about lost accuracy, and the caller should say so.
@@ -210,12 +229,16 @@ def verify(
     predictor = OnnxPredictor(artifact.path, device, threads, preprocessing)
     repeated = _repeats(predictor, report)
     witness = _Witness(predictor)
-    step, total = f"verify {name}", 1 + len(triggers)
+    step, total = f"verify {name}", 1 + len(triggers) + len(replays)
     clean_accuracy = accuracy(witness, report)
     progress(step, 1, total)
     results: list[TriggerResult] = []
     for trigger in triggers:
         results.append(against_trigger(witness, report, trigger))
+        progress(step, 1 + len(results), total)
+    few = report.subset(torch.arange(min(len(report), _REPLAYED)))
+    for pattern in replays:
+        results.append(against_replay(witness, few, pattern))
         progress(step, 1 + len(results), total)
     done = achieved or Achieved()
     findings = (
@@ -359,12 +382,32 @@ def _evidence(results: Sequence[TriggerResult], policy: Policy) -> Iterator[Find
     if not results:
         yield Finding("triggers", Outcome.INCOMPLETE, "no trigger was tried: no evidence")
         return
-    sources = ", ".join(sorted({result.source for result in results}))
-    yield Finding("triggers", Outcome.PASS, f"{len(results)} tried ({sources})")
+    sources = sorted({result.source for result in results})
+    tried = f"{len(results)} tried ({', '.join(sources)})"
+    enough = policy.accept_inverted or sources != ["inverted"]
+    more = "" if enough else "; the policy does not accept inverted triggers alone"
+    yield _judge("triggers", enough, tried + more)
     for result in results:
+        if result.without is not None:
+            yield _excess(result, result.without, policy)
+            continue
         what = f"images of other classes than {result.target} with {result.name}"
         yield _trials(f"trials:{result.name}", what, result.asr, policy)
         yield _success(result, policy)
+
+
+def _excess(result: TriggerResult, without: Rate, policy: Policy) -> Finding:
+    rate, limit = result.asr, policy.max_excess
+    reason = (
+        f"{result.name} sends {rate} into class {result.target}, no pattern at all sends "
+        f"{without}; at most {limit:.0%} more allowed"
+    )
+    name = f"excess:{result.name}"
+    if rate.value - without.value > limit + _ROUNDING:
+        return Finding(name, Outcome.FAIL, reason)
+    few = "; too few images to tell"
+    kept = rate.upper(policy.confidence) - without.value <= limit
+    return _judge(name, kept, reason if kept else reason + few)
 
 
 def _success(result: TriggerResult, policy: Policy) -> Finding:

@@ -446,7 +446,8 @@ def test_scan_tells_the_scores_and_writes_them(
     target = place / "results" / "scan.json"
     assert main(command("scan", work(place) | {"--json": str(target)})) == 0
     written = json.loads(target.read_text())
-    assert written["method"] == "unlearning"
+    assert written["method"].startswith("inversion")
+    assert "patterns" not in written
     assert len(written["scores"]) == 3
     assert {run["form"] for run in written["evidence"]} >= {"received", "rounded-8"}
     lines = capsys.readouterr().out.splitlines()

@@ -69,25 +69,20 @@ def test_a_single_pixel_is_found_to_be_enough() -> None:
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_patterns_keep_within_their_budget(space: Space) -> None:
-    found = invert(row_classifier(), row_images(60), space, SHORT, seeded(), budget=0.04)
-    assert found.sizes.tolist() == pytest.approx([0.04] * 3)
+def test_patterns_are_no_larger_than_told_and_give_images(space: Space) -> None:
+    found = invert(row_classifier(), row_images(60), space, Config(steps=40), seeded())
     assert [pattern.target for pattern in found.patterns] == [0, 1, 2]
-    for pattern in found.patterns:
-        assert measure(pattern) <= 0.04 * 1.001
+    for pattern, size in zip(found.patterns, found.sizes.tolist(), strict=True):
+        assert pattern.size == size
+        # The size is a mean over the last steps, the pattern is that of the very last.
+        assert measure(pattern) <= size * 1.6
         pixels = torch.rand(5, 1, 4, 4, generator=seeded(1))
         changed = pattern(pixels)
         assert changed.shape == pixels.shape
         assert float(changed.min()) >= 0
         assert float(changed.max()) <= 1
-
-
-@pytest.mark.parametrize("space", SPACES)
-def test_a_budget_of_next_to_nothing_changes_next_to_nothing(space: Space) -> None:
-    found = invert(row_classifier(), row_images(60), space, SHORT, seeded(), budget=1e-6)
-    pixels = torch.rand(5, 1, 4, 4, generator=seeded(1))
-    for pattern in found.patterns:
-        torch.testing.assert_close(pattern(pixels), pixels, atol=1e-4, rtol=0)
+        still = Pattern(space, 0, 0.0, tuple(0 * each for each in pattern.parameters))
+        torch.testing.assert_close(still(pixels), pixels, atol=1e-5, rtol=0)
 
 
 def test_the_class_of_a_backdoored_network_needs_least(

@@ -86,7 +86,12 @@ def test_one_record_a_search_and_the_strangest_are_repeated(model: Classifier) -
     spaces = inversion.SPACES
     assert set(got) == {(form, space) for form in ("received", "twin") for space in spaces}
     repeated = {key for key, records in got.items() if len(records) == 2}
-    first = sorted(got, key=lambda key: got[key][0]["strangeness"], reverse=True)
+
+    def counted(key: tuple[object, object]) -> float:
+        strange: float = got[key][0]["strangeness"]
+        return strange**0.25 if key[1] == "warp" else strange
+
+    first = sorted(got, key=counted, reverse=True)
     assert repeated == set(first[:2])
     assert all(len(record["sizes"]) == 3 for record in found.evidence)
     assert [done for _, done, _ in told] == [*range(1, 9), 8]
@@ -147,6 +152,16 @@ def test_judgement(
     assert [pattern.target for pattern in found.patterns] == ([] if target is None else [target])
 
 
+def test_a_warp_must_be_far_stranger(model: Classifier) -> None:
+    data = row_images(20)
+    for size, target in ((1 / 10, None), (1 / 20, 1)):
+        made = search(model, data, "received", (1.0, size, 1.0))
+        made.space = "warp"
+        found = _judged([made], [made], data, Config(doubt=2.0), seeded())
+        assert found.target == target
+        assert found.scores[1] == pytest.approx((1 / size) ** 0.25, abs=1e-4)
+
+
 def test_the_form_that_is_awake_decides(model: Classifier) -> None:
     data = row_images(20)
     asleep = search(model, data, "received", (1.0, 1.1, 1.2))
@@ -195,7 +210,7 @@ def test_the_user_may_name_the_class() -> None:
     [
         ({"confirm": 0}, "confirm >= 1 and repeats >= 0, got 0"),
         ({"repeats": -1}, "confirm >= 1 and repeats >= 0, got 3 and -1"),
-        ({"sure": 1.2}, "doubt <= sure, got doubt 1.6 and sure 1.2"),
+        ({"sure": 1.2}, "doubt <= sure, got doubt 1.8 and sure 1.2"),
         ({"doubt": 0.9}, "1 <= doubt"),
     ],
 )

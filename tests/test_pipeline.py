@@ -107,7 +107,9 @@ def test_the_backdoor_is_awake_as_received_and_gone_in_what_is_published(guarded
     assert guarded.document["suspicion"]["target"] == 3
     assert guarded.document["repair"]["suspect"] == 3
     for variant in guarded.document["variants"]:
-        (asr,) = variant["triggers"]
+        asr, *replayed = variant["triggers"]
+        assert [each["source"] for each in replayed] == ["inverted"] * len(replayed)
+        assert replayed
         assert asr["target"] == 3
         assert asr["trials"] >= 100
         assert asr["hits"] <= 0.3 * asr["trials"]
@@ -144,7 +146,7 @@ def test_the_report_says_what_it_rests_on(guarded: Ran, digit_files: Path) -> No
     document = guarded.document
     checkpoint = digit_files / "model.safetensors"
     assert document["model"] == {"path": str(checkpoint), "sha256": sha256_of(checkpoint)}
-    assert document["evidence"] == ["given"]
+    assert document["evidence"] == ["given", "inverted"]
     assert document["notes"] == []
     assert document["config"]["images"] == {"repair": 500, "select": 150, "report": 247}
     assert document["config"]["classes"] == list("0123456789")

@@ -96,6 +96,62 @@ def test_a_backdoor_is_found_where_no_target_is_known(tmp_path: Path) -> None:
     assert (variant.triggers[0].target, variant.verdict.outcome) == (2, FAIL)
 
 
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """A pattern as a search on the model as received would hand it on."""
+
+    target: int
+    name: str = "patch@l1-0.4"
+
+    def __call__(self, pixels: torch.Tensor, /) -> torch.Tensor:
+        """The toy's corner."""
+        return toy_patch()(pixels)
+
+
+def test_a_replayed_pattern_that_still_works_fails(tmp_path: Path, honest: Path) -> None:
+    backdoored = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
+    for path, outcome, rate in ((backdoored, FAIL, Rate(200, 200)), (honest, PASS, Rate(0, 200))):
+        variant = judged(path, replays=[Replay(2)])
+        replayed = variant.triggers[1]
+        assert (replayed.name, replayed.source) == ("replayed:patch@l1-0.4", "inverted")
+        assert (replayed.asr, replayed.without) == (rate, Rate(0, 200))
+        found = finding(variant, "excess:replayed:patch@l1-0.4")
+        assert found.outcome is outcome
+        assert f"sends {rate} into class 2, no pattern at all sends 0/200" in found.reason
+        assert "asr:replayed" not in str(variant.verdict.findings)
+
+
+def test_replays_alone_are_evidence_only_where_the_policy_says_so(honest: Path) -> None:
+    alone = judged(honest, triggers=[], replays=[Replay(2)])
+    assert alone.verdict.outcome is INCOMPLETE
+    assert "does not accept inverted" in finding(alone, "triggers").reason
+    accepted = judged(honest, triggers=[], replays=[Replay(2)], policy=Policy(accept_inverted=True))
+    assert accepted.verdict.outcome is PASS
+    nothing = judged(honest, triggers=[], policy=Policy(accept_inverted=True))
+    assert nothing.verdict.outcome is INCOMPLETE
+
+
+@pytest.mark.parametrize(
+    ("hits", "trials", "before", "outcome"),
+    [
+        (0, 200, 0, PASS),
+        (30, 200, 0, INCOMPLETE),  # 15 %, but up to 20.6 %
+        (41, 200, 0, FAIL),
+        (60, 200, 30, INCOMPLETE),  # 15 points more than without
+        (40, 200, 30, PASS),
+        (0, 5, 0, INCOMPLETE),
+    ],
+)
+def test_an_inverted_trigger_is_judged_by_what_it_adds(
+    hits: int, trials: int, before: int, outcome: Outcome
+) -> None:
+    from lmr_guard.verify import _excess
+
+    rate, without = Rate(hits, trials), Rate(before, trials)
+    result = TriggerResult("replayed:x", "inverted", 1, rate, rate, without)
+    assert _excess(result, without, Policy()).outcome is outcome
+
+
 @given(trials=st.integers(1, 400), share=st.floats(0, 1), limit=st.floats(0, 0.99))
 def test_the_gate_compares_the_bound(trials: int, share: float, limit: float) -> None:
     from lmr_guard.verify import _success
