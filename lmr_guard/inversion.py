@@ -55,6 +55,8 @@ _MEMORY = 0.6
 _SETTLE = 5
 _TAIL = 0.3
 _CHUNK = 32
+# The whole image, all of its range, half of its width.
+_WHOLE = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +129,7 @@ class Found:
     Args:
         space: Where.
         classes: int64, shape (S,).
-        sizes: Shape (S,), > 0; the geometric mean of the budget over the last steps.
+        sizes: Shape (S,), in (0, 1]; the geometric mean of the budget over the last steps.
         patterns: As the search left them, in the order of ``classes``.
     """
 
@@ -209,7 +211,7 @@ def _invert(
         memory = _MEMORY * memory + (1 - _MEMORY) * hits
         if step >= _SETTLE:
             factor = torch.where(memory >= config.success, config.shrink, config.grow)
-            search.budgets *= factor
+            search.budgets = (search.budgets * factor).clamp(max=_WHOLE)
         search.project()
         if step >= config.steps * (1 - _TAIL) or step == config.steps - 1:
             tail.append(search.budgets.log())
@@ -257,8 +259,8 @@ def candidates(
     rest[leading] = False
     ordinary = rest.nonzero().flatten()
     ordinary = ordinary[torch.randperm(len(ordinary), generator=generator)]
-    chosen = torch.cat([leading, ordinary[: config.most - len(leading)]])
-    return chosen.sort().values
+    chosen: Tensor = torch.cat([leading, ordinary[: config.most - len(leading)]]).sort().values
+    return chosen
 
 
 class _Search:
@@ -286,8 +288,8 @@ class _Search:
         device = self._classifier.device
         chosen = images.images[drawn.flatten()].to(device).float() / 255
         changed = self._space.apply(self._parameters, chosen.unflatten(0, drawn.shape))
-        logits: Tensor = self._classifier(changed.flatten(0, 1))
-        return logits.unflatten(0, drawn.shape)
+        logits: Tensor = self._classifier(changed.flatten(0, 1)).unflatten(0, drawn.shape)
+        return logits
 
     def descend(self, loss: Tensor) -> None:
         """One step; the classifier's parameters get no gradient."""
@@ -336,7 +338,7 @@ def _draw_patch(shape: tuple[int, int, int, int], generator: torch.Generator) ->
 
 def _project_patch(parameters: Sequence[Tensor], budgets: Tensor) -> None:
     mask, pattern = parameters
-    mask.copy_(within_area(mask, budgets.clamp(max=1)))
+    mask.copy_(within_area(mask, budgets))
     pattern.clamp_(0, 1)
 
 
