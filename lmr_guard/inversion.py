@@ -372,10 +372,11 @@ def _apply_warp(parameters: Sequence[Tensor], pixels: Tensor) -> Tensor:
     xs = torch.linspace(-1, 1, width, device=pixels.device)
     still = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)
     grid = (still + flow.permute(0, 2, 3, 1))[:, None].expand(count, batch, height, width, 2)
-    moved = F.grid_sample(
+    moved: Tensor = F.grid_sample(
         pixels.flatten(0, 1), grid.flatten(0, 1), padding_mode="border", align_corners=True
     )
-    return moved.unflatten(0, (count, batch)).clamp(0, 1)
+    unclipped: Tensor = moved.unflatten(0, (count, batch))
+    return unclipped.clamp(0, 1)
 
 
 _SPACES: Mapping[Space, _Kind] = MappingProxyType(

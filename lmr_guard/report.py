@@ -326,8 +326,8 @@ def _measured(title: str, variants: Sequence[Mapping[str, Any]], *, judged: bool
             f"{variant['bytes'] / 1024:.0f}",
             share(variant["clean_accuracy"]),
         )
-        rows: Sequence[Mapping[str, Any] | None] = _known(variant) or [None]
-        for trigger in rows:
+        known = _known(variant)
+        for trigger in known if known else (None,):
             measured.add_row(*head, *_cells(trigger), *ends)
             head, ends = ("", "", ""), ("",) * len(ends)
     return measured
