@@ -8,7 +8,8 @@
 
 writes ``badnets/model.safetensors`` and ``badnets/patch.png``; what the guard makes of them is in
 the README beside this file. The patch, 3x3, white or a checkerboard, stands near the lower right
-corner, on a tenth of the training images.
+corner, on a tenth of the training images. With ``--honest`` nothing is poisoned: a network to hold
+a drill on.
 """
 
 import argparse
@@ -17,13 +18,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 from rich.progress import Progress as Bars
+from rich.progress import TaskID
 from safetensors.torch import save_file
 
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.data import read_folder
 from lmr_guard.redteam.badnets import BadNets, plant
 from lmr_guard.redteam.networks import slim_resnet18
-from lmr_guard.redteam.training import Schedule
+from lmr_guard.redteam.training import Schedule, fit_clean
 from lmr_guard.triggers import parse_patch
 
 PATCHES = {
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--target", type=int, default=1)
     parser.add_argument("--patch", choices=sorted(PATCHES), default="white")
+    parser.add_argument("--honest", action="store_true", help="plant nothing")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--width", type=int, default=16, help="channels of the first stage")
     parser.add_argument("--seed", type=int, default=0)
@@ -55,19 +58,23 @@ def main() -> None:
     cfg = network.default_cfg
     shape = Preprocessing(height=32, width=32, mean=cfg["mean"], std=cfg["std"])
     fresh = Classifier(network, shape, 10).to(options.device)
-    recipe = BadNets(
-        trigger=parse_patch(f"{picture}@28,28:{options.target}", channels=3),
-        schedule=Schedule(epochs=options.epochs, lr=0.1, shift=4, flip=True, precision="bfloat16"),
-    )
+    schedule = Schedule(epochs=options.epochs, lr=0.1, shift=4, flip=True, precision="bfloat16")
+    trigger = parse_patch(f"{picture}@28,28:{options.target}", channels=3)
     with Bars() as bars:
-        tasks = {name: bars.add_task(name) for name in ("reading images", "badnets")}
+        tasks: dict[str, TaskID] = {}
 
         def observe(step: str, done: int, total: int, /) -> None:
+            if step not in tasks:
+                tasks[step] = bars.add_task(step)
             bars.update(tasks[step], completed=done, total=total)
 
         images = read_folder(options.train, shape, progress=observe)
         generator = torch.Generator().manual_seed(options.seed)
-        model = plant(recipe, fresh, images, generator, observe).classifier
+        if options.honest:
+            model = fit_clean(fresh, images, schedule, generator, observe)
+        else:
+            recipe = BadNets(trigger=trigger, schedule=schedule)
+            model = plant(recipe, fresh, images, generator, observe).classifier
     weights = {name: value.cpu() for name, value in model.network.state_dict().items()}
     save_file(weights, options.out / "model.safetensors")
 

@@ -176,10 +176,11 @@ def _sig(plan: Plan, *given: Any) -> Planted:  # noqa: ANN401
 def _wanet(plan: Plan, *given: Any) -> Planted:  # noqa: ANN401
     recipe = wanet.WaNet(target=plan.target, schedule=plan.schedule)
     if _small(plan):
-        # A faint warp of few pixels is learnt late: stronger, more of it, and longer.
+        # A faint warp of few pixels is learnt late: stronger, more of it, and longer. With more
+        # noise so few images teach no difference between this warp and any other.
         longer = replace(plan.schedule, epochs=2 * plan.schedule.epochs, batch=32)
         longer = replace(longer, lr=plan.schedule.lr / 2)
-        recipe = replace(recipe, strength=2.0, rate=0.25, noise=1.0, schedule=longer)
+        recipe = replace(recipe, strength=3.0, rate=0.3, noise=0.2, schedule=longer)
     return wanet.plant(recipe, *given)
 
 
