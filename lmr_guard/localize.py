@@ -190,7 +190,7 @@ def _judged(
         method="inversion" if not runs else "inversion and unlearning",
         agreement=round(sum(votes) / len(votes), 4),
         evidence=(*(record for search in searches for record in _records(search)), *runs),
-        patterns=() if target is None else _patterns(confirmed, target),
+        patterns=() if target is None else _patterns(confirmed, target, config.doubt),
     )
 
 
@@ -238,12 +238,18 @@ def _records(search: _Search) -> list[dict[str, object]]:
     return records
 
 
-def _patterns(confirmed: Sequence[_Search], target: int) -> tuple[inversion.Pattern, ...]:
-    """What the confirmed searches that name the suspect found for it, one each."""
+def _patterns(
+    confirmed: Sequence[_Search], target: int, least: float
+) -> tuple[inversion.Pattern, ...]:
+    """What was found for the suspect, one a search, where it is strange.
+
+    In a form where the backdoor sleeps the smallest pattern is a large, ordinary one, which goes
+    on to work after the best repair.
+    """
     return tuple(
         replace(pattern, origin=search.form)
         for search in confirmed
-        if search.leading == target
+        if search.leading == target and float(search.strangeness.max()) >= least
         for pattern in search.found[0].patterns
         if pattern.target == target
     )

@@ -164,11 +164,12 @@ def test_a_warp_must_be_far_stranger(model: Classifier) -> None:
 
 def test_the_form_that_is_awake_decides(model: Classifier) -> None:
     data = row_images(20)
-    asleep = search(model, data, "received", (1.0, 1.1, 1.2))
+    asleep = search(model, data, "received", (1.2, 1.1, 1.0))
     awake = search(model, data, "l1-0.4", (4.0, 4.0, 1.0))
     found = _judged([awake, asleep], [awake, asleep], data, Config(), seeded())
     assert found.target == 2
     assert found.scores[2] == pytest.approx(4.0)
+    assert [pattern.name for pattern in found.patterns] == ["patch@l1-0.4"]
     assert found.method == "inversion"
 
 
