@@ -49,7 +49,7 @@ class Receipt:
             back as it was.
         method: How the suspect was found.
         scores: One a class, higher is more suspicious; empty where the user named the suspect.
-        agreement: Share of the unlearning runs that named the leading class.
+        agreement: Share of the votes for the leading class; see ``Suspicion``.
         clean_before: CA on ``select`` as received.
         clean_after: CA on ``select`` of what came back.
         weights_before: ``weights_sha256`` as received.

@@ -71,7 +71,7 @@ def test_the_result_holds_reports_and_no_model(drilled: dict[str, Any], honest: 
     assert sorted(path.name for path in out.iterdir()) == ["badnets.json", "drill.json"]
     report = json.loads((out / "badnets.json").read_text())
     validate(report)
-    assert report["evidence"] == ["drilled"]
+    assert report["evidence"] == ["drilled", "inverted"]
     assert drilled["model"]["sha256"] == report["model"]["sha256"]
     assert not list(honest.glob(".lmr-guard-*"))
 

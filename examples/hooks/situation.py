@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lmr_guard import inversion, localize, repel
+from lmr_guard import localize, repel
 from lmr_guard.artifact import OnnxPredictor
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Clean, Rate
@@ -56,7 +56,7 @@ class Situation:
             return config
         return replace(
             config,
-            localize=localize.Config(inversion=inversion.Config(steps=1), doubt=1, sure=1),
+            localize=localize.Config(confirm=2, repeats=1),
             repel=repel.Config(phase1_epochs=4, phase1_minimum=4, phase2_epochs=8),
         )
 
