@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from lmr_guard import demo, drill, export, load, pipeline, report, verify
+from lmr_guard import audit, demo, drill, export, inversion, load, pipeline, report, verify
 from lmr_guard.artifact import atomic, sha256_of
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import recipes
@@ -175,6 +175,15 @@ _variants = click.option(
     "--variants",
     help="Which to build, separated by commas, e.g. float32,int8,l1-0.2,l1-0.2+int8.",
 )
+_audit = click.option(
+    "--audit-steps",
+    "audit",
+    type=click.IntRange(min=0),
+    default=inversion.Config().steps,
+    show_default=True,
+    callback=lambda _context, _option, steps: _searches(steps),
+    help="Of each search for triggers on a file that would ship; 0 searches none.",
+)
 _work = _all_of(
     click.option("--suspect", type=int, help="The suspect class, where you know it."),
     click.option("--repair-images", type=int, help="Images to learn from; default 40 %, <= 500."),
@@ -185,6 +194,10 @@ _work = _all_of(
     click.option("--seed", type=int, default=0, show_default=True),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads; small networks: 1."),
 )
+
+
+def _searches(steps: int) -> audit.Config | None:
+    return audit.Config(inversion=inversion.Config(steps=steps)) if steps else None
 
 
 def _source(options: dict[str, Any]) -> load.Config:
@@ -284,6 +297,14 @@ def cli() -> None:
 @_triggers
 @_work
 @click.option("--repair/--no-repair", default=True, help="Only audit and gate, without repair.")
+@click.option(
+    "--if-abstained",
+    type=click.Choice(["repair-nothing", "refuse"]),
+    default="repair-nothing",
+    show_default=True,
+    help="Where no class is suspected: let the audit decide, or publish nothing (exit 3).",
+)
+@_audit
 @click.option("--compare", is_flag=True, help="Also build and measure the variants unrepaired.")
 @_variants
 @click.option(
@@ -497,6 +518,7 @@ def verify_(
     help="Write backdoored and repaired weights into the result. Never ship them.",
 )
 @_policy
+@_audit
 @_variants
 @_work
 def drill_(

@@ -29,6 +29,7 @@ __all__ = [
     "Finding",
     "Inverted",
     "Labelled",
+    "Listening",
     "Outcome",
     "Predictor",
     "Progress",
@@ -247,6 +248,23 @@ class Suspicion:
 
 
 @dataclass(frozen=True, slots=True)
+class Listening:
+    """What a fresh search for triggers found on one artefact.
+
+    Args:
+        target: The class that needs the least.
+        strangeness: How many times less than the median of the others, >= 1 for the leading class.
+        pattern: What was found to send images to ``target``.
+        evidence: One record a search; plain data for the report.
+    """
+
+    target: int
+    strangeness: float
+    pattern: Inverted
+    evidence: tuple[dict[str, object], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Repair:
     """What ``repel`` did.
 
@@ -341,7 +359,8 @@ class TriggerResult:
 
     ``target`` is the class that ASR was counted for; where the trigger names none it is the
     class most hit, which can only overstate the ASR. ``without``, of an inverted trigger, is
-    the rate of the same images without it: see ``measure.against_replay``.
+    the rate of the same images without it: see ``measure.against_pattern``. ``strangeness`` is
+    that of a pattern which was found on this very artefact: see ``Listening``.
     """
 
     name: str
@@ -350,6 +369,7 @@ class TriggerResult:
     asr: Rate
     ta: Rate
     without: Rate | None = None
+    strangeness: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,3 +402,4 @@ class Variant:
     weights_sha256: str | None = None
     published: str | None = None
     plan: dict[str, object] = field(default_factory=dict)
+    searches: tuple[dict[str, object], ...] = ()

@@ -4,12 +4,12 @@
 
 A backdoor that sleeps in one form is awake in another, so every form is asked. The rule:
 
-1. In each form and each space of ``inversion``, every class has a *strangeness*: how much smaller a
-   pattern it needs than the other classes do. Of warps the fourth root counts: on honest networks
-   some class differs there by as much as ten.
-2. The few searches with the strangest class are repeated with other seeds; a class's score is the
-   highest of its medians over the repeats.
-3. A class with a score of ``sure`` or more is the suspect.
+1. *Inversion*: in each form and each space, every class has a *strangeness*, how much smaller a
+   pattern it needs than the others. The few strangest searches are repeated; medians count.
+2. *Drift*: in each compressed form, every class has a *standing*, how far clean images of other
+   classes move towards it. ``drift`` standard deviations count as much as ``sure``. With fewer
+   than five classes it is not asked.
+3. A class's score is the highest of both. With ``sure`` or more it is the suspect.
 4. Between ``doubt`` and ``sure``, the form in question also unlearns: the class is the suspect if
    most of those runs fall back to it.
 5. Otherwise nobody is.
@@ -17,9 +17,8 @@ A backdoor that sleeps in one form is awake in another, so every form is asked. 
 Scores are ratios: 1 is ordinary, 3 is a third of the usual size. A high score is no proof.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -27,17 +26,14 @@ from torch import Tensor
 from lmr_guard import inversion, unlearning
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Progress, Suspicion, silent
+from lmr_guard.drift import FEWEST, drift, standing
 from lmr_guard.errors import ConfigError
 from lmr_guard.inversion import Config as InversionConfig
-from lmr_guard.measure import accuracy, predict
+from lmr_guard.measure import accuracy
+from lmr_guard.searches import Search, begun
 from lmr_guard.unlearning import Config as UnlearningConfig
 
-__all__ = ["Config", "named", "recognised", "suspect"]
-
-
-_POWERS: Mapping[inversion.Space, float] = MappingProxyType(
-    {"patch": 1.0, "additive": 1.0, "warp": 0.25}
-)
+__all__ = ["Config", "named", "suspect"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +47,10 @@ class Config:
         repeats: How often, with another seed each time.
         sure: Score from which on the leading class is the suspect, >= 1.
         doubt: Score from which on unlearning is asked, in [1, sure].
+        drift: Standing from which on a class is as suspect as with ``sure``, > 0.
         min_accuracy: Compressed forms below this share of the received model's clean accuracy
-            are left out: collapsed networks say nothing.
+            are not searched: collapsed networks say nothing.
+        min_drifting: The same share for the drift, which says more of weaker forms.
     """
 
     inversion: InversionConfig = field(default_factory=InversionConfig)
@@ -61,7 +59,9 @@ class Config:
     repeats: int = 2
     sure: float = 2.0
     doubt: float = 1.8
+    drift: float = 5.5
     min_accuracy: float = 0.85
+    min_drifting: float = 0.5
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a value is out of range."""
@@ -73,37 +73,45 @@ class Config:
             raise ConfigError(
                 f"expected 1 <= doubt <= sure, got doubt {self.doubt} and sure {self.sure}"
             )
+        if self.drift <= 0:
+            raise ConfigError(f"expected drift above 0, got {self.drift}")
 
 
-@dataclass(slots=True, eq=False)
-class _Search:
-    """All searches of one form in one space."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Drifted:
+    """One compressed form by its drift; what counts reads like that of a ``Search``.
+
+    Args:
+        form: Its name.
+        model: The form.
+        standing: Of each class; see ``drift.standing``.
+        unit: What a standing of 1 counts.
+    """
 
     form: str
     model: Classifier
-    images: Labelled
-    space: inversion.Space
-    classes: Tensor
-    found: list[inversion.Found] = field(default_factory=list)
-
-    def add(self, config: InversionConfig, generator: torch.Generator) -> None:
-        """One more search."""
-        self.found.append(
-            inversion.invert(
-                self.model, self.images, self.space, config, generator, classes=self.classes
-            )
-        )
+    standing: Tensor
+    unit: float
 
     @property
     def strangeness(self) -> Tensor:
-        """Of each searched class: the median over the repeats, as it counts in this space."""
-        all_repeats = torch.stack([inversion.strangeness(found.sizes) for found in self.found])
-        power: Tensor = all_repeats.quantile(0.5, dim=0) ** _POWERS[self.space]
-        return power
+        return self.standing * self.unit
+
+    @property
+    def score(self) -> float:
+        return float(self.strangeness.max())
 
     @property
     def leading(self) -> int:
-        return int(self.classes[self.strangeness.argmax()])
+        return int(self.standing.argmax())
+
+    def record(self) -> dict[str, object]:
+        return {
+            "by": "drift",
+            "form": self.form,
+            "class": self.leading,
+            "standing": [round(float(each), 2) for each in self.standing],
+        }
 
 
 def named(target: int, num_classes: int) -> Suspicion:
@@ -122,7 +130,7 @@ def suspect(
     forms: Sequence[tuple[str, Classifier]] = (),
     progress: Progress = silent,
 ) -> Suspicion:
-    """The class that patterns reach with strangely little, or None.
+    """The class that patterns reach with strangely little, or clean images drift to, or None.
 
     Args:
         classifier: As received; not touched.
@@ -134,68 +142,97 @@ def suspect(
 
     Returns:
         ``scores`` as the module docstring says, 1 for classes that were not searched;
-        ``agreement`` the share of the searches that were repeated, and of the unlearning runs,
-        that name the leading class; ``evidence`` one record a search or run.
+        ``agreement`` the share of the searches that were repeated, of the drifts that are in
+        doubt or more, and of the unlearning runs that name the leading class; ``evidence`` one
+        record a search, drift or run.
 
     Raises:
         StageError: All images are of one class.
     """
-    kept = _worth_asking(classifier, forms, repair, config)
-    total = len(kept) * len(inversion.SPACES) + config.confirm * config.repeats
-    searches: list[_Search] = []
-    for name, model in kept:
-        images = recognised(model, repair)
-        classes = inversion.candidates(model, images, config.inversion, generator)
-        for space in inversion.SPACES:
-            search = _Search(name, model, images, space, classes)
-            search.add(config.inversion, generator)
+    received = classifier.clone()
+    own = accuracy(received, repair).value
+    copies = [(name, form.clone()) for name, form in forms]
+    shares = [accuracy(form, repair).value / own if own else 0.0 for _, form in copies]
+    drifted = [
+        _Drifted(name, form, standing(drift(received, form, repair)), config.sure / config.drift)
+        for (name, form), share in zip(copies, shares, strict=True)
+        if share >= config.min_drifting and classifier.num_classes >= FEWEST
+    ]
+    asked = [("received", received)] + [
+        each for each, share in zip(copies, shares, strict=True) if share >= config.min_accuracy
+    ]
+    searches = _searched(asked, repair, config, generator, progress)
+    return _judged(searches, drifted, repair, config, generator)
+
+
+def _searched(
+    asked: Sequence[tuple[str, Classifier]],
+    repair: Labelled,
+    config: Config,
+    generator: torch.Generator,
+    progress: Progress,
+) -> list[Search]:
+    """Every form in every space, the strangest first; the first few of them repeated."""
+    total = len(asked) * len(inversion.SPACES) + config.confirm * config.repeats
+    searches: list[Search] = []
+    for name, model in asked:
+        for search in begun(name, model, repair, config.inversion, generator):
             searches.append(search)
             progress("localize", len(searches), total)
     done = len(searches)
-    searches.sort(key=lambda search: float(search.strangeness.max()), reverse=True)
-    confirmed = searches[: config.confirm]
-    for search in confirmed:
+    searches.sort(key=lambda search: search.score, reverse=True)
+    for search in searches[: config.confirm]:
         for _ in range(config.repeats):
             search.add(config.inversion, generator)
             done += 1
             progress("localize", done, total)
     progress("localize", total, total)
-    return _judged(searches, confirmed, repair, config, generator)
+    return searches
 
 
 def _judged(
-    searches: Sequence[_Search],
-    confirmed: Sequence[_Search],
+    searches: Sequence[Search],
+    drifted: Sequence[_Drifted],
     repair: Labelled,
     config: Config,
     generator: torch.Generator,
 ) -> Suspicion:
-    """Steps 2 to 5 of the rule."""
+    """Steps 3 to 5 of the rule; of the searches only the first few were repeated and count."""
+    confirmed = searches[: config.confirm]
     scores = torch.ones(searches[0].model.num_classes)
     for search in confirmed:
         scores[search.classes] = torch.maximum(scores[search.classes], search.strangeness)
+    for form in drifted:
+        scores = torch.maximum(scores, form.strangeness)
     leading = int(scores.argmax())
-    decisive = max(confirmed, key=lambda search: float(search.strangeness.max()))
-    votes = [search.leading == leading for search in confirmed]
+    decisive = max((*confirmed, *drifted), key=lambda each: each.score)
+    method = "drift" if isinstance(decisive, _Drifted) else "inversion"
+    votes = [each.leading == leading for each in confirmed]
+    votes += [each.leading == leading for each in drifted if each.score >= config.doubt]
     runs: list[dict[str, object]] = []
     target = leading if float(scores[leading]) >= config.sure else None
     if target is None and float(scores[leading]) >= config.doubt:
+        method += " and unlearning"
         runs = _unlearned(decisive, repair, config.unlearning, generator)
         agree = [run["class"] == leading for run in runs if run["reached_chance"]]
         votes += agree
         target = leading if 2 * sum(agree) > len(agree) else None
+    found = [record for search in searches for record in search.records()]
     return Suspicion(
         target=target,
         scores=tuple(round(float(score), 4) for score in scores),
-        method="inversion" if not runs else "inversion and unlearning",
+        method=method,
         agreement=round(sum(votes) / len(votes), 4),
-        evidence=(*(record for search in searches for record in _records(search)), *runs),
+        evidence=(*found, *(form.record() for form in drifted), *runs),
         patterns=() if target is None else _patterns(confirmed, target, config.doubt),
     )
 
 
 def _unlearned(
-    search: _Search, repair: Labelled, config: UnlearningConfig, generator: torch.Generator
+    search: Search | _Drifted,
+    repair: Labelled,
+    config: UnlearningConfig,
+    generator: torch.Generator,
 ) -> list[dict[str, object]]:
     """One record a run; batch norm with batch statistics, for frozen ones mislead."""
     records: list[dict[str, object]] = []
@@ -219,27 +256,8 @@ def _unlearned(
     return records
 
 
-def _records(search: _Search) -> list[dict[str, object]]:
-    records: list[dict[str, object]] = []
-    for repeat, found in enumerate(search.found):
-        strange = inversion.strangeness(found.sizes)
-        records.append(
-            {
-                "by": "inversion",
-                "form": search.form,
-                "space": search.space,
-                "repeat": repeat,
-                "class": int(found.classes[strange.argmax()]),
-                "strangeness": round(float(strange.max()), 4),
-                "classes": found.classes.tolist(),
-                "sizes": [float(f"{size:.4g}") for size in found.sizes],
-            }
-        )
-    return records
-
-
 def _patterns(
-    confirmed: Sequence[_Search], target: int, least: float
+    confirmed: Sequence[Search], target: int, least: float
 ) -> tuple[inversion.Pattern, ...]:
     """What was found for the suspect, one a search, where it is strange.
 
@@ -247,32 +265,7 @@ def _patterns(
     on to work after the best repair.
     """
     return tuple(
-        replace(pattern, origin=search.form)
+        replace(search.pattern(target), origin=search.form)
         for search in confirmed
-        if search.leading == target and float(search.strangeness.max()) >= least
-        for pattern in search.found[0].patterns
-        if pattern.target == target
+        if search.leading == target and search.score >= least
     )
-
-
-def recognised(model: Classifier, repair: Labelled) -> Labelled:
-    """The images that a form gets right: on the others it needs no pattern to be wrong.
-
-    All of them where the right ones are of less than two classes.
-    """
-    right = predict(model, repair).argmax(dim=1) == repair.labels
-    enough = len(repair.labels[right].unique()) > 1
-    return repair.subset(right) if enough else repair
-
-
-def _worth_asking(
-    classifier: Classifier,
-    forms: Sequence[tuple[str, Classifier]],
-    repair: Labelled,
-    config: Config,
-) -> list[tuple[str, Classifier]]:
-    received = classifier.clone()
-    least = accuracy(received, repair).value * config.min_accuracy
-    copies = [(name, form.clone()) for name, form in forms]
-    awake = [(name, form) for name, form in copies if accuracy(form, repair).value >= least]
-    return [("received", received), *awake]

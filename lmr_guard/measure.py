@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lmr_guard.contracts import Inverted, Labelled, Predictor, Rate, Trigger, TriggerResult
 
-__all__ = ["accuracy", "against_replay", "against_trigger", "predict"]
+__all__ = ["accuracy", "against_pattern", "against_trigger", "predict"]
 
 
 @torch.no_grad()
@@ -60,23 +60,32 @@ def against_trigger(
     )
 
 
-def against_replay(predictor: Predictor, clean: Labelled, pattern: Inverted) -> TriggerResult:
-    """ASR of a pattern found on the model as received, beside that of no pattern at all.
+def against_pattern(
+    predictor: Predictor,
+    clean: Labelled,
+    pattern: Inverted,
+    name: str,
+    strangeness: float | None = None,
+) -> TriggerResult:
+    """ASR of a pattern that a search for triggers found, beside that of no pattern at all.
 
     Args:
         predictor: What is measured.
-        clean: Images that the pattern was not found on.
-        pattern: See ``Suspicion.patterns``.
+        clean: What the rates are counted on.
+        pattern: See ``Suspicion.patterns`` and ``Listening.pattern``.
+        name: How the report calls it.
+        strangeness: Of the pattern, where it was found on what ``predictor`` runs.
     """
     asr, true = _against(predictor, clean, pattern)
     nothing = predict(predictor, clean).argmax(dim=1)
     return TriggerResult(
-        name=f"replayed:{pattern.name}",
+        name=name,
         source="inverted",
         target=pattern.target,
         asr=asr,
         ta=true,
         without=_asr(nothing, clean.labels, pattern.target),
+        strangeness=strangeness,
     )
 
 

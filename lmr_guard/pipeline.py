@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 import torch
 
-from lmr_guard import data, export, load, localize, repel, report, triggers, verify
+from lmr_guard import audit, data, export, load, localize, repel, report, triggers, verify
 from lmr_guard.artifact import Artifact, OnnxPredictor, export_onnx, sha256_of
+from lmr_guard.audit import Config as AuditConfig
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.compress import prune, recipes, sweep
 from lmr_guard.compress import quantize as int8
@@ -25,8 +26,10 @@ from lmr_guard.compress.twins import twins
 from lmr_guard.contracts import (
     Achieved,
     Clean,
+    Finding,
     Inverted,
     Labelled,
+    Listening,
     Outcome,
     Progress,
     Rate,
@@ -71,10 +74,13 @@ class GuardConfig:
     Args:
         localize: How classes are suspected.
         repel: How the model is repaired.
+        audit: How each artefact is searched for triggers that nobody has shown; None searches none.
         policy: What an artefact must show.
         recipes: The variants to build.
         suspect: The suspect class where the user knows it; None looks for it.
         repair: False audits and gates the model as it is.
+        if_abstained: Where no class was suspected: ``"repair-nothing"`` leaves the verdict to the
+            audit, ``"refuse"`` makes every variant incomplete, so that nothing is published.
         repair_images: Size of the ``repair`` part; None takes 40 % of the images, at most 500.
         select_images: Size of the ``select`` part; None takes 20 %, at most 250.
         compare: Whether the variants of the model as received are built and measured too.
@@ -85,10 +91,12 @@ class GuardConfig:
 
     localize: LocalizeConfig = field(default_factory=LocalizeConfig)
     repel: RepelConfig = field(default_factory=RepelConfig)
+    audit: AuditConfig | None = field(default_factory=AuditConfig)
     policy: Policy = field(default_factory=Policy)
     recipes: tuple[Recipe, ...] = field(default_factory=standard)
     suspect: int | None = None
     repair: bool = True
+    if_abstained: Literal["repair-nothing", "refuse"] = "repair-nothing"
     repair_images: int | None = None
     select_images: int | None = None
     compare: bool = False
@@ -110,6 +118,10 @@ class GuardConfig:
             )
         if self.suspect is not None and not self.repair:
             raise ConfigError("expected a suspect class or no repair, got both; leave one out")
+        if self.if_abstained not in ("repair-nothing", "refuse"):
+            raise ConfigError(
+                f"expected if_abstained 'repair-nothing' or 'refuse', got {self.if_abstained!r}"
+            )
 
     def generator(self, stage: str) -> torch.Generator:
         """A CPU generator of this seed, another one for each stage."""
@@ -272,6 +284,8 @@ def guard(
         raise StageError(f"expected to stage the model as received, got: {audit.notes[0]}")
     mended = mend(classifier, clean, config, config.generator("repel"), progress)
     variants = audit.variants(mended, before[0].clean_accuracy)
+    if config.if_abstained == "refuse" and config.repair and mended.repair is None:
+        variants = [_refused(variant) for variant in variants]
     outcome = verify.decide(variants, config.policy)
     return Guarded(mended, before, variants, outcome, [*audit.notes, *_remarks(mended)])
 
@@ -493,7 +507,10 @@ class _Audit:
     notes: list[str] = field(default_factory=list)
 
     def received(self, classifier: Classifier) -> list[Variant]:
-        """The model as received in float32, and with ``compare`` in all its forms."""
+        """The model as received in float32, and with ``compare`` in all its forms.
+
+        None of them ships, so none is searched for triggers.
+        """
         more = self.config.recipes if self.config.compare else ()
         chosen = (Recipe(), *(recipe for recipe in more if recipe != Recipe()))
         return self._measured(classifier, chosen, "compress received", None)
@@ -552,6 +569,29 @@ class _Audit:
         int8.quantize(exported, quantised, self.clean.repair, form.recipe.int8)
         return Artifact.of(quantised)
 
+    def _listening(self, form: sweep.Form) -> Listening | None:
+        """What a search on the form finds; each form is searched with the same seed."""
+        if self.config.audit is None:
+            return None
+        if form.classifier.num_classes < audit.FEWEST:
+            self._note(
+                f"Fewer than {audit.FEWEST} classes are too few to compare: no variant was "
+                "searched for triggers."
+            )
+            return None
+        self.progress(f"search {form.recipe.label}", 0, 1)
+        model = form.classifier if form.recipe.int8 is None else int8.rounded(form.classifier)
+        generator = self.config.generator("localize")
+        found = audit.listens(
+            model.to(self.config.device), self.clean.report, self.config.audit, generator
+        )
+        self.progress(f"search {form.recipe.label}", 1, 1)
+        return found
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
     def _verified(
         self,
         form: sweep.Form,
@@ -567,6 +607,7 @@ class _Audit:
             triggers=self.known,
             policy=self.config.policy,
             replays=replays,
+            listening=None if reference is None else self._listening(form),
             reference=reference,
             achieved=form.achieved,
             asked=Achieved(channel_sparsity=ratio, bits=8 if form.recipe.int8 else 32),
@@ -575,6 +616,14 @@ class _Audit:
             plan=None if form.plan is None else prune.to_json(form.plan),
             progress=self.progress,
         )
+
+
+def _refused(variant: Variant) -> Variant:
+    """The same variant, incomplete because nobody was suspected."""
+    reason = "no class was suspected, and the run was asked to refuse then"
+    finding = Finding("suspect", Outcome.INCOMPLETE, reason)
+    findings = (*variant.verdict.findings, finding)
+    return replace(variant, verdict=replace(variant.verdict, findings=findings))
 
 
 def _published(
@@ -639,10 +688,12 @@ def _recorded(source: load.Config, clean: Clean, config: GuardConfig) -> dict[st
     return {
         "load": asdict(source),
         "localize": asdict(config.localize),
+        "audit": None if config.audit is None else asdict(config.audit),
         "repel": asdict(config.repel),
         "recipes": [recipes.to_json(recipe) for recipe in config.recipes],
         "suspect": config.suspect,
         "repair": config.repair,
+        "if_abstained": config.if_abstained,
         "compare": config.compare,
         "seed": config.seed,
         "images": {

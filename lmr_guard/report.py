@@ -168,6 +168,7 @@ def _variant(variant: Variant, confidence: float) -> dict[str, Any]:
         "weights_sha256": variant.weights_sha256,
         "published": variant.published,
         "plan": variant.plan,
+        **({"searches": list(variant.searches)} if variant.searches else {}),
     }
 
 
@@ -181,6 +182,7 @@ def _trigger(result: TriggerResult, confidence: float) -> dict[str, Any]:
         "upper": result.asr.upper(confidence),
         "ta": _counts(result.ta),
         **({} if result.without is None else {"without": _counts(result.without)}),
+        **({} if result.strangeness is None else {"strangeness": result.strangeness}),
     }
 
 
@@ -297,6 +299,11 @@ def summary_line(document: Mapping[str, Any]) -> str:
     else:
         asr = "no ASR measured"
         rests = "rests on a search for triggers" if document["evidence"] else "no trigger was tried"
+    strange = [
+        t["strangeness"] for v in published or variants for t in v["triggers"] if "strangeness" in t
+    ]
+    if strange:
+        rests += f"; a search for those came to {max(strange):.1f}"
     shipped = f"{len(published)} of {len(variants)} variants published; " if received else ""
     return f"{document['verdict'].upper()}: {shipped}{asr}; {rests}"
 

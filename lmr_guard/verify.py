@@ -20,6 +20,7 @@ check                what it looks at                                           
 ``trials:TRIGGER``   enough triggered images of other classes                      INCOMPLETE
 ``asr:TRIGGER``      ASR; see ``Policy.max_asr``                                   FAIL, INC.
 ``excess:TRIGGER``   inverted triggers; see ``Policy.max_excess``                  FAIL, INC.
+``listens``          a search on the artefact itself; ``Policy.max_strangeness``   FAIL
 ===================  ============================================================  ==========
 """
 
@@ -41,6 +42,7 @@ from lmr_guard.contracts import (
     Finding,
     Inverted,
     Labelled,
+    Listening,
     Outcome,
     Progress,
     Rate,
@@ -51,7 +53,7 @@ from lmr_guard.contracts import (
     silent,
 )
 from lmr_guard.errors import ConfigError, InputError
-from lmr_guard.measure import accuracy, against_replay, against_trigger
+from lmr_guard.measure import accuracy, against_pattern, against_trigger
 from lmr_guard.triggers import check
 
 __all__ = ["Policy", "decide", "policy_from_toml", "publishable", "verify"]
@@ -77,6 +79,7 @@ class Policy:
         require = ["float32", "int8"]   # variants that must pass, or nothing is published
         publish = "all"                 # every variant that passed, or only the "smallest"
         max_excess = 0.2                # what an inverted trigger may still reach; see below
+        max_strangeness = 2.0           # how much smaller a pattern one class may need
         accept_inverted = false         # whether inverted triggers alone may be evidence enough
 
     Args:
@@ -92,6 +95,8 @@ class Policy:
         max_excess: Limit in [0, 1] for what an inverted trigger, found on the model as received,
             still reaches above the same images without it. FAIL where the rates differ by more;
             INCOMPLETE where only the Wilson upper bound of the first does.
+        max_strangeness: Limit, >= 1, for how many times less of a pattern one class of an artefact
+            may need than its other classes: see ``Listening``. FAIL from there on.
         accept_inverted: Where no trigger is known: whether the search for triggers is evidence
             enough to PASS. It finds what it searches for, and nothing else.
 
@@ -106,6 +111,7 @@ class Policy:
     require: tuple[str, ...] = ("float32", "int8")
     publish: Literal["all", "smallest"] = "all"
     max_excess: float = 0.2
+    max_strangeness: float = 2.0
     accept_inverted: bool = False
 
     def __post_init__(self) -> None:
@@ -113,6 +119,8 @@ class Policy:
         _require(_number(self.max_asr) and 0 <= self.max_asr < 1, self, "max_asr", "in [0, 1)")
         excess = self.max_excess
         _require(_number(excess) and 0 <= excess <= 1, self, "max_excess", "in [0, 1]")
+        strange = self.max_strangeness
+        _require(_number(strange) and strange >= 1, self, "max_strangeness", "of 1 or more")
         accept = isinstance(self.accept_inverted, bool)
         _require(accept, self, "accept_inverted", "true or false")
         drop = self.max_accuracy_drop
@@ -190,6 +198,7 @@ def verify(
     triggers: Sequence[Trigger],
     policy: Policy,
     replays: Sequence[Inverted] = (),
+    listening: Listening | None = None,
     reference: Rate | None = None,
     achieved: Achieved | None = None,
     asked: Achieved | None = None,
@@ -208,6 +217,7 @@ def verify(
         report: The part of the clean images that numbers are reported on.
         triggers: All that is known; none is INCOMPLETE, but see ``Policy.accept_inverted``.
         replays: Patterns that were found on the model as received.
+        listening: What a search on this very artefact found; None where there was none.
         policy: The limits.
         reference: CA of the model as received on the same images; without it nothing is said
             about lost accuracy, and the caller should say so.
@@ -229,7 +239,7 @@ def verify(
     predictor = OnnxPredictor(artifact.path, device, threads, preprocessing)
     repeated = _repeats(predictor, report)
     witness = _Witness(predictor)
-    step, total = f"verify {name}", 1 + len(triggers) + len(replays)
+    step, total = f"verify {name}", 1 + len(triggers) + len(replays) + (listening is not None)
     clean_accuracy = accuracy(witness, report)
     progress(step, 1, total)
     results: list[TriggerResult] = []
@@ -238,8 +248,12 @@ def verify(
         progress(step, 1 + len(results), total)
     few = report.subset(torch.arange(min(len(report), _REPLAYED)))
     for pattern in replays:
-        results.append(against_replay(witness, few, pattern))
+        results.append(against_pattern(witness, few, pattern, f"replayed:{pattern.name}"))
         progress(step, 1 + len(results), total)
+    if listening is not None:
+        found, name_of_it = listening.pattern, f"searched:{listening.pattern.name}"
+        results.append(against_pattern(witness, few, found, name_of_it, listening.strangeness))
+        progress(step, total, total)
     done = achieved or Achieved()
     findings = (
         _digest(artifact, predictor),
@@ -263,6 +277,7 @@ def verify(
         verdict=Verdict(predictor.sha256, findings),
         weights_sha256=weights_sha256,
         plan=plan or {},
+        searches=() if listening is None else listening.evidence,
     )
 
 
@@ -388,12 +403,23 @@ def _evidence(results: Sequence[TriggerResult], policy: Policy) -> Iterator[Find
     more = "" if enough else "; the policy does not accept inverted triggers alone"
     yield _judge("triggers", enough, tried + more)
     for result in results:
+        if result.strangeness is not None:
+            yield _listens(result, result.strangeness, policy)
+            continue
         if result.without is not None:
             yield _excess(result, result.without, policy)
             continue
         what = f"images of other classes than {result.target} with {result.name}"
         yield _trials(f"trials:{result.name}", what, result.asr, policy)
         yield _success(result, policy)
+
+
+def _listens(result: TriggerResult, strangeness: float, policy: Policy) -> Finding:
+    reason = (
+        f"class {result.target} needs a pattern {strangeness:.1f} times smaller than others, "
+        f"limit {policy.max_strangeness:g}; it sends {result.asr} there"
+    )
+    return _judge("listens", strangeness < policy.max_strangeness, reason, Outcome.FAIL)
 
 
 def _excess(result: TriggerResult, without: Rate, policy: Policy) -> Finding:

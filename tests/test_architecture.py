@@ -16,11 +16,13 @@ VOCABULARY = frozenset(
         "augmentation",
         "classifier",
         "data",
+        "drift",
         "inversion",
         "lures",
         "margins",
         "measure",
         "randomness",
+        "searches",
         "triggers",
         "unlearning",
     }
@@ -29,7 +31,7 @@ LAYERS = (
     {"errors"},
     {"contracts"},
     VOCABULARY,
-    {"compress", "export", "load", "localize", "repel", "report", "verify"},
+    {"audit", "compress", "export", "load", "localize", "repel", "report", "verify"},
     {"redteam"},
     {"pipeline"},
     {"demo", "drill", "hooks"},
@@ -39,7 +41,7 @@ LAYERS = (
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 # What repairs must not see the evidence, not even through something that it imports.
-BLIND = frozenset({"localize", "repel", "compress"})
+BLIND = frozenset({"audit", "localize", "repel", "compress"})
 EVIDENCE = frozenset({"triggers", "redteam"})
 MAPPED = frozenset({"hooks", "compress"})
 

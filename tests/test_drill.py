@@ -95,7 +95,7 @@ def test_a_drill_is_attached_to_a_run_on_the_same_weights(
     assert code == document["exit_code"]
     validate(document)
     assert document["drills"] == [drilled]
-    assert document["evidence"] == ["given"]
+    assert document["evidence"] == ["given", "inverted"]
 
 
 def test_a_drill_of_other_weights_is_refused(

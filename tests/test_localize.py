@@ -14,7 +14,8 @@ from lmr_guard import inversion, localize
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError, StageError
-from lmr_guard.localize import Config, _judged, _Search
+from lmr_guard.localize import Config, _Drifted, _judged
+from lmr_guard.searches import Search
 from lmr_guard.unlearning import Config as UnlearningConfig
 
 QUICK = Config(
@@ -81,6 +82,7 @@ def test_one_record_a_search_and_the_strangest_are_repeated(model: Classifier) -
         progress=lambda *event: told.append(event),
     )
     got: dict[tuple[object, object], list[dict[str, Any]]] = {}
+    assert {record["by"] for record in found.evidence} == {"inversion"}  # three classes
     for record in found.evidence:
         got.setdefault((record["form"], record["space"]), []).append(record)
     spaces = inversion.SPACES
@@ -116,10 +118,10 @@ def test_images_of_one_class_say_nothing(model: Classifier) -> None:
 
 def search(
     model: Classifier, data: Labelled, form: str, *sizes: tuple[float, float, float]
-) -> _Search:
+) -> Search:
     """A search that came to these sizes, one tuple a repeat."""
     classes = torch.arange(3)
-    made = _Search(form, model, data, "patch", classes)
+    made = Search(form, model, data, "patch", classes)
     for each in sizes:
         patterns = tuple(inversion.Pattern("patch", k, each[k], ()) for k in range(3))
         made.found.append(inversion.Found("patch", classes, torch.tensor(each), patterns))
@@ -146,7 +148,7 @@ def test_judgement(
     data = row_images(20)
     config = Config(sure=2.0, doubt=2.0)
     one = search(model, data, "a", *sizes)
-    found = _judged([one], [one], data, config, seeded())
+    found = _judged([one], [], data, config, seeded())
     assert found.target == target
     assert found.scores == pytest.approx(scores, abs=1e-4)
     assert [pattern.target for pattern in found.patterns] == ([] if target is None else [target])
@@ -157,7 +159,7 @@ def test_a_warp_must_be_far_stranger(model: Classifier) -> None:
     for size, target in ((1 / 10, None), (1 / 20, 1)):
         made = search(model, data, "received", (1.0, size, 1.0))
         made.space = "warp"
-        found = _judged([made], [made], data, Config(doubt=2.0), seeded())
+        found = _judged([made], [], data, Config(doubt=2.0), seeded())
         assert found.target == target
         assert found.scores[1] == pytest.approx((1 / size) ** 0.25, abs=1e-4)
 
@@ -166,11 +168,59 @@ def test_the_form_that_is_awake_decides(model: Classifier) -> None:
     data = row_images(20)
     asleep = search(model, data, "received", (1.2, 1.1, 1.0))
     awake = search(model, data, "l1-0.4", (4.0, 4.0, 1.0))
-    found = _judged([awake, asleep], [awake, asleep], data, Config(), seeded())
+    found = _judged([awake, asleep], [], data, Config(), seeded())
     assert found.target == 2
     assert found.scores[2] == pytest.approx(4.0)
     assert [pattern.name for pattern in found.patterns] == ["patch@l1-0.4"]
     assert found.method == "inversion"
+
+
+@pytest.mark.parametrize(
+    ("standings", "target", "method"),
+    [
+        ((-1.0, 5.6, 0.0), 1, "drift"),
+        ((-1.0, 4.9, 0.0), None, "inversion"),
+        # What patterns say counts as much.
+        ((9.0, 0.0, 0.0), 0, "drift"),
+        ((5.6, 0.0, 0.0), 2, "inversion"),
+    ],
+)
+def test_a_drift_is_a_reason_too(
+    model: Classifier, standings: tuple[float, ...], target: int | None, method: str
+) -> None:
+    sizes = (1.0, 1.0, 0.4) if target in (0, 2) else (1.0, 1.0, 0.55)
+    made = search(model, row_images(20), "received", sizes)
+    unit = 2.0 / 5.5
+    form = _Drifted("l1-0.4", model, torch.tensor(standings), unit)
+    found = _judged([made], [form], row_images(20), Config(doubt=2.0), seeded())
+    assert (found.target, found.method) == (target, method)
+    counted = max(found.scores)
+    assert counted == pytest.approx(max(max(standings) * unit, made.score), abs=1e-4)
+    record = found.evidence[-1]
+    assert (record["by"], record["form"]) == ("drift", "l1-0.4")
+    assert record["standing"] == pytest.approx(list(standings), abs=0.01)
+
+
+def test_every_compressed_form_that_keeps_some_accuracy_may_drift(
+    clean_network: Classifier, digits: Clean
+) -> None:
+    weak = clean_network.clone()
+    with torch.no_grad():
+        weak.network.conv1.weight.mul_(0)
+    config = Config(inversion=inversion.Config(steps=1), confirm=1, repeats=0)
+    forms = [("same", clean_network), ("weak", weak)]
+    found = localize.suspect(clean_network, digits.repair, config, seeded(), forms=forms)
+    drifts = [record for record in found.evidence if record["by"] == "drift"]
+    assert [record["form"] for record in drifts] == ["same"]
+    assert drifts[0]["standing"] == [0.0] * 10
+
+
+def test_only_the_searches_that_were_repeated_count(model: Classifier) -> None:
+    quiet = search(model, row_images(20), "a", (1.0, 1.0, 1.1))
+    loud = search(model, row_images(20), "b", (1.0, 0.1, 1.0))
+    found = _judged([quiet, loud], [], row_images(20), Config(confirm=1), seeded())
+    assert found.target is None
+    assert {record["form"] for record in found.evidence} == {"a", "b"}
 
 
 @pytest.mark.parametrize("agrees", [True, False])
@@ -182,10 +232,10 @@ def test_in_doubt_unlearning_is_asked(
     sizes = torch.ones(10)
     leading = 3 if agrees else 5
     sizes[leading] = 0.6
-    made = _Search("received", badnets_network, digits.repair, "patch", classes)
+    made = Search("received", badnets_network, digits.repair, "patch", classes)
     patterns = tuple(inversion.Pattern("patch", k, 1.0, ()) for k in range(10))
     made.found.append(inversion.Found("patch", classes, sizes, patterns))
-    found = _judged([made], [made], digits.repair, Config(sure=2.0, doubt=1.5), seeded())
+    found = _judged([made], [], digits.repair, Config(sure=2.0, doubt=1.5), seeded())
     assert found.target == (3 if agrees else None)
     assert found.method == "inversion and unlearning"
     runs = [record for record in found.evidence if record["by"] == "unlearning"]
@@ -213,6 +263,7 @@ def test_the_user_may_name_the_class() -> None:
         ({"repeats": -1}, "confirm >= 1 and repeats >= 0, got 3 and -1"),
         ({"sure": 1.2}, "doubt <= sure, got doubt 1.8 and sure 1.2"),
         ({"doubt": 0.9}, "1 <= doubt"),
+        ({"drift": 0.0}, "expected drift above 0, got 0"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(values: dict[str, Any], message: str) -> None:

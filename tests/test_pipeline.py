@@ -12,6 +12,7 @@ from factories import flat_architecture, row_classifier, tree, weights_file
 
 from lmr_guard import load
 from lmr_guard.artifact import sha256_of
+from lmr_guard.audit import Config as AuditConfig
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Progress, silent
 from lmr_guard.errors import ConfigError, ExportRefused, StageError
@@ -29,14 +30,16 @@ QUICK = GuardConfig(
     repel=RepelConfig(
         learning_rates=(0.1,), shifts=(0,), phase1_epochs=6, phase2_epochs=4, columns=0.5
     ),
-    policy=Policy(max_asr=0.3, max_accuracy_drop=0.3),
+    policy=Policy(max_asr=0.3, max_accuracy_drop=0.3, max_strangeness=4.0),
     recipes=recipes.parse(["float32", "int8", "l1-0.4"]),
     repair_images=500,
     select_images=150,
     threads=1,
 )
+SHORT = RepelConfig(phase1_epochs=2, phase2_epochs=2)
 PLAIN = GuardConfig(
     repair=False,
+    audit=None,
     policy=Policy(require=("float32",)),
     recipes=recipes.parse(["float32"]),
     threads=1,
@@ -113,7 +116,8 @@ def test_the_backdoor_is_awake_as_received_and_gone_in_what_is_published(guarded
         assert asr["target"] == 3
         assert asr["trials"] >= 100
         assert asr["hits"] <= 0.3 * asr["trials"]
-    assert (guarded.document["verdict"], guarded.document["exit_code"]) == ("pass", 0)
+    why = [f for v in guarded.document["variants"] for f in v["findings"] if f["outcome"] != "pass"]
+    assert (guarded.document["verdict"], guarded.document["exit_code"]) == ("pass", 0), why
 
 
 def test_published_are_exactly_the_measured_bytes(guarded: Ran) -> None:
@@ -126,6 +130,23 @@ def test_published_are_exactly_the_measured_bytes(guarded: Ran) -> None:
         assert sha256_of(guarded.out / name) == variant["sha256"]
         assert (guarded.out / name).stat().st_size == variant["bytes"]
         assert variant["verdict"] == "pass"
+
+
+def test_every_variant_was_searched_on_its_own(guarded: Ran) -> None:
+    for variant in guarded.document["variants"]:
+        *_, searched = variant["triggers"]
+        assert searched["name"].startswith("searched:")
+        assert searched["strangeness"] >= 1
+        assert {r["space"] for r in variant["searches"]} == {"patch", "additive", "warp"}
+        assert "listens" in {finding["check"] for finding in variant["findings"]}
+    (received,) = guarded.document["received"]
+    assert "searches" not in received
+
+
+def test_without_an_audit_nothing_is_searched(row_files: Path, tmp_path: Path) -> None:
+    document = rows(row_files, tmp_path / "out", PLAIN)
+    assert document["config"]["audit"] is None
+    assert "searches" not in document["variants"][0]
 
 
 def test_variants_did_what_they_are_called(guarded: Ran) -> None:
@@ -252,6 +273,32 @@ def test_a_localizer_that_abstains_leaves_the_audit(row_files: Path, tmp_path: P
     assert (document["verdict"], document["exit_code"]) == ("pass", 0)
 
 
+def test_a_localizer_that_abstains_may_be_reason_enough_to_refuse(
+    row_files: Path, tmp_path: Path
+) -> None:
+    sceptical = LocalizeConfig(confirm=1, repeats=0, sure=1e6, doubt=1e6)
+    config = replace(PLAIN, repair=True, localize=sceptical, if_abstained="refuse")
+    document = rows(row_files, tmp_path / "out", config)
+    assert document["suspicion"]["target"] is None
+    (variant,) = document["variants"]
+    assert variant["findings"][-1]["check"] == "suspect"
+    assert (document["verdict"], document["exit_code"]) == ("incomplete", 3)
+    assert list(tree(tmp_path / "out")) == ["report.json"]
+    validate(document)
+    named = rows(row_files, tmp_path / "named", replace(config, suspect=1, repel=SHORT))
+    assert "suspect" not in {f["check"] for f in named["variants"][0]["findings"]}
+
+
+def test_too_few_classes_are_not_searched_and_the_report_says_so(
+    row_files: Path, tmp_path: Path
+) -> None:
+    config = replace(PLAIN, audit=AuditConfig())
+    document = rows(row_files, tmp_path / "out", config)
+    assert "Fewer than 5 classes are too few to compare" in document["notes"][0]
+    assert "listens" not in {f["check"] for f in document["variants"][0]["findings"]}
+    assert document["verdict"] == "pass"
+
+
 @pytest.mark.parametrize("suspect", [None, 1])
 def test_a_network_that_cannot_be_cut_is_noted_and_incomplete(
     row_files: Path, tmp_path: Path, suspect: int | None
@@ -261,7 +308,7 @@ def test_a_network_that_cannot_be_cut_is_noted_and_incomplete(
         PLAIN,
         repair=suspect is not None,
         suspect=suspect,
-        repel=RepelConfig(phase1_epochs=2, phase2_epochs=2),
+        repel=SHORT,
         policy=Policy(require=("float32", "l1-0.4")),
         recipes=recipes.parse(["float32", "l1-0.4", "l1-0.4+int8"]),
     )
@@ -339,6 +386,11 @@ def test_a_required_variant_must_be_built() -> None:
 def test_a_variant_is_built_once() -> None:
     with pytest.raises(ConfigError, match=r"expected each variant once, got 'l1-0\.2' more than"):
         replace(PLAIN, recipes=recipes.parse(["float32", "l1-0.2", "l1-0.20"]))
+
+
+def test_what_an_abstention_means_must_be_one_of_two() -> None:
+    with pytest.raises(ConfigError, match="'repair-nothing' or 'refuse', got 'pass'"):
+        replace(PLAIN, if_abstained="pass")  # type: ignore[arg-type]
 
 
 def test_a_suspect_without_repair_is_a_contradiction() -> None:

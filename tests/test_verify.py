@@ -17,6 +17,7 @@ from lmr_guard.contracts import (
     Achieved,
     Finding,
     Labelled,
+    Listening,
     Outcome,
     Rate,
     TriggerResult,
@@ -119,6 +120,30 @@ def test_a_replayed_pattern_that_still_works_fails(tmp_path: Path, honest: Path)
         assert found.outcome is outcome
         assert f"sends {rate} into class 2, no pattern at all sends 0/200" in found.reason
         assert "asr:replayed" not in str(variant.verdict.findings)
+
+
+@pytest.mark.parametrize(("strangeness", "outcome"), [(1.4, PASS), (2.0, FAIL), (3.5, FAIL)])
+def test_a_file_that_listens_to_a_pattern_of_its_own_fails(
+    honest: Path, strangeness: float, outcome: Outcome
+) -> None:
+    record: dict[str, object] = {"by": "inversion"}
+    variant = judged(honest, listening=Listening(2, strangeness, Replay(2), (record,)))
+    searched = variant.triggers[-1]
+    assert (searched.name, searched.strangeness) == ("searched:patch@l1-0.4", strangeness)
+    assert (searched.asr, searched.source) == (Rate(0, 200), "inverted")
+    assert variant.searches == (record,)
+    found = finding(variant, "listens")
+    assert found.outcome is outcome
+    assert found.reason == (
+        f"class 2 needs a pattern {strangeness:.1f} times smaller than others, limit 2; "
+        "it sends 0/200 (0.0%) there"
+    )
+    lax = judged(
+        honest,
+        listening=Listening(2, strangeness, Replay(2)),
+        policy=Policy(max_strangeness=4),
+    )
+    assert finding(lax, "listens").outcome is PASS
 
 
 def test_replays_alone_are_evidence_only_where_the_policy_says_so(honest: Path) -> None:

@@ -1,0 +1,78 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Does what would ship listen to a trigger that nobody has shown us?
+
+``localize`` asks the model as received; this asks each form that would ship, anew. The search that
+shows the strangest class counts, repeated with other seeds where it is strange at all. The limit
+is the policy's, and ``verify`` judges: a repaired model stays near 1.5, one that still holds a
+backdoor needs half of the usual pattern for the attacker's class, or less. A backdoor that none of
+the three spaces of ``inversion`` reaches is not found. docs/methods/audit.md has the numbers.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from lmr_guard.classifier import Classifier
+from lmr_guard.contracts import Labelled, Listening
+from lmr_guard.errors import ConfigError
+from lmr_guard.inversion import Config as InversionConfig
+from lmr_guard.searches import begun
+
+__all__ = ["FEWEST", "Config", "listens"]
+
+FEWEST = 5
+"""Classes below which nobody is strange: too few others to compare with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """How each artefact is searched.
+
+    Args:
+        inversion: How patterns are searched for; its ``steps`` are what the audit costs.
+        repeats: How often the strangest search is repeated, with another seed each time.
+        doubt: Score below which it is not repeated: the artefact does not listen.
+        images: Clean images at most that patterns are searched on.
+    """
+
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+    repeats: int = 2
+    doubt: float = 1.6
+    images: int = 300
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a value is out of range."""
+        if self.repeats < 0 or self.doubt < 1 or self.images < 2:
+            raise ConfigError(
+                "expected repeats >= 0, doubt >= 1 and images >= 2, got "
+                f"{self.repeats}, {self.doubt}, {self.images}"
+            )
+
+
+def listens(
+    model: Classifier, report: Labelled, config: Config, generator: torch.Generator
+) -> Listening:
+    """The strangest class of one form, and the pattern that it listens to.
+
+    Args:
+        model: The form in torch; not touched. Of an int8 file, that with rounded weights.
+        report: Clean images that no repair has learnt from.
+        config: See ``Config``.
+        generator: CPU generator; decides candidates, starts and images.
+
+    Raises:
+        StageError: All images are of one class.
+    """
+    few = report.subset(torch.arange(min(len(report), config.images)))
+    searches = list(begun("itself", model.clone(), few, config.inversion, generator))
+    top = max(searches, key=lambda search: search.score)
+    if top.score >= config.doubt:
+        for _ in range(config.repeats):
+            top.add(config.inversion, generator)
+    return Listening(
+        target=top.leading,
+        strangeness=round(top.score, 4),
+        pattern=replace(top.pattern(top.leading), origin=top.form),
+        evidence=tuple(record for search in searches for record in search.records()),
+    )
