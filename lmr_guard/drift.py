@@ -15,12 +15,12 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled
 from lmr_guard.measure import predict
 
-__all__ = ["FEWEST", "drift", "standing"]
+__all__ = ["FEWEST", "drift", "lead"]
 
 FEWEST = 5
-"""Classes below which the others' spread says nothing."""
+"""Classes below which some class leads anyway."""
 
-_NOISE = 0.01
+_NOISE = 0.02
 
 
 def drift(received: Classifier, form: Classifier, images: Labelled) -> Tensor:
@@ -42,13 +42,14 @@ def drift(received: Classifier, form: Classifier, images: Labelled) -> Tensor:
     return changed
 
 
-def standing(drifts: Tensor) -> Tensor:
-    """How far each class stands out: its distance from the mean of the others in their spread.
+def lead(drifts: Tensor) -> Tensor:
+    """How many times more than any other class each class takes in.
+
+    ``l_c = d_c / max(0.02, max over k != c of d_k)``: less than 0.02 is noise.
 
     Args:
-        drifts: Shape (K,), K >= 2. A spread below 0.01 counts as 0.01: less is rounding noise.
+        drifts: Shape (K,), K >= 2.
     """
     others = ~torch.eye(len(drifts), dtype=torch.bool)
-    rest = torch.stack([drifts[row] for row in others])
-    spread = rest.std(dim=1, correction=0).clamp_min(_NOISE)
-    return (drifts - rest.mean(dim=1)) / spread
+    largest = torch.stack([drifts[row].max() for row in others])
+    return drifts / largest.clamp_min(_NOISE)

@@ -6,9 +6,9 @@ A backdoor that sleeps in one form is awake in another, so every form is asked. 
 
 1. *Inversion*: in each form and each space, every class has a *strangeness*, how much smaller a
    pattern it needs than the others. The few strangest searches are repeated; medians count.
-2. *Drift*: in each compressed form, every class has a *standing*, how far clean images of other
-   classes move towards it. ``drift`` standard deviations count as much as ``sure``. With fewer
-   than five classes it is not asked.
+2. *Drift*: where no class comes to ``sure``, and there are five classes or more, each compressed
+   form is asked whether clean images move towards one class ``drift`` times more than towards any
+   other; that much counts as ``sure``.
 3. A class's score is the highest of both. With ``sure`` or more it is the suspect.
 4. Between ``doubt`` and ``sure``, the form in question also unlearns: the class is the suspect if
    most of those runs fall back to it.
@@ -26,7 +26,7 @@ from torch import Tensor
 from lmr_guard import inversion, unlearning
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Progress, Suspicion, silent
-from lmr_guard.drift import FEWEST, drift, standing
+from lmr_guard.drift import FEWEST, drift, lead
 from lmr_guard.errors import ConfigError
 from lmr_guard.inversion import Config as InversionConfig
 from lmr_guard.measure import accuracy
@@ -47,7 +47,7 @@ class Config:
         repeats: How often, with another seed each time.
         sure: Score from which on the leading class is the suspect, >= 1.
         doubt: Score from which on unlearning is asked, in [1, sure].
-        drift: Standing from which on a class is as suspect as with ``sure``, > 0.
+        drift: Lead (see ``drift.lead``) from which on a class is as suspect as with ``sure``, > 0.
         min_accuracy: Compressed forms below this share of the received model's clean accuracy
             are not searched: collapsed networks say nothing.
         min_drifting: The same share for the drift, which says more of weaker forms.
@@ -59,7 +59,7 @@ class Config:
     repeats: int = 2
     sure: float = 2.0
     doubt: float = 1.8
-    drift: float = 5.5
+    drift: float = 2.5
     min_accuracy: float = 0.85
     min_drifting: float = 0.5
 
@@ -84,18 +84,18 @@ class _Drifted:
     Args:
         form: Its name.
         model: The form.
-        standing: Of each class; see ``drift.standing``.
-        unit: What a standing of 1 counts.
+        lead: Of each class; see ``drift.lead``.
+        unit: What a lead of 1 counts.
     """
 
     form: str
     model: Classifier
-    standing: Tensor
+    lead: Tensor
     unit: float
 
     @property
     def strangeness(self) -> Tensor:
-        return self.standing * self.unit
+        return self.lead * self.unit
 
     @property
     def score(self) -> float:
@@ -103,14 +103,14 @@ class _Drifted:
 
     @property
     def leading(self) -> int:
-        return int(self.standing.argmax())
+        return int(self.lead.argmax())
 
     def record(self) -> dict[str, object]:
         return {
             "by": "drift",
             "form": self.form,
             "class": self.leading,
-            "standing": [round(float(each), 2) for each in self.standing],
+            "lead": [round(float(each), 2) for each in self.lead],
         }
 
 
@@ -154,7 +154,7 @@ def suspect(
     copies = [(name, form.clone()) for name, form in forms]
     shares = [accuracy(form, repair).value / own if own else 0.0 for _, form in copies]
     drifted = [
-        _Drifted(name, form, standing(drift(received, form, repair)), config.sure / config.drift)
+        _Drifted(name, form, lead(drift(received, form, repair)), config.sure / config.drift)
         for (name, form), share in zip(copies, shares, strict=True)
         if share >= config.min_drifting and classifier.num_classes >= FEWEST
     ]
@@ -202,13 +202,14 @@ def _judged(
     scores = torch.ones(searches[0].model.num_classes)
     for search in confirmed:
         scores[search.classes] = torch.maximum(scores[search.classes], search.strangeness)
-    for form in drifted:
+    asked = drifted if float(scores.max()) < config.sure else ()
+    for form in asked:
         scores = torch.maximum(scores, form.strangeness)
     leading = int(scores.argmax())
-    decisive = max((*confirmed, *drifted), key=lambda each: each.score)
+    decisive = max((*confirmed, *asked), key=lambda each: each.score)
     method = "drift" if isinstance(decisive, _Drifted) else "inversion"
     votes = [each.leading == leading for each in confirmed]
-    votes += [each.leading == leading for each in drifted if each.score >= config.doubt]
+    votes += [each.leading == leading for each in asked if each.score >= config.doubt]
     runs: list[dict[str, object]] = []
     target = leading if float(scores[leading]) >= config.sure else None
     if target is None and float(scores[leading]) >= config.doubt:

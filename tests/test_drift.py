@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean
-from lmr_guard.drift import drift, standing
+from lmr_guard.drift import drift, lead
 
 
 def moved(model: Classifier, target: int, by: float) -> Classifier:
@@ -32,28 +32,26 @@ def test_drift_by_eye() -> None:
         assert float(found[c]) == pytest.approx(sum(terms) / len(terms), abs=1e-6)
 
 
-def test_standing_by_eye() -> None:
+def test_lead_by_eye() -> None:
     values = [0.30, 0.02, -0.04, 0.08]
-    found = standing(torch.tensor(values))
+    found = lead(torch.tensor(values))
     for c, value in enumerate(values):
-        rest = [v for k, v in enumerate(values) if k != c]
-        mean = sum(rest) / 3
-        spread = (sum((v - mean) ** 2 for v in rest) / 3) ** 0.5
-        assert float(found[c]) == pytest.approx((value - mean) / max(spread, 0.01), rel=1e-4)
+        largest = max(v for k, v in enumerate(values) if k != c)
+        assert float(found[c]) == pytest.approx(value / max(largest, 0.02), rel=1e-4)
 
 
-@given(st.integers(0, 9), st.floats(0.0, 0.004))
-def test_rounding_noise_does_not_stand_out(leading: int, noise: float) -> None:
+@given(st.integers(0, 9), st.floats(0.0, 0.02))
+def test_rounding_noise_does_not_lead(leading: int, noise: float) -> None:
     drifts = torch.zeros(10)
     drifts[leading] = noise
-    assert float(standing(drifts).max()) < 0.5
+    assert float(lead(drifts).max()) <= 1.001
 
 
-def test_the_class_that_takes_images_in_stands_out() -> None:
+def test_the_class_that_takes_images_in_leads() -> None:
     received = row_classifier()
-    found = standing(drift(received, moved(received, 2, 3.0), row_images(60)))
+    found = lead(drift(received, moved(received, 2, 3.0), row_images(60)))
     assert int(found.argmax()) == 2
-    assert float(found[2]) > 5.5
+    assert float(found[2]) > 2.5
 
 
 def test_a_model_does_not_drift_from_itself() -> None:
@@ -68,7 +66,7 @@ def test_an_honest_network_that_is_rounded_does_not_drift(
 ) -> None:
     from lmr_guard.compress.quantize import rounded
 
-    found = standing(drift(clean_network, rounded(clean_network), digits.repair))
+    found = lead(drift(clean_network, rounded(clean_network), digits.repair))
     assert float(found.max()) < 1
 
 

@@ -176,29 +176,28 @@ def test_the_form_that_is_awake_decides(model: Classifier) -> None:
 
 
 @pytest.mark.parametrize(
-    ("standings", "target", "method"),
+    ("leads", "size", "target", "method"),
     [
-        ((-1.0, 5.6, 0.0), 1, "drift"),
-        ((-1.0, 4.9, 0.0), None, "inversion"),
-        # What patterns say counts as much.
-        ((9.0, 0.0, 0.0), 0, "drift"),
-        ((5.6, 0.0, 0.0), 2, "inversion"),
+        ((-1.0, 2.6, 0.4), 0.55, 1, "drift"),
+        ((-1.0, 2.4, 0.4), 0.55, None, "drift"),
+        ((-1.0, 0.4, 0.4), 0.55, None, "inversion"),
+        # A pattern that is strange enough decides alone.
+        ((9.0, 0.1, 0.1), 0.4, 2, "inversion"),
     ],
 )
-def test_a_drift_is_a_reason_too(
-    model: Classifier, standings: tuple[float, ...], target: int | None, method: str
+def test_where_no_pattern_is_strange_drift_is_asked(
+    model: Classifier, leads: tuple[float, ...], size: float, target: int | None, method: str
 ) -> None:
-    sizes = (1.0, 1.0, 0.4) if target in (0, 2) else (1.0, 1.0, 0.55)
-    made = search(model, row_images(20), "received", sizes)
-    unit = 2.0 / 5.5
-    form = _Drifted("l1-0.4", model, torch.tensor(standings), unit)
+    made = search(model, row_images(20), "received", (1.0, 1.0, size))
+    form = _Drifted("l1-0.4", model, torch.tensor(leads), 2.0 / 2.5)
     found = _judged([made], [form], row_images(20), Config(doubt=2.0), seeded())
     assert (found.target, found.method) == (target, method)
-    counted = max(found.scores)
-    assert counted == pytest.approx(max(max(standings) * unit, made.score), abs=1e-4)
+    asked = target != 2
+    counted = max(max(leads) * 0.8, made.score) if asked else made.score
+    assert max(found.scores) == pytest.approx(counted, abs=1e-4)
     record = found.evidence[-1]
     assert (record["by"], record["form"]) == ("drift", "l1-0.4")
-    assert record["standing"] == pytest.approx(list(standings), abs=0.01)
+    assert record["lead"] == pytest.approx(list(leads), abs=0.01)
 
 
 def test_every_compressed_form_that_keeps_some_accuracy_may_drift(
@@ -212,7 +211,7 @@ def test_every_compressed_form_that_keeps_some_accuracy_may_drift(
     found = localize.suspect(clean_network, digits.repair, config, seeded(), forms=forms)
     drifts = [record for record in found.evidence if record["by"] == "drift"]
     assert [record["form"] for record in drifts] == ["same"]
-    assert drifts[0]["standing"] == [0.0] * 10
+    assert drifts[0]["lead"] == [0.0] * 10
 
 
 def test_only_the_searches_that_were_repeated_count(model: Classifier) -> None:
