@@ -7,6 +7,16 @@
     python -m examples.population plant --data DIR --cache DIR
     python -m examples.population score --data DIR --cache DIR
     python -m examples.population show
+
+What the audit says of the files that these networks would ship as::
+
+    python -m examples.population audit --data DIR --cache DIR
+    python -m examples.population show-audit
+
+And, to see what other scores would have been worth::
+
+    python -m examples.population candidates --data DIR --cache DIR
+    python -m examples.population compare
 """
 
 import argparse
@@ -19,19 +29,24 @@ from typing import NoReturn
 import torch
 from rich.console import Console
 
-from examples.population import records, show
+from examples.population import compare, heard, records, show
+from examples.population.audited import audited
+from examples.population.candidates import gathered
 from examples.population.images import Images
 from examples.population.nursery import Nursery
 from examples.population.plan import ROUNDS, Member, population
 from examples.population.score import scored
 from examples.reproduce.cells import commit
 from lmr_guard.errors import ConfigError, ExitCode, GuardError
+from lmr_guard.verify import Policy
 
-__all__ = ["RESULTS", "main"]
+__all__ = ["AUDITED", "CANDIDATES", "RESULTS", "main"]
 
 _WIDE = 160
 _INTERRUPTED = 130
 RESULTS = Path(__file__).parent / "results"
+AUDITED = Path(__file__).parent / "results_audit"
+CANDIDATES = Path(__file__).parent / "results_candidates"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,7 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     plant.set_defaults(run=_plant)
     score = commands.add_parser("score", help="localise in those that are there")
     score.set_defaults(run=_score)
-    for command in (plant, score):
+    candidates = commands.add_parser("candidates", help="ask other scores about those there")
+    candidates.set_defaults(run=_candidates)
+    audit = commands.add_parser("audit", help="audit the files that those there would ship as")
+    audit.set_defaults(run=_audit)
+    for command in (plant, score, candidates, audit):
         command.add_argument("--data", type=Path, help="holds fashion and cifar10")
         command.add_argument("--cache", type=Path, required=True, help="keeps trained networks")
         command.add_argument("--only", default="", help="networks whose name holds this text")
@@ -74,12 +93,28 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--limit-seconds", type=float, default=float("inf"), help="begin none after that time"
         )
-    score.add_argument("--commit", help="recorded where there is no git repository")
+    for command in (score, candidates, audit):
+        command.add_argument("--commit", help="recorded where there is no git repository")
     shown = commands.add_parser("show", help="print the counts")
     shown.set_defaults(run=_show)
     shown.add_argument("--by", choices=tuple(show.KEYS), default="family")
-    for command in (score, shown):
-        command.add_argument("--out", type=Path, default=RESULTS, help="results folder")
+    compared = commands.add_parser("compare", help="print what each score is worth")
+    compared.set_defaults(run=_compare)
+    compared.add_argument("--scored", type=Path, default=RESULTS, help="what score has written")
+    told = commands.add_parser("show-audit", help="print what the audit refused and passed")
+    told.set_defaults(run=_show_audit)
+    told.add_argument("--limit", type=float, default=Policy().max_strangeness)
+    told.add_argument("--roc", type=Path, help="also draw the ROC into this file (.svg, .png)")
+    kept = {
+        score: RESULTS,
+        shown: RESULTS,
+        candidates: CANDIDATES,
+        compared: CANDIDATES,
+        audit: AUDITED,
+        told: AUDITED,
+    }
+    for command, folder in kept.items():
+        command.add_argument("--out", type=Path, default=folder, help="results folder")
     return parser
 
 
@@ -101,7 +136,22 @@ def _plant(options: argparse.Namespace, console: Console) -> int:
 
 
 def _score(options: argparse.Namespace, console: Console) -> int:
-    if options.tiny and options.out == RESULTS:
+    return _recorded(options, console, scored)
+
+
+def _candidates(options: argparse.Namespace, console: Console) -> int:
+    return _recorded(options, console, gathered)
+
+
+def _audit(options: argparse.Namespace, console: Console) -> int:
+    return _recorded(options, console, audited)
+
+
+def _recorded(
+    options: argparse.Namespace, console: Console, ask: Callable[..., records.Record]
+) -> int:
+    """Ask about each planted network that has no record yet."""
+    if options.tiny and options.out in (RESULTS, CANDIDATES, AUDITED):
         raise ConfigError("expected --out beside --tiny, got none; its records are no results")
     images = Images(options.data)
     nursery = Nursery(options.cache, tiny=options.tiny)
@@ -110,13 +160,13 @@ def _score(options: argparse.Namespace, console: Console) -> int:
     console.print(f"{len(missing)} of {len(wanted)} planted networks to score")
     code = options.commit or commit()
 
-    def score(member: Member) -> None:
+    def record(member: Member) -> None:
         held = images.held(member.dataset, member.seed)
         grown = nursery.take(member, held)
-        found = scored(member, held, grown, commit=code, tiny=options.tiny)
+        found = ask(member, held, grown, commit=code, tiny=options.tiny)
         records.write(options.out, member, found)
 
-    return _each(missing, score, options.limit_seconds, console)
+    return _each(missing, record, options.limit_seconds, console)
 
 
 def _show(options: argparse.Namespace, console: Console) -> int:
@@ -126,6 +176,28 @@ def _show(options: argparse.Namespace, console: Console) -> int:
         return ExitCode.INCOMPLETE
     for part in show.rendered(found, options.by):
         console.print(part)
+    return ExitCode.PASSED
+
+
+def _compare(options: argparse.Namespace, console: Console) -> int:
+    found = records.read(options.out)
+    if not found:
+        print(f"expected records, got none in {options.out}; ask candidates", file=sys.stderr)
+        return ExitCode.INCOMPLETE
+    for part in compare.rendered(found, records.read(options.scored)):
+        console.print(part)
+    return ExitCode.PASSED
+
+
+def _show_audit(options: argparse.Namespace, console: Console) -> int:
+    found = records.read(options.out)
+    if not found:
+        print(f"expected records, got none in {options.out}; audit some first", file=sys.stderr)
+        return ExitCode.INCOMPLETE
+    for part in heard.rendered(found, options.limit):
+        console.print(part)
+    if options.roc is not None:
+        heard.draw(found, options.roc)
     return ExitCode.PASSED
 
 

@@ -22,7 +22,7 @@ from lmr_guard.contracts import Clean, Progress, silent
 from lmr_guard.errors import StageError
 from lmr_guard.measure import accuracy, against_trigger
 
-__all__ = ["TOOK", "scored"]
+__all__ = ["TOOK", "measured", "scored"]
 
 TOOK = 0.9
 """The ASR that an attack must reach in the form that wakes it."""
@@ -53,7 +53,7 @@ def scored(
         GuardError: A step could not be done.
     """
     clean = defence(held, generator(member, "defence"), tiny=tiny)
-    forms = {name: _numbers(form, clean, grown) for name, form in _forms(member, grown, clean)}
+    forms, took = measured(member, grown, clean)
     config = _tiny(member.seed) if tiny else pipeline.GuardConfig(seed=member.seed)
     start, used = perf_counter(), process_time()
     suspicion = pipeline.suspect(grown.classifier, clean, config, progress)
@@ -65,7 +65,7 @@ def scored(
         "format": FORMAT,
         "name": member.name,
         "member": asdict(member),
-        "took": None if member.attack is None else _took(forms, grown),
+        "took": took,
         "forms": forms,
         "suspicion": report.suspicion_record(suspicion),
         "unlearning": {"class": _majority([run["class"] for run in runs]), "runs": runs},
@@ -80,6 +80,20 @@ def scored(
         "seconds": {step: round(value, 2) for step, value in seconds.items()},
         "environment": {**report.environment(), "commit": commit},
     }
+
+
+def measured(
+    member: Member, grown: Grown, clean: Clean
+) -> tuple[dict[str, dict[str, Any]], bool | None]:
+    """Accuracy and, where there is a trigger, ASR of each form; whether the attack took.
+
+    Args:
+        member: Who it is.
+        grown: The trained network.
+        clean: Its images; rates are counted on ``report``.
+    """
+    forms = {name: _numbers(form, clean, grown) for name, form in _forms(member, grown, clean)}
+    return forms, None if member.attack is None else _took(forms, grown)
 
 
 def _forms(member: Member, grown: Grown, clean: Clean) -> Iterator[tuple[str, Classifier]]:

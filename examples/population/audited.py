@@ -1,0 +1,111 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the audit says of the files that a network would ship as, unrepaired and repaired.
+
+Each network goes through ``pipeline.guard`` twice: once without repair, and, where it holds a
+backdoor, once with the attacker's class given, so that what is measured is the audit and not
+localize. The files are real, and so are their attack success rates in ONNX Runtime.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+from examples.population.images import defence
+from examples.population.nursery import Grown, generator
+from examples.population.plan import Member
+from examples.population.records import FORMAT, Record
+from examples.population.score import measured
+from examples.reproduce.cells import counts
+from examples.reproduce.data import Held
+from lmr_guard import audit, inversion, pipeline, repel, report
+from lmr_guard.compress import recipes
+from lmr_guard.contracts import Clean, Variant
+
+__all__ = ["VARIANTS", "audited"]
+
+VARIANTS = ("float32", "int8", "l1-0.3")
+
+
+def audited(
+    member: Member, held: Held, grown: Grown, *, commit: str | None, tiny: bool = False
+) -> Record:
+    """The content of the member's record: one entry a file.
+
+    Args:
+        member: Who it is.
+        held: Its images; the audit sees the reported ones.
+        grown: The trained network.
+        commit: Of the code.
+        tiny: Whether all is cut short, for the tests.
+
+    Raises:
+        GuardError: A step could not be done.
+    """
+    clean = defence(held, generator(member, "defence"), tiny=tiny)
+    _, took = measured(member, grown, clean)
+    config = _config(member, tiny=tiny)
+    start = perf_counter()
+    files = list(_files("unrepaired", grown, clean, replace(config, repair=False)))
+    middle = perf_counter()
+    if member.target is not None:
+        files += _files("repaired", grown, clean, replace(config, suspect=member.target))
+    return {
+        "format": FORMAT,
+        "name": member.name,
+        "member": asdict(member),
+        "took": took,
+        "files": files,
+        "settings": {"tiny": tiny, "audit": asdict(config.audit) if config.audit else None},
+        "seconds": {
+            "unrepaired": round(middle - start, 1),
+            "repaired": round(perf_counter() - middle, 1),
+        },
+        "environment": {**report.environment(), "commit": commit},
+    }
+
+
+def _config(member: Member, *, tiny: bool) -> pipeline.GuardConfig:
+    config = pipeline.GuardConfig(
+        seed=member.seed, recipes=recipes.parse(list(VARIANTS)), threads=1
+    )
+    if not tiny:
+        return config
+    return replace(
+        config,
+        audit=audit.Config(inversion=inversion.Config(steps=1), repeats=0, images=60),
+        repel=repel.Config(lures=0, phase1_epochs=1, phase1_minimum=1, phase2_epochs=1),
+        recipes=recipes.parse(["float32", "int8"]),
+    )
+
+
+def _files(
+    repair: str, grown: Grown, clean: Clean, config: pipeline.GuardConfig
+) -> Iterator[dict[str, Any]]:
+    known = [] if grown.trigger is None else [grown.trigger]
+    with TemporaryDirectory() as folder:
+        guarded = pipeline.guard(grown.classifier, clean, known, stage=Path(folder), config=config)
+    received = guarded.received[0].clean_accuracy
+    for variant in guarded.variants:
+        yield {
+            "repair": repair,
+            "variant": variant.name,
+            "received": counts(received),
+            "ca": counts(variant.clean_accuracy),
+            **_heard(variant),
+        }
+
+
+def _heard(variant: Variant) -> dict[str, Any]:
+    """The true ASR, where there is a trigger, and what the search came to."""
+    *shown, searched = variant.triggers
+    return {
+        "asr": counts(shown[0].asr) if shown else None,
+        "class": searched.target,
+        "strangeness": searched.strangeness,
+        "by": searched.name,
+        "reaches": counts(searched.asr),
+    }
