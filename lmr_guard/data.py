@@ -92,6 +92,7 @@ def read_image(path: Path, preprocessing: Preprocessing) -> Tensor:
     Raises:
         InputError: It does not decode, or has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
+    Image.init()
     with warnings.catch_warnings():
         _quiet()
         return _decode(path, preprocessing)

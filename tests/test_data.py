@@ -3,6 +3,8 @@
 """Folders as users have them, torchvision as the oracle, and the laws of the split."""
 
 import os
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from modules import ROOT
 from PIL import Image
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -51,6 +54,19 @@ def bytes_of(image: Image.Image) -> torch.Tensor:
 
 
 # --- what is read -------------------------------------------------------------------------------
+
+
+def test_a_single_photograph_reads_in_a_process_that_has_read_none(tmp_path: Path) -> None:
+    noise().save(tmp_path / "one.jpg")
+    probe = (
+        "import sys; from pathlib import Path\n"
+        "from lmr_guard.classifier import Preprocessing\n"
+        "from lmr_guard.data import read_image\n"
+        "print(tuple(read_image(Path(sys.argv[1]), Preprocessing(height=8, width=8)).shape))"
+    )
+    command = [sys.executable, "-c", probe, f"{tmp_path / 'one.jpg'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(3, 8, 8)"
 
 
 def test_a_folder_is_read_as_imagefolder_reads_it(tmp_path: Path) -> None:
