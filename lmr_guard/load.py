@@ -1,10 +1,9 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Weights + architecture -> Classifier. Nothing is unpickled.
+"""Weights + architecture -> Classifier.
 
-A checkpoint is untrusted: it is read as safetensors or by ``torch.load(weights_only=True)``, and
-never a second time in a more trusting way. An architecture is trusted: torchvision's, timm's, or
-code that the user named.
+The weights are somebody else's: see ``lmr_guard.checkpoint``. An architecture is trusted:
+torchvision's, timm's, or code that the user named.
 
 Two architectures of torchvision, ``googlenet`` and ``inception_v3``, normalise a second time
 inside the network when they hold the published weights. They are built without that step, and
@@ -17,12 +16,7 @@ import difflib
 import importlib
 import inspect
 import math
-import pickle
-import re
 import sys
-import tarfile
-import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,21 +25,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lmr_guard.checkpoint import read_weights
 from lmr_guard.classifier import Classifier, Preprocessing, find_head
 from lmr_guard.errors import ConfigError, InputError
+from lmr_guard.wording import described, first_line, some
 
-__all__ = ["Config", "build", "classifier", "read_weights"]
+__all__ = ["Config", "build", "classifier"]
 
 _FORMS = "torchvision:NAME, timm:NAME or package.module:factory"
-_WRAPPERS = ("state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.")
 _LIBRARIES = ("torchvision", "timm")
 _NORMALISED_TWICE = ("googlenet", "inception_v3")  # see the module's docstring
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-_ADVICE = "ask for the bare state dict, best as safetensors"
 # Families whose first layers have a well-known form for small images: what their name starts
 # with, and the pooling that goes. The convolution is the first one of the network.
 _CIFAR_STEMS: dict[str, str | None] = {
@@ -143,141 +135,6 @@ def classifier(checkpoint: Path, config: Config) -> Classifier:
     if not logits.isfinite().all():
         raise InputError("expected finite logits, got NaN or infinity; the weights are damaged")
     return model
-
-
-# --- the checkpoint -----------------------------------------------------------------------------
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict of a checkpoint, on the CPU, without running anything in it.
-
-    The wrappers ``state_dict``, ``model`` and ``net`` are peeled off, also one inside another,
-    and the prefixes ``module.`` (data parallel) and ``_orig_mod.`` (compiled) where every name
-    has them.
-
-    Args:
-        path: safetensors, recognised by content or suffix, or a torch checkpoint.
-
-    Raises:
-        InputError: No such file, not a checkpoint, truncated, or more than tensors in it.
-    """
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"expected a checkpoint file, got {found}: {str(path)!r}")
-    if not path.stat().st_size:
-        raise InputError(f"expected a checkpoint, got an empty file: {str(path)!r}")
-    payload = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
-    return _without_prefixes(_state_dict(payload, path))
-
-
-def _is_safetensors(path: Path) -> bool:
-    """A safetensors file is a little-endian header length and a JSON object of that length."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    length = int.from_bytes(start[:8], "little")
-    return path.suffix == ".safetensors" or (
-        start[8:] == b"{" and 8 + length <= path.stat().st_size
-    )
-
-
-def _read_safetensors(path: Path) -> object:
-    try:
-        return load_file(path)
-    except Exception as error:  # Hostile bytes may raise anything.
-        raise InputError(
-            f"expected a safetensors file, got one that does not read ({_line(error)}): "
-            f"{str(path)!r}"
-        ) from error
-
-
-def _read_torch(path: Path) -> object:
-    if other := _other_format(path):
-        raise InputError(f"expected weights, got {other}; {_ADVICE}: {str(path)!r}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on protocols and layouts: both are checked here
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"expected weights only, got {_unsafe_content(path, error)}; nothing of it was run; "
-            f"{_ADVICE}: {str(path)!r}"
-        ) from error
-    except Exception as error:  # Hostile bytes may raise anything.
-        raise InputError(
-            f"expected a torch checkpoint, got a file that is truncated or no checkpoint "
-            f"({_line(error)}): {str(path)!r}"
-        ) from error
-
-
-def _other_format(path: Path) -> str | None:
-    """Torch's formats that hold more than weights, told before torch explains how to trust them."""
-    if tarfile.is_tarfile(path):
-        return "a tar file (or the format of torch before 0.1.10)"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.rpartition("/")[2] for name in archive.namelist()}
-    except Exception:  # noqa: BLE001  # No zip, or a damaged one: torch's own reader tells which.
-        return None
-    if "constants.pkl" in names:
-        return "a TorchScript program"
-    return "an exported program (.pt2)" if "archive_format" in names else None
-
-
-def _unsafe_content(path: Path, error: pickle.UnpicklingError) -> str:
-    """What a checkpoint holds beside tensors, by the names it would import."""
-    try:
-        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # noqa: BLE001  # Only zip checkpoints can be asked; the error names one.
-        names = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
-    if names:
-        return f"a pickle that would import {_some(names)}"
-    return "a pickle that torch cannot read, or no checkpoint"
-
-
-def _state_dict(payload: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401  # The file's.
-    payload = _unwrapped(_unwrapped(payload, path), path)
-    if not isinstance(payload, dict) or not payload:
-        raise InputError(
-            f"expected a state dict, names to tensors, got {_describe(payload)}; {_ADVICE}: "
-            f"{str(path)!r}"
-        )
-    for name, value in payload.items():
-        if not isinstance(name, str) or not _is_dense(value):
-            raise InputError(
-                f"expected a state dict, names to dense tensors, got {_describe(value)} at "
-                f"{name!r}; {_ADVICE}: {str(path)!r}"
-            )
-    return dict(payload)
-
-
-def _unwrapped(payload: Any, path: Path) -> Any:  # noqa: ANN401  # The file's.
-    if not isinstance(payload, dict):
-        return payload
-    found = [name for name in _WRAPPERS if isinstance(payload.get(name), dict)]
-    if len(found) > 1:
-        raise InputError(
-            f"expected one state dict, got {' and '.join(found)}; keep the one that is meant: "
-            f"{str(path)!r}"
-        )
-    return payload[found[0]] if found else payload
-
-
-def _is_dense(value: object) -> bool:
-    """Whether a tensor has its bytes: a few can claim any shape by strides of zero."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and not value.is_quantized
-        and value.device.type == "cpu"
-        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-    )
-
-
-def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES * 2:  # in either order
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return weights
 
 
 # --- the network --------------------------------------------------------------------------------
@@ -381,12 +238,12 @@ def _own(module: str, factory: str, num_classes: int) -> nn.Module:
             network = make(**options)
         except Exception as error:  # the user's code may raise anything
             raise ConfigError(
-                f"expected a network from {module}:{factory}, got {_line(error)}"
+                f"expected a network from {module}:{factory}, got {first_line(error)}"
                 + _did_you_mean(module, _LIBRARIES)
             ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(
-            f"expected {module}:{factory} to return an nn.Module, got {_describe(network)}"
+            f"expected {module}:{factory} to return an nn.Module, got {described(network)}"
         )
     return network
 
@@ -553,12 +410,12 @@ def _fill(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     whole = [n for n in common if own[n].is_floating_point() and not weights[n].is_floating_point()]
     if whole:
         raise InputError(
-            f"expected floating weights, got {weights[whole[0]].dtype} in {_some(whole)}"
+            f"expected floating weights, got {weights[whole[0]].dtype} in {some(whole)}"
         )
     missing = [] if shapes else _copy(network, {name: weights[name] for name in common})
     unexpected = [name for name in weights if name not in own]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    told = [f"{len(names)} {fault} ({_some(names)})" for fault, names in faults.items() if names]
+    told = [f"{len(names)} {fault} ({some(names)})" for fault, names in faults.items() if names]
     if told:
         raise InputError(
             f"expected the weights of the architecture, got {', '.join(told)}; "
@@ -566,7 +423,7 @@ def _fill(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
         )
     for name, value in network.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise InputError(f"expected finite weights, got NaN or infinity in {_some([name])}")
+            raise InputError(f"expected finite weights, got NaN or infinity in {some([name])}")
 
 
 def _copy(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
@@ -590,11 +447,11 @@ def _logits(model: Classifier) -> Tensor:
             logits: object = model.network(model.normalise(model.example()))
     except Exception as error:  # A network may raise anything.
         raise InputError(
-            f"expected a network that takes {size} images, got {_line(error)}; set input_size"
+            f"expected a network that takes {size} images, got {first_line(error)}; set input_size"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
         raise InputError(
-            f"expected logits of shape (2, K) for two {size} images, got {_describe(logits)}"
+            f"expected logits of shape (2, K) for two {size} images, got {described(logits)}"
         )
     return logits
 
@@ -613,27 +470,3 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=3)
     return f"; did you mean {' or '.join(near)}?" if near else ""
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = [_printable(name) for name in names]
-    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a {value.layout} tensor of shape {tuple(value.shape)}"
-    return f"{'an empty ' if value == {} else ''}{type(value).__name__}"
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error, in a length that can be read."""
-    lines = str(error).strip().splitlines()
-    return (
-        f"{type(error).__name__}: {_printable(lines[0][:160])}" if lines else type(error).__name__
-    )
-
-
-def _printable(text: str) -> str:
-    """Escaped where it could write more than text to a terminal: names come from the file."""
-    return text if text.isprintable() else repr(text)

@@ -14,6 +14,7 @@ VOCABULARY = frozenset(
     {
         "artifact",
         "augmentation",
+        "checkpoint",
         "classifier",
         "data",
         "drift",
@@ -25,6 +26,7 @@ VOCABULARY = frozenset(
         "searches",
         "triggers",
         "unlearning",
+        "wording",
     }
 )
 LAYERS = (

@@ -1,25 +1,20 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Real checkpoints, whole, wrapped, broken and hostile."""
+"""Architectures of every source, and weights that fit them or do not."""
 
-import io
-import os
-import pickle
 import sys
-import tarfile
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from factories import same, small_network
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
 from lmr_guard.classifier import Preprocessing, find_head
 from lmr_guard.errors import ConfigError, InputError
-from lmr_guard.load import Config, build, classifier, read_weights
+from lmr_guard.load import Config, build, classifier
 
 # The caller's own code, as it lies in the folder that the command line is started from.
 FACTORIES = """
@@ -81,28 +76,6 @@ not_callable = 3
 """
 
 
-class Exploit:
-    """What an attacker puts into a pickle: it runs a command when it is read."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, (self.command,)
-
-
-def small(classes: int = 3, channels: int = 3) -> nn.Sequential:
-    """The network that FACTORIES makes."""
-    return nn.Sequential(
-        nn.Conv2d(channels, 4, 3),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(4, classes),
-    )
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with the user's module ``nets`` in it."""
@@ -115,173 +88,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 OWN = Config(architecture="nets:network", input_size=(3, 9, 9))
 
 
-def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
-
-
-# --- reading weights ----------------------------------------------------------------------------
-
-
-def test_both_formats_give_the_same_weights(tmp_path: Path) -> None:
-    weights = small().state_dict()
-    torch.save(weights, tmp_path / "new.pt")
-    torch.save(weights, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    save_file(weights, tmp_path / "a.safetensors")
-    (tmp_path / "renamed.bin").write_bytes((tmp_path / "a.safetensors").read_bytes())
-    for name in ("new.pt", "old.pth", "a.safetensors", "renamed.bin"):
-        assert same(read_weights(tmp_path / name), weights), name
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda w: {"state_dict": w, "epoch": 3},
-        lambda w: {"model": w, "optimizer": {"lr": 0.1}},
-        lambda w: {"net": w, "acc": 91.5},
-        lambda w: {"model": {"state_dict": w}},
-        lambda w: {f"module.{name}": value for name, value in w.items()},
-        lambda w: {f"_orig_mod.{name}": value for name, value in w.items()},
-        lambda w: {f"module._orig_mod.{name}": value for name, value in w.items()},
-        lambda w: {"net": {f"_orig_mod.module.{name}": value for name, value in w.items()}},
-    ],
-)
-def test_wrappers_and_prefixes_are_peeled_off(
-    tmp_path: Path, wrap: Callable[[dict[str, Tensor]], object]
-) -> None:
-    weights = small().state_dict()
-    torch.save(wrap(weights), tmp_path / "a.pt")
-    assert same(read_weights(tmp_path / "a.pt"), weights)
-
-
-def test_a_prefix_that_only_some_names_have_belongs_to_them(folder: Path) -> None:
-    weights = {f"module.{name}": value for name, value in small().state_dict().items()}
-    weights["scale"] = torch.tensor([2.0])
-    torch.save(weights, folder / "a.pt")
-    assert same(read_weights(folder / "a.pt"), weights)
-    config = Config(architecture="nets:Wrapper", input_size=(3, 9, 9))
-    assert same(classifier(folder / "a.pt", config).network.state_dict(), weights)
-
-
-def write_pickled_module(path: Path) -> None:
-    torch.save(small(), path)
-
-
-def write_script(path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.script(small()).save(str(path))
-
-
-def write_exported(path: Path) -> None:
-    program = torch.export.export(nn.Linear(2, 2).eval(), (torch.zeros(2, 2),))
-    torch.export.save(program, path.with_suffix(".pt2"))
-    path.with_suffix(".pt2").rename(path)
-
-
-def write_tar(path: Path) -> None:
-    with tarfile.open(path, "w") as archive:
-        member = tarfile.TarInfo("storages")
-        member.size = 4
-        archive.addfile(member, io.BytesIO(b"\0" * 4))
-
-
-def write_half(path: Path) -> None:
-    torch.save(small().state_dict(), path)
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-def write_half_of_the_old_format(path: Path) -> None:
-    torch.save(small().state_dict(), path, _use_new_zipfile_serialization=False)
-    path.write_bytes(path.read_bytes()[:-40])
-
-
-def write_expanded(path: Path) -> None:
-    torch.save({"fc.weight": torch.zeros(1).expand(10**12)}, path)
-
-
-def write_sparse(path: Path) -> None:
-    torch.save({"fc.weight": torch.eye(3).to_sparse()}, path)
-
-
-UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda path: None, r"expected a checkpoint file, got no such file"),
-    "folder": (lambda path: path.mkdir(), r"expected a checkpoint file, got a folder"),
-    "empty": (lambda path: path.touch(), r"expected a checkpoint, got an empty file"),
-    "text": (lambda path: path.write_text("hello " * 99), r"truncated or no checkpoint"),
-    "json": (lambda path: path.write_text('{"a": 1}'), r"cannot read, or no checkpoint"),
-    "half": (write_half, r"truncated or no checkpoint \(RuntimeError: .*central directory"),
-    "old half": (write_half_of_the_old_format, r"truncated or no checkpoint"),
-    "module": (write_pickled_module, r"pickle that would import .*torch\.nn\.modules"),
-    "script": (write_script, r"expected weights, got a TorchScript program; ask for"),
-    "exported": (write_exported, r"expected weights, got an exported program \(\.pt2\)"),
-    "tar": (write_tar, r"expected weights, got a tar file"),
-    "list": (lambda path: torch.save([1, 2], path), r"names to tensors, got list"),
-    "tensor": (
-        lambda path: torch.save(torch.zeros(3), path),
-        r"got a torch.strided tensor of shape \(3,\)",
-    ),
-    "nothing": (lambda path: torch.save({}, path), r"names to tensors, got an empty dict"),
-    "number": (lambda path: torch.save({"model": 3}, path), r"dense tensors, got int at 'model'"),
-    "training state": (
-        lambda path: torch.save({"epoch": 1, "weights": {}}, path),
-        r"dense tensors, got int at 'epoch'",
-    ),
-    "not by name": (lambda path: torch.save({3: torch.zeros(3)}, path), r"at 3; ask for"),
-    "two": (
-        lambda path: torch.save({"model": {"a": torch.ones(1)}, "net": {"a": torch.ones(1)}}, path),
-        r"expected one state dict, got model and net",
-    ),
-    "expanded": (write_expanded, r"dense tensors, got a torch.strided tensor of shape \(10{12},\)"),
-    "sparse": (write_sparse, r"dense tensors, got a torch.sparse_coo tensor of shape \(3, 3\)"),
-    "meta": (
-        lambda path: torch.save({"a": torch.zeros(2, device="meta")}, path),
-        r"dense tensors, got a torch.strided tensor",
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", UNREADABLE)
-def test_what_is_no_bare_checkpoint_gets_one_line(tmp_path: Path, kind: str) -> None:
-    write, match = UNREADABLE[kind]
-    write(tmp_path / "model.pt")
-    with pytest.raises(InputError, match=match) as caught:
-        read_weights(tmp_path / "model.pt")
-    assert "\n" not in str(caught.value)
-    assert "model.pt" in str(caught.value)
-    assert "weights_only" not in str(caught.value)  # never advised to trust the file
-
-
-@pytest.mark.parametrize("how", ["zip", "old", "bare"])
-def test_a_hostile_pickle_is_named_and_never_run(tmp_path: Path, how: str) -> None:
-    payload = {"state_dict": small().state_dict(), "x": Exploit(f"touch {tmp_path / 'run'}")}
-    path = tmp_path / "model.pt"
-    if how == "bare":
-        path.write_bytes(pickle.dumps(payload["x"], protocol=2))
-    else:
-        torch.save(payload, path, _use_new_zipfile_serialization=how == "zip")
-    with pytest.raises(InputError, match=r"pickle that would import (posix|nt).system; nothing"):
-        read_weights(path)
-    assert not (tmp_path / "run").exists()
-    pickle.loads(pickle.dumps(payload["x"]))  # noqa: S301  # It would have worked.
-    assert (tmp_path / "run").exists()
-
-
-def test_the_environment_cannot_lift_the_ban(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    write_pickled_module(tmp_path / "model.pt")
-    with pytest.raises(InputError, match=r"would import torch\.nn"):
-        read_weights(tmp_path / "model.pt")
-
-
-@pytest.mark.parametrize("kept", [9, 20, -9])
-def test_a_truncated_safetensors_file(tmp_path: Path, kept: int) -> None:
-    save_file(small().state_dict(), tmp_path / "a.safetensors")
-    whole = (tmp_path / "a.safetensors").read_bytes()
-    (tmp_path / "a.safetensors").write_bytes(whole[:kept])
-    with pytest.raises(InputError, match=r"safetensors file, got one that does not read \(Safet"):
-        read_weights(tmp_path / "a.safetensors")
+# --- the user's own architecture ----------------------------------------------------------------
 
 
 def test_names_from_the_file_cannot_write_to_the_terminal(folder: Path) -> None:
@@ -290,31 +97,8 @@ def test_names_from_the_file_cannot_write_to_the_terminal(folder: Path) -> None:
         classifier(folder / "a.pt", OWN)
 
 
-def test_damage_anywhere_is_an_input_error_or_a_state_dict(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    path = tmp_path / "a.bin"
-    for kind in ("zip", "old", "safetensors"):
-        if kind == "safetensors":
-            save_file(small().state_dict(), path)
-        else:
-            torch.save(small().state_dict(), path, _use_new_zipfile_serialization=kind == "zip")
-        whole = path.read_bytes()
-        for _ in range(80):
-            damaged = torch.frombuffer(bytearray(whole), dtype=torch.uint8)
-            at = torch.randint(len(whole), (5,), generator=generator)
-            damaged[at] = torch.randint(256, (5,), generator=generator).to(torch.uint8)
-            path.write_bytes(damaged.numpy().tobytes())
-            try:
-                assert all(isinstance(value, Tensor) for value in read_weights(path).values())
-            except InputError as error:
-                assert "\n" not in str(error)  # noqa: PT017  # Either outcome is right.
-
-
-# --- the user's own architecture ----------------------------------------------------------------
-
-
 def test_a_classifier_of_the_users_own_code(folder: Path) -> None:
-    original = small(7)
+    original = small_network(7)
     original.train()
     original(torch.rand(8, 3, 9, 9))  # so that the statistics are not those of a fresh network
     torch.save(original.state_dict(), folder / "a.pt")
@@ -331,7 +115,7 @@ def test_a_classifier_of_the_users_own_code(folder: Path) -> None:
 
 
 def test_default_cfg_tells_the_input(folder: Path) -> None:
-    torch.save(small(5, channels=1).state_dict(), folder / "a.pt")
+    torch.save(small_network(5, channels=1).state_dict(), folder / "a.pt")
     model = classifier(folder / "a.pt", Config(architecture="nets:described"))
     assert model.preprocessing == Preprocessing(
         channels=1, height=12, width=14, mean=(0.25,), std=(0.5,), resize=16
@@ -343,18 +127,18 @@ def test_default_cfg_tells_the_input(folder: Path) -> None:
 
 
 def test_factories_that_take_no_class_count_and_dotted_ones(folder: Path) -> None:
-    torch.save(small(4).state_dict(), folder / "a.pt")
+    torch.save(small_network(4).state_dict(), folder / "a.pt")
     for name in ("fixed", "Nested.make"):
         config = Config(architecture=f"nets:{name}", input_size=(3, 9, 9), num_classes=4)
         assert classifier(folder / "a.pt", config).num_classes == 4
-    torch.save(small(3).state_dict(), folder / "a.pt")
+    torch.save(small_network(3).state_dict(), folder / "a.pt")
     with pytest.raises(InputError, match=r"2 of another shape \(5.weight \(3, 4\) for \(4, 4\)"):
         classifier(folder / "a.pt", Config(architecture="nets:fixed", input_size=(3, 9, 9)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_become_float32(folder: Path, dtype: torch.dtype) -> None:
-    torch.save(small().to(dtype).state_dict(), folder / "a.pt")
+    torch.save(small_network().to(dtype).state_dict(), folder / "a.pt")
     model = classifier(folder / "a.pt", OWN)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
@@ -378,7 +162,7 @@ def test_other_precisions_become_float32(folder: Path, dtype: torch.dtype) -> No
     ],
 )
 def test_architectures_that_there_are_not(folder: Path, architecture: str, match: str) -> None:
-    torch.save(small().state_dict(), folder / "a.pt")
+    torch.save(small_network().state_dict(), folder / "a.pt")
     with pytest.raises(ConfigError, match=match) as caught:
         classifier(folder / "a.pt", Config(architecture=architecture))
     assert "\n" not in str(caught.value)
@@ -392,20 +176,20 @@ def test_architectures_that_there_are_not(folder: Path, architecture: str, match
     ],
 )
 def test_networks_that_are_no_classifiers(folder: Path, name: str, match: str) -> None:
-    torch.save(small().state_dict(), folder / "a.pt")
+    torch.save(small_network().state_dict(), folder / "a.pt")
     with pytest.raises(InputError, match=match):
         classifier(folder / "a.pt", Config(architecture=f"nets:{name}", input_size=(3, 9, 9)))
 
 
 def test_a_network_that_answers_more_than_its_head(folder: Path) -> None:
-    weights = {f"module.{name}": value for name, value in small(5).state_dict().items()}
+    weights = {f"module.{name}": value for name, value in small_network(5).state_dict().items()}
     torch.save({**weights, "scale": torch.ones(1)}, folder / "a.pt")
     with pytest.raises(InputError, match=r"expected 5 logits an image, as the head says, got 10"):
         classifier(folder / "a.pt", Config(architecture="nets:Doubling", input_size=(3, 9, 9)))
 
 
 def test_an_input_that_the_network_does_not_take(folder: Path) -> None:
-    torch.save(small().state_dict(), folder / "a.pt")
+    torch.save(small_network().state_dict(), folder / "a.pt")
     for size, told in [((1, 9, 9), r"to have 3 channels, but got 1"), ((3, 2, 2), r"Kernel size")]:
         match = rf"that takes {size[0]}x{size[1]}x{size[2]} images, got .*{told}.*; set input_size"
         with pytest.raises(InputError, match=match):
@@ -415,8 +199,16 @@ def test_an_input_that_the_network_does_not_take(folder: Path) -> None:
 # --- weights that do not fit --------------------------------------------------------------------
 
 
+def test_a_prefix_that_only_some_names_have_belongs_to_them(folder: Path) -> None:
+    weights = {f"module.{name}": value for name, value in small_network().state_dict().items()}
+    weights["scale"] = torch.tensor([2.0])
+    torch.save(weights, folder / "a.pt")
+    config = Config(architecture="nets:Wrapper", input_size=(3, 9, 9))
+    assert same(classifier(folder / "a.pt", config).network.state_dict(), weights)
+
+
 def test_keys_are_strict(folder: Path) -> None:
-    weights = small().state_dict()
+    weights = small_network().state_dict()
     weights["1.extra"] = weights.pop("1.bias")
     weights["0.weight"] = torch.zeros(4, 3, 5, 5)
     torch.save(weights, folder / "a.pt")
@@ -433,7 +225,7 @@ def test_keys_are_strict(folder: Path) -> None:
 
 
 def test_weights_of_another_architecture_are_counted_not_listed(folder: Path) -> None:
-    torch.save(small().state_dict(), folder / "a.pt")
+    torch.save(small_network().state_dict(), folder / "a.pt")
     told = r"got 102 missing \(conv1.weight, bn1.weight, bn1.bias, ...\), 9 unexpected \(0.weight"
     config = Config(architecture="torchvision:resnet18", stem="cifar")
     with pytest.raises(InputError, match=told) as caught:
@@ -442,7 +234,7 @@ def test_weights_of_another_architecture_are_counted_not_listed(folder: Path) ->
 
 
 def test_batch_counters_may_be_missing(folder: Path) -> None:
-    weights = small().state_dict()
+    weights = small_network().state_dict()
     del weights["1.num_batches_tracked"]
     torch.save(dict(weights), folder / "a.pt")
     assert classifier(folder / "a.pt", OWN).num_classes == 3
@@ -451,7 +243,7 @@ def test_batch_counters_may_be_missing(folder: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", ["0.weight", "1.running_var", "5.bias"])
 def test_weights_that_are_not_finite_are_named(folder: Path, name: str, value: float) -> None:
-    weights = small().state_dict()
+    weights = small_network().state_dict()
     weights[name].view(-1)[1] = value
     torch.save(weights, folder / "a.pt")
     with pytest.raises(InputError, match=rf"finite weights, got NaN or infinity in {name}"):
@@ -459,7 +251,7 @@ def test_weights_that_are_not_finite_are_named(folder: Path, name: str, value: f
 
 
 def test_a_double_that_is_infinite_as_a_float(folder: Path) -> None:
-    weights = small().double().state_dict()
+    weights = small_network().double().state_dict()
     weights["5.bias"][0] = 1e300
     torch.save(weights, folder / "a.pt")
     with pytest.raises(InputError, match=r"finite weights, got NaN or infinity in 5.bias"):
@@ -467,7 +259,7 @@ def test_a_double_that_is_infinite_as_a_float(folder: Path) -> None:
 
 
 def test_finite_weights_may_still_give_nan(folder: Path) -> None:
-    weights = small().state_dict()
+    weights = small_network().state_dict()
     weights["1.running_var"][0] = -1.0
     torch.save(weights, folder / "a.pt")
     with pytest.raises(InputError, match=r"finite logits, got NaN or infinity"):
@@ -475,7 +267,7 @@ def test_finite_weights_may_still_give_nan(folder: Path) -> None:
 
 
 def test_whole_numbers_are_no_weights(folder: Path) -> None:
-    weights = small().state_dict()
+    weights = small_network().state_dict()
     weights["0.weight"] = weights["0.weight"].to(torch.int8)
     torch.save(weights, folder / "a.pt")
     with pytest.raises(InputError, match=r"expected floating weights, got torch.int8 in 0.weight"):
@@ -483,11 +275,11 @@ def test_whole_numbers_are_no_weights(folder: Path) -> None:
 
 
 def test_the_class_count_must_be_the_checkpoints(folder: Path) -> None:
-    torch.save(small(7).state_dict(), folder / "a.pt")
+    torch.save(small_network(7).state_dict(), folder / "a.pt")
     config = Config(architecture="nets:network", input_size=(3, 9, 9), num_classes=10)
     with pytest.raises(InputError, match=r"expected 10 classes, got 7 in the weights"):
         classifier(folder / "a.pt", config)
-    torch.save(small(1).state_dict(), folder / "a.pt")
+    torch.save(small_network(1).state_dict(), folder / "a.pt")
     with pytest.raises(InputError, match=r"expected a head of at least 2 classes, got 1"):
         classifier(folder / "a.pt", OWN)
 
@@ -573,7 +365,7 @@ def test_stems_for_small_images_of_other_families(name: str, conv: str) -> None:
 
 
 def test_families_without_such_a_stem(folder: Path) -> None:
-    path = saved(small(), folder / "a.pt")
+    path = saved(small_network(), folder / "a.pt")
     for name in ("torchvision:squeezenet1_1", "timm:resnetv2_50"):
         with pytest.raises(ConfigError, match=r"a known stem for small images \(resnet, resnext"):
             classifier(path, Config(architecture=name, stem="cifar"))
