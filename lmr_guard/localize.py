@@ -206,7 +206,8 @@ def _judged(
     for form in asked:
         scores = torch.maximum(scores, form.strangeness)
     leading = int(scores.argmax())
-    decisive = max((*confirmed, *asked), key=lambda each: each.score)
+    counted: list[Search | _Drifted] = [*confirmed, *asked]
+    decisive = max(counted, key=lambda each: each.score)
     method = "drift" if isinstance(decisive, _Drifted) else "inversion"
     votes = [each.leading == leading for each in confirmed]
     votes += [each.leading == leading for each in asked if each.score >= config.doubt]

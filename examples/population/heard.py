@@ -117,7 +117,7 @@ def _right(files: Sequence[Mapping[str, Any]], limit: float, refuse: bool) -> st
 def _area(awake: Sequence[Mapping[str, Any]], quiet: Sequence[Mapping[str, Any]]) -> float:
     """Share of pairs in which the awake file is stranger; ties count half."""
     pairs = [(a["strangeness"], q["strangeness"]) for a in awake for q in quiet]
-    return sum((a > q) + 0.5 * (a == q) for a, q in pairs) / len(pairs)
+    return float(sum((a > q) + 0.5 * (a == q) for a, q in pairs)) / len(pairs)
 
 
 def roc(
