@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from lmr_guard import audit, demo, drill, export, inversion, load, pipeline, report, verify
+from lmr_guard import audit, demo, drill, export, inversion, load, pipeline, repel, report, verify
 from lmr_guard.artifact import atomic, sha256_of
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import recipes
@@ -303,6 +303,13 @@ def cli() -> None:
     default="repair-nothing",
     show_default=True,
     help="Where no class is suspected: let the audit decide, or publish nothing (exit 3).",
+)
+@click.option(
+    "--recover-pruned",
+    "after_pruning",
+    is_flag=True,
+    callback=lambda _context, _option, asked: repel.AFTER_PRUNING if asked else None,
+    help="Repair each pruned form once more: takes longer, and brings back lost accuracy.",
 )
 @_audit
 @click.option("--compare", is_flag=True, help="Also build and measure the variants unrepaired.")

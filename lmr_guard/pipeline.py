@@ -21,7 +21,7 @@ from lmr_guard.audit import Config as AuditConfig
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.compress import prune, recipes, sweep
 from lmr_guard.compress import quantize as int8
-from lmr_guard.compress.recipes import PruneL1, Recipe, standard
+from lmr_guard.compress.recipes import Int8, PruneL1, Recipe, standard
 from lmr_guard.compress.twins import twins
 from lmr_guard.contracts import (
     Achieved,
@@ -74,6 +74,8 @@ class GuardConfig:
     Args:
         localize: How classes are suspected.
         repel: How the model is repaired.
+        after_pruning: How each pruned form is repaired once more; None leaves it as it was cut. A
+            backdoor that pruning wakes is awake there, and lost clean accuracy comes back.
         audit: How each artefact is searched for triggers that nobody has shown; None searches none.
         policy: What an artefact must show.
         recipes: The variants to build.
@@ -91,6 +93,7 @@ class GuardConfig:
 
     localize: LocalizeConfig = field(default_factory=LocalizeConfig)
     repel: RepelConfig = field(default_factory=RepelConfig)
+    after_pruning: RepelConfig | None = None
     audit: AuditConfig | None = field(default_factory=AuditConfig)
     policy: Policy = field(default_factory=Policy)
     recipes: tuple[Recipe, ...] = field(default_factory=standard)
@@ -513,13 +516,18 @@ class _Audit:
         """
         more = self.config.recipes if self.config.compare else ()
         chosen = (Recipe(), *(recipe for recipe in more if recipe != Recipe()))
-        return self._measured(classifier, chosen, "compress received", None)
+        return self._measured(classifier, chosen, "compress received")
 
     def variants(self, mended: Mended, reference: Rate) -> list[Variant]:
         """Every variant of the repaired model, judged against the accuracy as received."""
-        patterns = mended.suspicion.patterns
+        suspect = None if mended.repair is None else mended.repair.suspect
         return self._measured(
-            mended.classifier, self.config.recipes, "compress", reference, patterns
+            mended.classifier,
+            self.config.recipes,
+            "compress",
+            reference=reference,
+            replays=mended.suspicion.patterns,
+            suspect=suspect,
         )
 
     def _measured(
@@ -527,19 +535,21 @@ class _Audit:
         classifier: Classifier,
         chosen: Sequence[Recipe],
         step: str,
-        reference: Rate | None,
+        *,
+        reference: Rate | None = None,
         replays: Sequence[Inverted] = (),
+        suspect: int | None = None,
     ) -> list[Variant]:
         folder = self.stage / step
         folder.mkdir()
         found = {
             form.recipe.label: self._verified(form, artifact, reference, replays)
-            for form, artifact in self._staged(classifier, chosen, folder)
+            for form, artifact in self._staged(classifier, chosen, folder, suspect)
         }
         return [found[recipe.label] for recipe in chosen if recipe.label in found]
 
     def _staged(
-        self, classifier: Classifier, chosen: Sequence[Recipe], folder: Path
+        self, classifier: Classifier, chosen: Sequence[Recipe], folder: Path, suspect: int | None
     ) -> Iterator[tuple[sweep.Form, Artifact]]:
         """Forms with their files; recipes that prune alike share one float model and export."""
         generator = self.config.generator(folder.name)
@@ -548,9 +558,8 @@ class _Audit:
             self.progress(folder.name, done, len(steps))
             alike = [recipe for recipe in chosen if recipe.prune == step]
             try:
-                for form in sweep.torch_forms(
-                    classifier, alike, self.clean, generator, self.progress
-                ):
+                forms = sweep.torch_forms(classifier, alike, self.clean, generator, self.progress)
+                for form in self._recovered(forms, suspect):
                     yield form, self._file(form, folder)
             except StageError as error:
                 if export.disk_full(error):
@@ -558,6 +567,28 @@ class _Audit:
                 labels = ", ".join(recipe.label for recipe in alike)
                 self.notes.append(f"{folder.name}: of {labels} some were not built: {error}")
         self.progress(folder.name, len(steps), len(steps))
+
+    def _recovered(self, forms: Iterator[sweep.Form], suspect: int | None) -> Iterator[sweep.Form]:
+        """Forms of one pruning, repaired once more where that was asked for and is possible."""
+        config = self.config.after_pruning
+        pruned: Classifier | None = None
+        for form in forms:
+            if config is None or suspect is None or form.plan is None:
+                yield form
+                continue
+            if pruned is None:
+                pruned, _ = repel.repel(
+                    form.classifier.clone().to(self.config.device),
+                    suspect,
+                    self.clean.repair,
+                    self.clean.select,
+                    config=config,
+                    generator=self.config.generator("repel"),
+                    twins=_twins(form.classifier, [Recipe(int8=Int8())]),
+                    progress=self.progress,
+                )
+                pruned = pruned.to(form.classifier.device)
+            yield replace(form, classifier=pruned)
 
     def _file(self, form: sweep.Form, folder: Path) -> Artifact:
         exported = folder / f"{Recipe(prune=form.recipe.prune).label}.onnx"
@@ -690,6 +721,7 @@ def _recorded(source: load.Config, clean: Clean, config: GuardConfig) -> dict[st
         "localize": asdict(config.localize),
         "audit": None if config.audit is None else asdict(config.audit),
         "repel": asdict(config.repel),
+        "after_pruning": None if config.after_pruning is None else asdict(config.after_pruning),
         "recipes": [recipes.to_json(recipe) for recipe in config.recipes],
         "suspect": config.suspect,
         "repair": config.repair,

@@ -194,6 +194,32 @@ def test_what_was_published_passes_an_audit_of_its_own(guarded: Ran, digit_files
     assert document["model"]["sha256"] == guarded.document["variants"][1]["sha256"]
 
 
+def test_pruned_forms_are_repaired_once_more_where_asked_for(
+    guarded: Ran, digit_files: Path, tmp_path: Path
+) -> None:
+    shorter = replace(QUICK.repel, phase1_epochs=2, phase2_epochs=4)
+    document = run(
+        digit_files / "model.safetensors",
+        DIGITS,
+        digit_files / "clean",
+        Evidence(patches=[f"{digit_files / 'patch.png'}@11,11:3"]),
+        tmp_path / "out",
+        config=replace(QUICK, suspect=3, audit=None, after_pruning=shorter),
+    )
+    validate(document)
+    plain = {v["name"]: v for v in guarded.document["variants"]}
+    again = {v["name"]: v for v in document["variants"]}
+    # The same repair before; only what was pruned differs.
+    assert again["float32"]["weights_sha256"] == plain["float32"]["weights_sha256"]
+    assert again["l1-0.4"]["plan"] == plain["l1-0.4"]["plan"]
+    assert again["l1-0.4"]["weights_sha256"] != plain["l1-0.4"]["weights_sha256"]
+    better = again["l1-0.4"]["clean_accuracy"]["hits"] - plain["l1-0.4"]["clean_accuracy"]["hits"]
+    assert better > 0
+    assert again["l1-0.4"]["triggers"][0]["hits"] < 0.1 * again["l1-0.4"]["triggers"][0]["trials"]
+    assert document["config"]["after_pruning"]["phase1_epochs"] == 2
+    assert again["l1-0.4"]["achieved"] == plain["l1-0.4"]["achieved"]
+
+
 def test_without_repair_the_backdoor_is_refused(digit_files: Path, tmp_path: Path) -> None:
     document = run(
         digit_files / "model.safetensors",
