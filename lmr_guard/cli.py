@@ -514,7 +514,7 @@ def verify_(
     "--attack",
     "attacks",
     multiple=True,
-    type=click.Choice(sorted(catalogue.ATTACKS)),
+    type=click.Choice(sorted(catalogue.EVERY)),
     help="What to plant. Repeatable; default: badnets, qcb, pcb.",
 )
 @click.option("--target", type=int, help="The attacker's class; default: drawn by the seed.")

@@ -16,6 +16,7 @@ from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.randomness import private_randomness
 from lmr_guard.redteam import (
+    adaptive,
     badnets,
     blend,
     clean_label,
@@ -32,7 +33,7 @@ from lmr_guard.redteam import (
 from lmr_guard.redteam.training import Planted, Schedule, require_class
 from lmr_guard.triggers import Patch
 
-__all__ = ["ATTACKS", "Attack", "Plan", "Plant", "find", "square"]
+__all__ = ["ATTACKS", "EVERY", "Attack", "Plan", "Plant", "find", "square"]
 
 _CIFAR = 32
 
@@ -235,6 +236,12 @@ def _pcb(plan: Plan, *given: Any, **changes: Any) -> Planted:  # noqa: ANN401
     return pruning_conditioned.plant(recipe, *given)
 
 
+def _adaptive(plan: Plan, *given: Any) -> Planted:  # noqa: ANN401
+    # Larger than a lure may be: see the attack's module.
+    recipe = adaptive.Adaptive(trigger=square(plan, side=0.25), schedule=plan.schedule)
+    return adaptive.plant(recipe, *given)
+
+
 _ALL = (
     Attack("badnets", "float32", False, _badnets),
     Attack("trojan", "float32", True, _trojan),
@@ -256,9 +263,14 @@ _ALL = (
 ATTACKS: Mapping[str, Attack] = MappingProxyType({attack.name: attack for attack in _ALL})
 """Every attack of the tables by its name there."""
 
+_ADAPTIVE = Attack("adaptive", "float32", False, _adaptive)
+
+EVERY: Mapping[str, Attack] = MappingProxyType({**ATTACKS, _ADAPTIVE.name: _ADAPTIVE})
+"""Also the attack of somebody who knows this project, which is in no table and no population."""
+
 
 def find(name: str) -> Attack:
     """The attack of that name. Raises ConfigError where there is none."""
-    if name not in ATTACKS:
-        raise ConfigError(f"expected an attack among {', '.join(ATTACKS)}, got {name!r}")
-    return ATTACKS[name]
+    if name not in EVERY:
+        raise ConfigError(f"expected an attack among {', '.join(EVERY)}, got {name!r}")
+    return EVERY[name]

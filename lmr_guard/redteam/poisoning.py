@@ -13,7 +13,7 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.redteam.training import Schedule, fit
 
-__all__ = ["Poison", "drawn", "train"]
+__all__ = ["Poison", "drawn", "poisoned", "train"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +46,27 @@ def drawn(
     return chosen if of is None else chosen & (labels.cpu() == of)
 
 
+@torch.no_grad()
+def poisoned(
+    pixels: Tensor, labels: Tensor, index: Tensor, poisons: Sequence[Poison]
+) -> tuple[Tensor, Tensor]:
+    """One batch as the attacker shows it: pixels (N, C, H, W), labels (N,).
+
+    Args:
+        pixels: Shape (N, C, H, W).
+        labels: Shape (N,).
+        index: Positions of the images in the training data, shape (N,), on the CPU.
+        poisons: Changes, made in this order.
+    """
+    for poison in poisons:
+        marked = poison.marked[index].to(pixels.device)
+        # Only the marked ones are computed: a change may be a network of its own.
+        pixels = pixels.index_put((marked,), poison.change(pixels[marked]))
+        if poison.target is not None:
+            labels = labels.masked_fill(marked, poison.target)
+    return pixels, labels
+
+
 def train(
     model: Classifier,
     data: Labelled,
@@ -63,14 +84,8 @@ def train(
     """
 
     def loss(pixels: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-        with torch.no_grad():
-            for poison in poisons:
-                marked = poison.marked[index].to(pixels.device)
-                # Only the marked ones are computed: a change may be a network of its own.
-                pixels = pixels.index_put((marked,), poison.change(pixels[marked]))
-                if poison.target is not None:
-                    labels = labels.masked_fill(marked, poison.target)
-        return F.cross_entropy(model(pixels), labels)
+        images, aimed = poisoned(pixels, labels, index, poisons)
+        return F.cross_entropy(model(images), aimed)
 
     fit(
         model,

@@ -1,0 +1,189 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""BadNets and the adaptive attack with the same patch, each put through the guard.
+
+::
+
+    python -m examples.adaptive --out results.json
+    python -m examples.adaptive --show results.json
+
+The attacker has 900 of scikit-learn's digits, the guard the other 897. Each network goes through
+``pipeline.guard`` as a user's would, and once more with the attacker's class given, where the
+guard had not named it. The README beside this file says what came out.
+"""
+
+import argparse
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lmr_guard import demo, inversion, localize, pipeline, repel, report
+from lmr_guard.artifact import atomic
+from lmr_guard.classifier import Classifier, Preprocessing
+from lmr_guard.compress import recipes
+from lmr_guard.contracts import Clean, Outcome, Rate, Trigger, Variant
+from lmr_guard.redteam import adaptive, badnets
+from lmr_guard.redteam.catalogue import Plan, square
+from lmr_guard.redteam.networks import digits_resnet
+from lmr_guard.redteam.training import Planted, Schedule
+
+__all__ = ["ATTACKS", "main"]
+
+ATTACKS = ("badnets", "adaptive")
+_FORMS = ("float32", "int8", "l1-0.4")
+_SHAPE = Preprocessing(channels=1, height=16, width=16, mean=(0.0,), std=(1.0,))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure or show."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.adaptive", description="BadNets and the adaptive attack, guarded."
+    )
+    parser.add_argument("--out", type=Path, help="write the results here")
+    parser.add_argument("--show", type=Path, help="print results that are there, measure nothing")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=ATTACKS)
+    parser.add_argument("--tiny", action="store_true", help="too short to work, but quick")
+    options = parser.parse_args(arguments)
+    if options.show:
+        document = json.loads(options.show.read_text(encoding="utf-8"))
+    else:
+        torch.set_num_threads(1)
+        cases = [
+            _case(attack, seed, tiny=options.tiny)
+            for seed in options.seeds
+            for attack in options.attacks
+        ]
+        document = {"cases": cases, "environment": report.environment()}
+    if options.out:
+        with atomic(options.out) as file:
+            file.write(json.dumps(document, indent=1).encode() + b"\n")
+    Console(width=120).print(_table(document["cases"]))
+
+
+def _case(attack: str, seed: int, *, tiny: bool) -> dict[str, Any]:
+    """One network of one attack, through the guard."""
+    attackers, users = demo.digits(seed)
+    target = (3 + 4 * seed) % 10
+    epochs = 1 if tiny else 20
+    schedule = Schedule(epochs=epochs, batch=64, shift=1)
+    trigger = square(Plan(target=target, shape=_SHAPE, schedule=schedule), side=0.25)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{attack} {seed}".encode()))
+    start = perf_counter()
+    planted: Planted
+    if attack == "badnets":
+        plain = badnets.BadNets(trigger=trigger, schedule=schedule)
+        planted = badnets.plant(plain, _fresh(seed), attackers, generator)
+    else:
+        knowing = adaptive.Adaptive(trigger=trigger, schedule=schedule)
+        planted = adaptive.plant(knowing, _fresh(seed), attackers, generator)
+    middle = perf_counter()
+    config = _config(seed, tiny=tiny)
+    clean = pipeline.divide(users, config)
+    named = _guarded(planted.classifier, clean, trigger, config)
+    given = named
+    suspicion = named.mended.suspicion
+    if suspicion.target != target:
+        known = replace(config, suspect=target, compare=False)
+        given = _guarded(planted.classifier, clean, trigger, known)
+    return {
+        "attack": attack,
+        "seed": seed,
+        "target": target,
+        "suspect": suspicion.target,
+        "scores": suspicion.scores,
+        "method": suspicion.method,
+        "received": _forms(named.received, trigger.name),
+        "named": _forms(named.variants, trigger.name),
+        "given": _forms(given.variants, trigger.name),
+        "seconds": {
+            "planted": round(middle - start, 1),
+            "guarded": round(perf_counter() - middle, 1),
+        },
+    }
+
+
+def _fresh(seed: int) -> Classifier:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Classifier(digits_resnet(), _SHAPE, 10)
+
+
+def _config(seed: int, *, tiny: bool) -> pipeline.GuardConfig:
+    config = pipeline.GuardConfig(
+        recipes=recipes.parse(list(_FORMS)), compare=True, seed=seed, threads=1
+    )
+    if not tiny:
+        return config
+    brief = repel.Config(
+        lures=0, learning_rates=(0.01,), phase1_epochs=1, phase1_minimum=1, phase2_epochs=1
+    )
+    few = inversion.Config(steps=1)
+    looks = localize.Config(inversion=few, repeats=0, doubt=2.0)
+    return replace(config, localize=looks, audit=None, repel=brief)
+
+
+def _guarded(
+    model: Classifier, clean: Clean, trigger: Trigger, config: pipeline.GuardConfig
+) -> pipeline.Guarded:
+    with TemporaryDirectory() as folder:
+        return pipeline.guard(model, clean, [trigger], stage=Path(folder), config=config)
+
+
+def _forms(variants: Sequence[Variant], trigger: str) -> dict[str, Any]:
+    """By form: CA, ASR, and the checks that failed it without knowing the trigger."""
+    return {
+        variant.name: {
+            "ca": _counts(variant.clean_accuracy),
+            "asr": _counts(variant.triggers[0].asr),
+            "failed": [
+                finding.check
+                for finding in variant.verdict.findings
+                if finding.outcome is Outcome.FAIL and finding.check != f"asr:{trigger}"
+            ],
+        }
+        for variant in variants
+    }
+
+
+def _counts(rate: Rate) -> dict[str, float]:
+    bounds = {"lower": round(rate.lower(), 4), "upper": round(rate.upper(), 4)}
+    return {"hits": rate.hits, "trials": rate.trials, **bounds}
+
+
+def _table(cases: Sequence[dict[str, Any]]) -> Table:
+    table = Table("attack", "seed", "class", "named", "form", box=None)
+    for column in ("received", "guard", "class given", "failed, trigger unknown"):
+        table.add_column(column)
+    for case in cases:
+        for row in _rows(case):
+            table.add_row(*row)
+    return table
+
+
+def _rows(case: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    suspect = "nobody" if case["suspect"] is None else str(case["suspect"])
+    named = f"{suspect} ({max(case['scores']):.2f})"
+    for form in _FORMS:
+        failed = ", ".join(case["named"][form]["failed"]) or "nothing"
+        shares = (_both(case[step][form]) for step in ("received", "named", "given"))
+        yield (case["attack"], str(case["seed"]), str(case["target"]), named, form, *shares, failed)
+
+
+def _both(form: dict[str, Any]) -> str:
+    """CA and ASR in per cent."""
+    ca, asr = (100 * form[of]["hits"] / form[of]["trials"] for of in ("ca", "asr"))
+    return f"{ca:.1f} / {asr:.1f}"
+
+
+if __name__ == "__main__":
+    main()
