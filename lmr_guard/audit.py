@@ -4,9 +4,8 @@
 
 ``localize`` asks the model as received; this asks each form that would ship, anew. The search that
 shows the strangest class counts, repeated with other seeds where it is strange at all. The limit
-is the policy's, and ``verify`` judges: a repaired model stays near 1.5, one that still holds a
-backdoor needs half of the usual pattern for the attacker's class, or less. A backdoor that none of
-the three spaces of ``inversion`` reaches is not found. docs/methods/audit.md has the numbers.
+is the policy's, and ``verify`` judges. A backdoor that none of the three spaces of ``inversion``
+comes near is not found; docs/methods/audit.md has the numbers.
 """
 
 from dataclasses import dataclass, field, replace
