@@ -6,12 +6,12 @@ A backdoor that sleeps in one form is awake in another, so every form is asked. 
 
 1. *Inversion*: in each form and each space, every class has a *strangeness*, how much smaller a
    pattern it needs than the others. The few strangest searches are repeated; medians count.
-2. *Drift*: where no class comes to ``sure``, and there are five classes or more, each compressed
-   form is asked whether clean images move towards one class ``drift`` times more than towards any
-   other; that much counts as ``sure``.
-3. A class's score is the highest of both. With ``sure`` or more it is the suspect.
-4. Between ``doubt`` and ``sure``, the form in question also unlearns: the class is the suspect if
+2. A class with a score of ``sure`` or more is the suspect.
+3. Between ``doubt`` and ``sure``, the form in question also unlearns: the class is the suspect if
    most of those runs fall back to it.
+4. *Drift*: otherwise, and with five classes or more, each compressed form is asked whether clean
+   images move towards one class ``drift`` times more than towards any other; that much counts as
+   ``sure``.
 5. Otherwise nobody is.
 
 Scores are ratios: 1 is ordinary, 3 is a third of the usual size. A high score is no proof.
@@ -83,13 +83,11 @@ class _Drifted:
 
     Args:
         form: Its name.
-        model: The form.
         lead: Of each class; see ``drift.lead``.
         unit: What a lead of 1 counts.
     """
 
     form: str
-    model: Classifier
     lead: Tensor
     unit: float
 
@@ -142,9 +140,9 @@ def suspect(
 
     Returns:
         ``scores`` as the module docstring says, 1 for classes that were not searched;
-        ``agreement`` the share of the searches that were repeated, of the drifts that are in
-        doubt or more, and of the unlearning runs that name the leading class; ``evidence`` one
-        record a search, drift or run.
+        ``agreement`` the share of the searches that were repeated and of the unlearning runs
+        that name the leading class, or of the drifts where these decide; ``evidence`` one record
+        a search, drift or run.
 
     Raises:
         StageError: All images are of one class.
@@ -154,7 +152,7 @@ def suspect(
     copies = [(name, form.clone()) for name, form in forms]
     shares = [accuracy(form, repair).value / own if own else 0.0 for _, form in copies]
     drifted = [
-        _Drifted(name, form, lead(drift(received, form, repair)), config.sure / config.drift)
+        _Drifted(name, lead(drift(received, form, repair)), config.sure / config.drift)
         for (name, form), share in zip(copies, shares, strict=True)
         if share >= config.min_drifting and classifier.num_classes >= FEWEST
     ]
@@ -197,28 +195,28 @@ def _judged(
     config: Config,
     generator: torch.Generator,
 ) -> Suspicion:
-    """Steps 3 to 5 of the rule; of the searches only the first few were repeated and count."""
+    """Steps 2 to 5 of the rule; of the searches only the first few were repeated and count."""
     confirmed = searches[: config.confirm]
     scores = torch.ones(searches[0].model.num_classes)
     for search in confirmed:
         scores[search.classes] = torch.maximum(scores[search.classes], search.strangeness)
-    asked = drifted if float(scores.max()) < config.sure else ()
-    for form in asked:
-        scores = torch.maximum(scores, form.strangeness)
-    leading = int(scores.argmax())
-    counted: list[Search | _Drifted] = [*confirmed, *asked]
-    decisive = max(counted, key=lambda each: each.score)
-    method = "drift" if isinstance(decisive, _Drifted) else "inversion"
-    votes = [each.leading == leading for each in confirmed]
-    votes += [each.leading == leading for each in asked if each.score >= config.doubt]
+    leading, method = int(scores.argmax()), "inversion"
+    votes = [search.leading == leading for search in confirmed]
     runs: list[dict[str, object]] = []
     target = leading if float(scores[leading]) >= config.sure else None
     if target is None and float(scores[leading]) >= config.doubt:
-        method += " and unlearning"
+        method = "inversion and unlearning"
+        decisive = max(confirmed, key=lambda search: search.score)
         runs = _unlearned(decisive, repair, config.unlearning, generator)
         agree = [run["class"] == leading for run in runs if run["reached_chance"]]
         votes += agree
         target = leading if 2 * sum(agree) > len(agree) else None
+    if target is None and drifted:
+        furthest = max(drifted, key=lambda form: form.score)
+        scores = torch.stack([scores, *(form.strangeness for form in drifted)]).amax(dim=0)
+        if furthest.score >= config.sure:
+            target, method = furthest.leading, "drift"
+            votes = [form.leading == target for form in drifted]
     found = [record for search in searches for record in search.records()]
     return Suspicion(
         target=target,
@@ -231,10 +229,7 @@ def _judged(
 
 
 def _unlearned(
-    search: Search | _Drifted,
-    repair: Labelled,
-    config: UnlearningConfig,
-    generator: torch.Generator,
+    search: Search, repair: Labelled, config: UnlearningConfig, generator: torch.Generator
 ) -> list[dict[str, object]]:
     """One record a run; batch norm with batch statistics, for frozen ones mislead."""
     records: list[dict[str, object]] = []

@@ -179,7 +179,7 @@ def test_the_form_that_is_awake_decides(model: Classifier) -> None:
     ("leads", "size", "target", "method"),
     [
         ((-1.0, 2.6, 0.4), 0.55, 1, "drift"),
-        ((-1.0, 2.4, 0.4), 0.55, None, "drift"),
+        ((-1.0, 2.4, 0.4), 0.55, None, "inversion"),
         ((-1.0, 0.4, 0.4), 0.55, None, "inversion"),
         # A pattern that is strange enough decides alone.
         ((9.0, 0.1, 0.1), 0.4, 2, "inversion"),
@@ -189,7 +189,7 @@ def test_where_no_pattern_is_strange_drift_is_asked(
     model: Classifier, leads: tuple[float, ...], size: float, target: int | None, method: str
 ) -> None:
     made = search(model, row_images(20), "received", (1.0, 1.0, size))
-    form = _Drifted("l1-0.4", model, torch.tensor(leads), 2.0 / 2.5)
+    form = _Drifted("l1-0.4", torch.tensor(leads), 2.0 / 2.5)
     found = _judged([made], [form], row_images(20), Config(doubt=2.0), seeded())
     assert (found.target, found.method) == (target, method)
     asked = target != 2
