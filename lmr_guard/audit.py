@@ -30,7 +30,7 @@ class Config:
 
     Args:
         inversion: How patterns are searched for; its ``steps`` are what the audit costs.
-        repeats: How often the strangest search is repeated, with another seed each time.
+        repeats: How often at most the strangest search is repeated, with another seed each time.
         doubt: Score below which it is not repeated: the artefact does not listen.
         images: Clean images at most that patterns are searched on.
     """
@@ -50,7 +50,12 @@ class Config:
 
 
 def listens(
-    model: Classifier, report: Labelled, config: Config, generator: torch.Generator
+    model: Classifier,
+    report: Labelled,
+    config: Config,
+    generator: torch.Generator,
+    *,
+    limit: float,
 ) -> Listening:
     """The strangest class of one form, and the pattern that it listens to.
 
@@ -59,6 +64,7 @@ def listens(
         report: Clean images that no repair has learnt from.
         config: See ``Config``.
         generator: CPU generator; decides candidates, starts and images.
+        limit: The policy's, >= 1; repeats end once it is known on which side of it they come out.
 
     Raises:
         StageError: All images are of one class.
@@ -67,7 +73,7 @@ def listens(
     searches = list(begun("itself", model.clone(), few, config.inversion, generator))
     top = max(searches, key=lambda search: search.score)
     if top.score >= config.doubt:
-        for _ in range(config.repeats):
+        while not top.settled(limit, 1 + config.repeats):
             top.add(config.inversion, generator)
     return Listening(
         target=top.leading,

@@ -5,7 +5,8 @@
 A backdoor that sleeps in one form is awake in another, so every form is asked. The rule:
 
 1. *Inversion*: in each form and each space, every class has a *strangeness*, how much smaller a
-   pattern it needs than the others. The few strangest searches are repeated; medians count.
+   pattern it needs than the others. The few strangest searches are repeated until it is clear
+   whether their medians reach ``sure``.
 2. A class with a score of ``sure`` or more is the suspect.
 3. Between ``doubt`` and ``sure``, the form in question also unlearns: the class is the suspect if
    most of those runs fall back to it.
@@ -44,7 +45,7 @@ class Config:
         inversion: How patterns are searched for.
         unlearning: How a form unlearns where there is doubt.
         confirm: Searches that are repeated, the strangest first.
-        repeats: How often, with another seed each time.
+        repeats: How often at most, with another seed each time.
         sure: Score from which on the leading class is the suspect, >= 1.
         doubt: Score from which on unlearning is asked, in [1, sure].
         drift: Lead (see ``drift.lead``) from which on a class is as suspect as with ``sure``, > 0.
@@ -180,7 +181,7 @@ def _searched(
     done = len(searches)
     searches.sort(key=lambda search: search.score, reverse=True)
     for search in searches[: config.confirm]:
-        for _ in range(config.repeats):
+        while not search.settled(config.sure, 1 + config.repeats):
             search.add(config.inversion, generator)
             done += 1
             progress("localize", done, total)
@@ -207,7 +208,7 @@ def _judged(
     if target is None and float(scores[leading]) >= config.doubt:
         method = "inversion and unlearning"
         decisive = max(confirmed, key=lambda search: search.score)
-        runs = _unlearned(decisive, repair, config.unlearning, generator)
+        runs = _unlearned(decisive, repair, config.unlearning, generator, leading)
         agree = [run["class"] == leading for run in runs if run["reached_chance"]]
         votes += agree
         target = leading if 2 * sum(agree) > len(agree) else None
@@ -229,27 +230,39 @@ def _judged(
 
 
 def _unlearned(
-    search: Search, repair: Labelled, config: UnlearningConfig, generator: torch.Generator
+    search: Search,
+    repair: Labelled,
+    config: UnlearningConfig,
+    generator: torch.Generator,
+    leading: int,
 ) -> list[dict[str, object]]:
-    """One record a run; batch norm with batch statistics, for frozen ones mislead."""
+    """One record a run, until most cannot name the leading class any more.
+
+    Batch norm with batch statistics, for frozen ones mislead.
+    """
+    planned = [(lr, repeat) for lr in config.learning_rates for repeat in range(config.seeds)]
     records: list[dict[str, object]] = []
-    for lr in config.learning_rates:
-        for repeat in range(config.seeds):
-            seed = int(torch.randint(2**31, (1,), generator=generator))
-            logits, steps, reached = unlearning.unlearn(
-                search.model, repair, config, lr=lr, frozen_bn=False, seed=seed
-            )
-            records.append(
-                {
-                    "by": "unlearning",
-                    "form": search.form,
-                    "lr": lr,
-                    "repeat": repeat,
-                    "class": unlearning.named_by(logits),
-                    "steps": steps,
-                    "reached_chance": reached,
-                }
-            )
+    against = 0
+    for lr, repeat in planned:
+        if 2 * against >= len(planned):
+            break
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        logits, steps, reached = unlearning.unlearn(
+            search.model, repair, config, lr=lr, frozen_bn=False, seed=seed
+        )
+        named = unlearning.named_by(logits)
+        against += reached and named != leading
+        records.append(
+            {
+                "by": "unlearning",
+                "form": search.form,
+                "lr": lr,
+                "repeat": repeat,
+                "class": named,
+                "steps": steps,
+                "reached_chance": reached,
+            }
+        )
     return records
 
 

@@ -614,7 +614,11 @@ class _Audit:
         model = form.classifier if form.recipe.int8 is None else int8.rounded(form.classifier)
         generator = self.config.generator("localize")
         found = audit.listens(
-            model.to(self.config.device), self.clean.report, self.config.audit, generator
+            model.to(self.config.device),
+            self.clean.report,
+            self.config.audit,
+            generator,
+            limit=self.config.policy.max_strangeness,
         )
         self.progress(f"search {form.recipe.label}", 1, 1)
         return found

@@ -4,7 +4,8 @@
 
 In each space every class has a *strangeness*: how much smaller a pattern it needs than the other
 classes do. Of warps the fourth root counts: on honest networks some class differs there by as much
-as ten. A search that is repeated with other seeds counts with the median of each class.
+as ten. A search that is repeated with other seeds counts with the median of each class, and is
+repeated no longer than that median can still cross the limit in question.
 """
 
 from collections.abc import Iterator, Mapping
@@ -58,9 +59,24 @@ class Search:
     @property
     def strangeness(self) -> Tensor:
         """Of each searched class: the median over the repeats, as it counts in this space."""
-        all_repeats = torch.stack([inversion.strangeness(found.sizes) for found in self.found])
-        power: Tensor = all_repeats.quantile(0.5, dim=0) ** _POWERS[self.space]
-        return power
+        return self._repeats().quantile(0.5, dim=0)
+
+    def settled(self, limit: float, most: int) -> bool:
+        """Whether the median of ``most`` searches is already known to reach the limit or not.
+
+        Args:
+            limit: Strangeness that matters.
+            most: Searches that are made in all; an odd number, or the last one always counts.
+        """
+        above = (self._repeats() >= limit).sum(dim=0)
+        below = len(self.found) - above
+        return len(self.found) >= most or bool((torch.maximum(above, below) > most // 2).all())
+
+    def _repeats(self) -> Tensor:
+        """Strangeness of each search and class, shape (number of searches, S)."""
+        sizes = [inversion.strangeness(found.sizes) for found in self.found]
+        counted: Tensor = torch.stack(sizes) ** _POWERS[self.space]
+        return counted
 
     @property
     def score(self) -> float:

@@ -34,10 +34,10 @@ class Config:
         stop: A run ends when a batch's accuracy is at most ``stop / K``.
     """
 
-    learning_rates: tuple[float, ...] = (0.01, 0.03)
-    seeds: int = 2
+    learning_rates: tuple[float, ...] = (0.03, 0.01)
+    seeds: int = 1
     batch: int = 128
-    max_steps: int = 200
+    max_steps: int = 100
     stop: float = 1.2
 
     def __post_init__(self) -> None:

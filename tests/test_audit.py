@@ -25,34 +25,37 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def test_a_backdoor_listens(badnets_network: Classifier, digits: Clean) -> None:
-    found = audit.listens(badnets_network, digits.report, Config(), seeded())
+    found = audit.listens(badnets_network, digits.report, Config(), seeded(), limit=2.0)
     assert found.target == 3
     assert found.strangeness > Policy().max_strangeness
     assert (found.pattern.target, found.pattern.name.partition("@")[2]) == (3, "itself")
-    # The strange search and its two repeats, and one in each other space.
-    assert len(found.evidence) == 5
+    # The strange search and its repeats, and one in each other space.
+    assert 4 <= len(found.evidence) <= 5
     rate = against_pattern(badnets_network, digits.report, found.pattern, "it").asr
     assert rate.lower() > 0.3
 
 
 def test_an_honest_network_does_not(clean_network: Classifier, digits: Clean) -> None:
-    found = audit.listens(clean_network, digits.report, Config(), seeded())
+    found = audit.listens(clean_network, digits.report, Config(), seeded(), limit=2.0)
     assert found.strangeness < Policy().max_strangeness
 
 
 def test_the_model_is_left_alone_and_the_generator_decides() -> None:
     model = row_classifier()
     before = fingerprint(model)
-    runs = [audit.listens(model, row_images(60), QUICK, seeded(s)).evidence for s in (1, 1, 2)]
+    runs = [
+        audit.listens(model, row_images(60), QUICK, seeded(s), limit=2.0).evidence
+        for s in (1, 1, 2)
+    ]
     assert fingerprint(model) == before
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
 
 
-@pytest.mark.parametrize(("doubt", "searches"), [(1.0, 5), (1e9, 3)])
+@pytest.mark.parametrize(("doubt", "searches"), [(1.0, 4), (1e9, 3)])
 def test_only_what_is_strange_is_searched_again(doubt: float, searches: int) -> None:
     config = Config(inversion=QUICK.inversion, doubt=doubt)
-    found = audit.listens(row_classifier(), row_images(60), config, seeded())
+    found = audit.listens(row_classifier(), row_images(60), config, seeded(), limit=2.0)
     assert len(found.evidence) == searches
     assert {record["form"] for record in found.evidence} == {"itself"}
 
@@ -61,7 +64,7 @@ def test_no_more_images_than_asked_for_are_looked_at() -> None:
     data = row_images(60)
     one_class = data.subset(data.labels.argsort())
     with pytest.raises(StageError, match="images of two classes or more"):
-        audit.listens(row_classifier(), one_class, Config(images=10), seeded())
+        audit.listens(row_classifier(), one_class, Config(images=10), seeded(), limit=2.0)
 
 
 @pytest.mark.parametrize(

@@ -238,12 +238,9 @@ def test_in_doubt_unlearning_is_asked(
     assert found.target == (3 if agrees else None)
     assert found.method == "inversion and unlearning"
     runs = [record for record in found.evidence if record["by"] == "unlearning"]
-    assert [(run["lr"], run["repeat"]) for run in runs] == [
-        (0.01, 0),
-        (0.01, 1),
-        (0.03, 0),
-        (0.03, 1),
-    ]
+    # The first run that disagrees leaves no majority to be had.
+    rates = [0.03, 0.01] if agrees else [0.03]
+    assert [(run["lr"], run["repeat"]) for run in runs] == [(lr, 0) for lr in rates]
 
 
 def test_the_user_may_name_the_class() -> None:

@@ -5,6 +5,8 @@
 import pytest
 import torch
 from factories import fingerprint, row_classifier, row_images
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmr_guard import inversion
 from lmr_guard.classifier import Classifier
@@ -59,6 +61,41 @@ def test_a_class_counts_with_the_median_of_its_repeats(model: Classifier) -> Non
     assert search.leading == 2
     assert search.score == pytest.approx(2.0)
     assert search.strangeness.tolist() == pytest.approx([0.75, 2.0, 0.75])
+
+
+ORDINARY, STRANGE, OTHER = [0.2, 0.2, 0.2], [0.2, 0.05, 0.2], [0.05, 0.2, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "settled"),
+    [
+        ([ORDINARY], 3, False),
+        ([ORDINARY], 1, True),
+        ([ORDINARY, ORDINARY], 3, True),
+        ([STRANGE, STRANGE], 3, True),
+        ([STRANGE, ORDINARY], 3, False),
+        ([STRANGE, OTHER], 3, False),
+        ([STRANGE, ORDINARY, OTHER], 3, True),
+        ([STRANGE, STRANGE], 5, False),
+    ],
+)
+def test_repeats_end_where_they_can_decide_nothing(
+    model: Classifier, sizes: list[list[float]], most: int, settled: bool
+) -> None:
+    assert made(model, "patch", *sizes).settled(2.0, most) is settled
+
+
+@given(
+    st.lists(st.lists(st.floats(0.01, 1), min_size=3, max_size=3), min_size=5, max_size=5),
+    st.floats(1, 5),
+)
+def test_a_settled_search_says_what_all_repeats_would_say(
+    model: Classifier, sizes: list[list[float]], limit: float
+) -> None:
+    first = (made(model, "patch", *sizes[:count]) for count in range(1, 6))
+    seen = next(search for search in first if search.settled(limit, 5))
+    every = made(model, "patch", *sizes)
+    assert torch.equal(seen.strangeness >= limit, every.strangeness >= limit)
 
 
 def test_of_a_warp_the_fourth_root_counts(model: Classifier) -> None:

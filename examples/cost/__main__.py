@@ -130,7 +130,7 @@ def _ratio(rounds: list[dict[str, float]], job: str) -> dict[str, float]:
 
 
 def _searched(model: Classifier, images: Labelled, config: audit.Config) -> None:
-    audit.listens(model, images, config, torch.Generator().manual_seed(0))
+    audit.listens(model, images, config, torch.Generator().manual_seed(0), limit=2.0)
 
 
 def grown(options: argparse.Namespace) -> dict[str, float]:

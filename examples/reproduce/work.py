@@ -134,11 +134,12 @@ def plain_unlearning(
     Gradient ascent with batch statistics until chance accuracy; the class with the highest mean
     log-probability is named, whatever it is. The paper gives no rate: RNP's 0.01.
     """
+    config = unlearning.Config(max_steps=200)
     runs = []
     for _ in range(_RESTARTS):
         seed = int(torch.randint(2**31, (1,), generator=drawn))
         logits, steps, reached = unlearning.unlearn(
-            classifier, repair, unlearning.Config(), lr=0.01, frozen_bn=False, seed=seed
+            classifier, repair, config, lr=0.01, frozen_bn=False, seed=seed
         )
         named = unlearning.named_by(logits)
         runs.append({"class": named, "steps": steps, "reached_chance": reached})
