@@ -623,3 +623,13 @@ def test_fine_tuning_learns_what_it_is_shown() -> None:
 def test_settings_out_of_range_are_refused(make: Callable[[], object], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         make()
+
+
+def test_a_recovered_form_is_repaired_after_the_cut_and_the_others_are_not(tmp_path: Path) -> None:
+    assert run(tmp_path, "table3", "--seeds", "0", "--only", "mobilenet_v2") == 0
+    (file,) = (tmp_path / "out").rglob("*.json")
+    measured = json.loads(file.read_text(encoding="utf-8"))["measured"]
+    assert list(measured) == ["none", "lmr", "lmr-recovered", "lmr-paper"]
+    plain, recovered = measured["lmr"]["forms"], measured["lmr-recovered"]["forms"]
+    assert plain["float32"] == recovered["float32"]
+    assert all(plain[form] != recovered[form] for form in ("l1-0.2", "l1-0.4", "l1-0.6"))

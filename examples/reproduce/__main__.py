@@ -33,7 +33,7 @@ from lmr_guard.errors import ConfigError, ExitCode, GuardError
 
 __all__ = ["RESULTS", "main"]
 
-_WIDE = 200
+_WIDE = 240
 _INTERRUPTED = 130
 RESULTS = Path(__file__).parent / "results"
 

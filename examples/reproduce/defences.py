@@ -14,7 +14,7 @@ from examples.reproduce.data import DataSet, Scale
 from examples.reproduce.plants import Stored, synchronised
 from lmr_guard import repel
 from lmr_guard.classifier import Classifier, weights_sha256
-from lmr_guard.compress.recipes import standard
+from lmr_guard.compress.recipes import Int8, Recipe, standard
 from lmr_guard.compress.twins import twins
 from lmr_guard.contracts import Clean, Progress, Repair, Twin, silent
 from lmr_guard.errors import StageError
@@ -88,12 +88,14 @@ class Repaired:
         classifier: None where the method does not apply.
         seconds: That the defence took; None for the network as received.
         record: Settings and what the method tells of itself; ``note`` is for the reader.
+        recover: What is done to each pruned form before it is measured; None leaves it as cut.
     """
 
     name: str
     classifier: Classifier | None
     seconds: float | None = None
     record: dict[str, Any] = field(default_factory=dict)
+    recover: Callable[[Classifier], Classifier] | None = None
 
 
 def _twins(classifier: Classifier) -> tuple[Twin, ...]:
@@ -121,6 +123,20 @@ def _lmr(situation: Situation) -> Iterator[Repaired]:
 
 def _lmr_paper(situation: Situation) -> Iterator[Repaired]:
     yield _repelled("lmr-paper", situation)
+
+
+def _lmr_recovered(situation: Situation) -> Iterator[Repaired]:
+    repaired = _repelled("lmr", situation)
+    yield repaired
+    config = situation.short(repel.AFTER_PRUNING)
+    told = {"suspect": situation.suspect, "config": asdict(config)}
+
+    def recover(pruned: Classifier) -> Classifier:
+        seen = twins(pruned, [Recipe(int8=Int8())])
+        return _repel("lmr-recovered", replace(situation, classifier=pruned), config, seen)[0]
+
+    known = situation.suspect is not None
+    yield replace(repaired, name="lmr-recovered", record=told, recover=recover if known else None)
 
 
 def _repelled(name: str, situation: Situation) -> Repaired:
@@ -270,7 +286,12 @@ METHODS: Mapping[str, Callable[[Situation], Iterator[Repaired]]] = MappingProxyT
         "mnp": _mnp,
         "finetune": _finetuned,
         "lmr": _lmr,
+        "lmr-recovered": _lmr_recovered,
         "lmr-paper": _lmr_paper,
     }
 )
-"""Methods by name; ``rnp`` gives ``rnp`` (a defender's threshold) and ``rnp-oracle``."""
+"""Methods by name.
+
+``rnp`` gives ``rnp`` (a defender's threshold) and ``rnp-oracle``; ``lmr-recovered`` gives ``lmr``,
+and the same with each pruned form repaired once more (``repel.AFTER_PRUNING``).
+"""

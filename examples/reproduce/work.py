@@ -181,7 +181,7 @@ def _measured(
     if repaired.classifier is not None:
         try:
             drawn = generator(cell, "compress")
-            for form, predictor in _forms(repaired.classifier, cell.forms, clean, drawn, progress):
+            for form, predictor in _forms(cell.forms, repaired, clean, drawn, progress):
                 told["forms"][form] = _numbers(predictor, clean.report, trigger)
         except StageError as error:
             told["note"] = str(error)
@@ -200,19 +200,24 @@ def _numbers(predictor: Predictor, images: Labelled, trigger: Stored) -> dict[st
 
 
 def _forms(
-    classifier: Classifier,
     labels: Sequence[str],
+    repaired: Repaired,
     clean: Clean,
     drawn: torch.Generator,
     progress: Progress,
 ) -> Iterator[tuple[str, Predictor]]:
     """Each form by its label; 8 bits in ONNX Runtime, the others in torch."""
-    for form in sweep.torch_forms(classifier, recipes.parse(labels), clean, drawn, progress):
+    assert repaired.classifier is not None  # Methods that do not apply have no forms.
+    chosen = recipes.parse(labels)
+    for form in sweep.torch_forms(repaired.classifier, chosen, clean, drawn, progress):
+        classifier = form.classifier
+        if repaired.recover is not None and form.plan is not None:
+            classifier = repaired.recover(classifier)
         if form.recipe.int8 is None:
-            yield form.recipe.label, form.classifier
+            yield form.recipe.label, classifier
             continue
         with tempfile.TemporaryDirectory() as folder:
             exported, quantised = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
-            export_onnx(form.classifier, exported)
+            export_onnx(classifier, exported)
             quantize.quantize(exported, quantised, clean.repair, form.recipe.int8)
             yield form.recipe.label, OnnxPredictor(quantised, threads=torch.get_num_threads())
