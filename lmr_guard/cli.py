@@ -305,11 +305,12 @@ def cli() -> None:
     help="Where no class is suspected: let the audit decide, or publish nothing (exit 3).",
 )
 @click.option(
-    "--recover-pruned",
+    "--recover-pruned/--no-recover-pruned",
     "after_pruning",
-    is_flag=True,
+    default=True,
+    show_default=True,
     callback=lambda _context, _option, asked: repel.AFTER_PRUNING if asked else None,
-    help="Repair each pruned form once more: takes longer, and brings back lost accuracy.",
+    help="Repair each pruned form once more after the cut, or leave it as it was cut.",
 )
 @_audit
 @click.option("--compare", is_flag=True, help="Also build and measure the variants unrepaired.")

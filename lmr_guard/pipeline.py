@@ -43,6 +43,7 @@ from lmr_guard.contracts import (
 from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, StageError
 from lmr_guard.localize import Config as LocalizeConfig
 from lmr_guard.measure import accuracy
+from lmr_guard.repel import AFTER_PRUNING
 from lmr_guard.repel import Config as RepelConfig
 from lmr_guard.verify import Policy
 
@@ -93,7 +94,7 @@ class GuardConfig:
 
     localize: LocalizeConfig = field(default_factory=LocalizeConfig)
     repel: RepelConfig = field(default_factory=RepelConfig)
-    after_pruning: RepelConfig | None = None
+    after_pruning: RepelConfig | None = AFTER_PRUNING
     audit: AuditConfig | None = field(default_factory=AuditConfig)
     policy: Policy = field(default_factory=Policy)
     recipes: tuple[Recipe, ...] = field(default_factory=standard)

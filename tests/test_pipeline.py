@@ -31,6 +31,7 @@ QUICK = GuardConfig(
         learning_rates=(0.1,), shifts=(0,), phase1_epochs=6, phase2_epochs=4, columns=0.5
     ),
     policy=Policy(max_asr=0.3, max_accuracy_drop=0.3, max_strangeness=4.0),
+    after_pruning=None,
     recipes=recipes.parse(["float32", "int8", "l1-0.4"]),
     repair_images=500,
     select_images=150,
@@ -194,7 +195,7 @@ def test_what_was_published_passes_an_audit_of_its_own(guarded: Ran, digit_files
     assert document["model"]["sha256"] == guarded.document["variants"][1]["sha256"]
 
 
-def test_pruned_forms_are_repaired_once_more_where_asked_for(
+def test_pruned_forms_are_repaired_once_more_after_the_cut(
     guarded: Ran, digit_files: Path, tmp_path: Path
 ) -> None:
     shorter = replace(QUICK.repel, phase1_epochs=2, phase2_epochs=4)

@@ -120,7 +120,11 @@ def _fresh(seed: int) -> Classifier:
 
 def _config(seed: int, *, tiny: bool) -> pipeline.GuardConfig:
     config = pipeline.GuardConfig(
-        recipes=recipes.parse(list(_FORMS)), compare=True, seed=seed, threads=1
+        recipes=recipes.parse(list(_FORMS)),
+        after_pruning=None,
+        compare=True,
+        seed=seed,
+        threads=1,
     )
     if not tiny:
         return config

@@ -70,7 +70,10 @@ def audited(
 
 def _config(member: Member, *, tiny: bool) -> pipeline.GuardConfig:
     config = pipeline.GuardConfig(
-        seed=member.seed, recipes=recipes.parse(list(VARIANTS)), threads=1
+        seed=member.seed,
+        recipes=recipes.parse(list(VARIANTS)),
+        after_pruning=None,
+        threads=1,
     )
     if not tiny:
         return config
