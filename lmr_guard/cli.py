@@ -184,6 +184,14 @@ _audit = click.option(
     callback=lambda _context, _option, steps: _searches(steps),
     help="Of each search for triggers on a file that would ship; 0 searches none.",
 )
+_recovery = click.option(
+    "--recover-pruned/--no-recover-pruned",
+    "after_pruning",
+    default=True,
+    show_default=True,
+    callback=lambda _context, _option, asked: repel.AFTER_PRUNING if asked else None,
+    help="Repair each pruned form once more after the cut, or leave it as it was cut.",
+)
 _work = _all_of(
     click.option("--suspect", type=int, help="The suspect class, where you know it."),
     click.option("--repair-images", type=int, help="Images to learn from; default 40 %, <= 500."),
@@ -304,14 +312,7 @@ def cli() -> None:
     show_default=True,
     help="Where no class is suspected: let the audit decide, or publish nothing (exit 3).",
 )
-@click.option(
-    "--recover-pruned/--no-recover-pruned",
-    "after_pruning",
-    default=True,
-    show_default=True,
-    callback=lambda _context, _option, asked: repel.AFTER_PRUNING if asked else None,
-    help="Repair each pruned form once more after the cut, or leave it as it was cut.",
-)
+@_recovery
 @_audit
 @click.option("--compare", is_flag=True, help="Also build and measure the variants unrepaired.")
 @_variants
@@ -526,6 +527,7 @@ def verify_(
     help="Write backdoored and repaired weights into the result. Never ship them.",
 )
 @_policy
+@_recovery
 @_audit
 @_variants
 @_work

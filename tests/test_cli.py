@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from lmr_guard.cli import main
 from lmr_guard.contracts import Labelled
 from lmr_guard.data import read_folder
 from lmr_guard.measure import accuracy
+from lmr_guard.repel import AFTER_PRUNING
 from lmr_guard.report import validate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -272,6 +274,18 @@ def test_the_run_that_the_bad_cases_start_from_works(place: Path) -> None:
     Path(options["--policy"]).write_text('require = ["float32"]\n')
     assert main([*command("run", options), "--no-repair"]) == 0
     assert sorted(tree(place / "results" / "out")) == ["float32.onnx", "report.json"]
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"), [([], asdict(AFTER_PRUNING)), (["--no-recover-pruned"], None)]
+)
+def test_pruned_forms_are_recovered_unless_told_otherwise(
+    place: Path, said: list[str], kept: dict[str, Any] | None
+) -> None:
+    options = given(place) | {"--audit-steps": "0"}
+    assert main([*command("run", options), "--no-repair", *said]) == 0
+    document = json.loads((place / "results" / "out" / "report.json").read_text())
+    assert document["config"]["after_pruning"] == (kept and json.loads(json.dumps(kept)))
 
 
 def test_no_cuda_device_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
