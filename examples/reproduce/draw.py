@@ -27,6 +27,7 @@ Points = dict[float, list[float]]
 _STYLES = {
     "none": ("#D55E00", "-", "o", "none"),
     "lmr": ("#0072B2", "--", "s", "LMR"),
+    "lmr-recovered": ("#CC79A7", "-.", "D", "LMR, once more after the cut"),
     "lmr-paper": ("#009E73", ":", "^", "LMR as in the paper"),
 }
 
@@ -81,6 +82,8 @@ def _panel(
 ) -> None:
     for method, (colour, line, marker, label) in _STYLES.items():
         found = {at: shares for at, shares in points(records, method, metric).items() if shares}
+        if not found:
+            continue
         places = sorted(found)
         middle = [mean(found[place]) for place in places]
         axes.plot(places, middle, color=colour, linestyle=line, label=label)

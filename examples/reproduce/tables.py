@@ -169,7 +169,7 @@ def _fig3(plan: Plan) -> Iterator[Cell]:
     for seed in plan.seeds:
         cell = plan.cell("fig3", "resnet18", "pcb", seed, 0.02)
         forms = _pruned(*(step / 10 for step in range(1, 10)))
-        yield replace(cell, methods=_OURS, forms=forms)
+        yield replace(cell, methods=_RECOVERED, forms=forms)
 
 
 def _geometry(plan: Plan) -> Iterator[Cell]:
