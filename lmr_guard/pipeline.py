@@ -578,18 +578,25 @@ class _Audit:
                 yield form
                 continue
             if pruned is None:
-                pruned, _ = repel.repel(
-                    form.classifier.clone().to(self.config.device),
-                    suspect,
-                    self.clean.repair,
-                    self.clean.select,
-                    config=config,
-                    generator=self.config.generator("repel"),
-                    twins=_twins(form.classifier, [Recipe(int8=Int8())]),
-                    progress=self.progress,
-                )
-                pruned = pruned.to(form.classifier.device)
+                try:
+                    pruned = self._repelled(form.classifier, suspect, config)
+                except StageError as error:
+                    self._note(f"{form.recipe.label} was left as it was cut: {error}")
+                    pruned = form.classifier
             yield replace(form, classifier=pruned)
+
+    def _repelled(self, pruned: Classifier, suspect: int, config: RepelConfig) -> Classifier:
+        repaired, _ = repel.repel(
+            pruned.clone().to(self.config.device),
+            suspect,
+            self.clean.repair,
+            self.clean.select,
+            config=config,
+            generator=self.config.generator("repel"),
+            twins=_twins(pruned, [Recipe(int8=Int8())]),
+            progress=self.progress,
+        )
+        return repaired.to(pruned.device)
 
     def _file(self, form: sweep.Form, folder: Path) -> Artifact:
         exported = folder / f"{Recipe(prune=form.recipe.prune).label}.onnx"

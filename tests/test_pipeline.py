@@ -221,6 +221,25 @@ def test_pruned_forms_are_repaired_once_more_after_the_cut(
     assert again["l1-0.4"]["achieved"] == plain["l1-0.4"]["achieved"]
 
 
+def test_a_pruned_form_that_cannot_be_repaired_stays_as_it_was_cut(
+    row_files: Path, tmp_path: Path
+) -> None:
+    config = replace(
+        PLAIN,
+        repair=True,
+        suspect=1,
+        repel=SHORT,
+        recipes=recipes.parse(["float32", "l1-0.4", "l1-0.4+int8"]),
+    )
+    cut = rows(row_files, tmp_path / "cut", replace(config, after_pruning=None))
+    wild = replace(config, after_pruning=replace(SHORT, learning_rates=(1e30,)))
+    tried = rows(row_files, tmp_path / "tried", wild)
+    digests = [[v["sha256"] for v in document["variants"]] for document in (cut, tried)]
+    assert digests[0] == digests[1]
+    (note,) = set(tried["notes"]) - set(cut["notes"])
+    assert note.startswith("l1-0.4 was left as it was cut: expected finite losses at one of the")
+
+
 def test_without_repair_the_backdoor_is_refused(digit_files: Path, tmp_path: Path) -> None:
     document = run(
         digit_files / "model.safetensors",
@@ -247,7 +266,8 @@ def test_the_same_seed_gives_the_same_report(row_files: Path, tmp_path: Path) ->
         PLAIN,
         repair=True,
         suspect=1,
-        repel=RepelConfig(phase1_epochs=2, phase2_epochs=2),
+        repel=SHORT,
+        after_pruning=SHORT,
         recipes=recipes.parse(["float32", "int8", "l1-0.4"]),
     )
     reports = [
