@@ -13,14 +13,12 @@ from torch import Tensor
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled
-from lmr_guard.measure import predict
+from lmr_guard.measure import elsewhere, predict
 
 __all__ = ["FEWEST", "drift", "lead"]
 
 FEWEST = 5
 """Classes below which some class leads anyway."""
-
-_NOISE = 0.02
 
 
 def drift(received: Classifier, form: Classifier, images: Labelled) -> Tensor:
@@ -37,19 +35,18 @@ def drift(received: Classifier, form: Classifier, images: Labelled) -> Tensor:
         Shape (K,), in [-1, 1].
     """
     before, after = (predict(model, images).softmax(dim=1) for model in (received, form))
-    others = (images.labels[:, None] != torch.arange(received.num_classes)).to(before)
-    changed: Tensor = ((after - before) * others).sum(dim=0) / others.sum(dim=0).clamp_min(1)
-    return changed
+    return elsewhere(after - before, images.labels)
 
 
-def lead(drifts: Tensor) -> Tensor:
+def lead(shares: Tensor, *, noise: float = 0.02) -> Tensor:
     """How many times more than any other class each class takes in.
 
-    ``l_c = d_c / max(0.02, max over k != c of d_k)``: less than 0.02 is noise.
+    ``l_c = d_c / max(noise, max over k != c of d_k)``.
 
     Args:
-        drifts: Shape (K,), K >= 2.
+        shares: Shape (K,), K >= 2.
+        noise: What may come from nothing, > 0.
     """
-    others = ~torch.eye(len(drifts), dtype=torch.bool)
-    largest = torch.stack([drifts[row].max() for row in others])
-    return drifts / largest.clamp_min(_NOISE)
+    others = ~torch.eye(len(shares), dtype=torch.bool)
+    largest = torch.stack([shares[row].max() for row in others])
+    return shares / largest.clamp_min(noise)

@@ -6,19 +6,21 @@ A backdoor that sleeps in one form is awake in another, so every form is asked. 
 
 1. *Inversion*: in each form and each space, every class has a *strangeness*, how much smaller a
    pattern it needs than the others. The few strangest searches are repeated until it is clear
-   whether their medians reach ``sure``.
-2. A class with a score of ``sure`` or more is the suspect.
+   whether their medians reach ``sure``. *Unlearning*: if the model as received unlearns, does it
+   fall back to one class ``unlearned`` times more than to any other, in every run? That much
+   counts as ``sure``.
+2. The class with the highest score is the suspect if that is ``sure`` or more.
 3. Between ``doubt`` and ``sure``, the form in question also unlearns: the class is the suspect if
-   most of those runs fall back to it.
-4. *Drift*: otherwise, and with five classes or more, each compressed form is asked whether clean
-   images move towards one class ``drift`` times more than towards any other; that much counts as
-   ``sure``.
+   most of those runs name it.
+4. *Drift*: otherwise each compressed form is asked whether clean images move towards one class
+   ``drift`` times more than towards any other; that much counts as ``sure``.
 5. Otherwise nobody is.
 
-Scores are ratios: 1 is ordinary, 3 is a third of the usual size. A high score is no proof.
+With fewer than five classes unlearning and drift have no score. Scores are ratios: 1 is ordinary, 3
+is a third of the usual size. A high score is no proof.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -36,6 +38,9 @@ from lmr_guard.unlearning import Config as UnlearningConfig
 
 __all__ = ["Config", "named", "suspect"]
 
+# Probability on images of other classes that an unlearned model leaves to a class by chance.
+_RESIDUE = 0.05
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
@@ -43,12 +48,14 @@ class Config:
 
     Args:
         inversion: How patterns are searched for.
-        unlearning: How a form unlearns where there is doubt.
+        unlearning: How a form unlearns.
         confirm: Searches that are repeated, the strangest first.
         repeats: How often at most, with another seed each time.
         sure: Score from which on the leading class is the suspect, >= 1.
         doubt: Score from which on unlearning is asked, in [1, sure].
-        drift: Lead (see ``drift.lead``) from which on a class is as suspect as with ``sure``, > 0.
+        unlearned: Lead (see ``drift.lead``) in every run of unlearning from which on a class is as
+            suspect as with ``sure``, > 0.
+        drift: The same of a drift.
         min_accuracy: Compressed forms below this share of the received model's clean accuracy
             are not searched: collapsed networks say nothing.
         min_drifting: The same share for the drift, which says more of weaker forms.
@@ -60,6 +67,7 @@ class Config:
     repeats: int = 2
     sure: float = 2.0
     doubt: float = 1.8
+    unlearned: float = 6.0
     drift: float = 2.5
     min_accuracy: float = 0.85
     min_drifting: float = 0.5
@@ -74,8 +82,10 @@ class Config:
             raise ConfigError(
                 f"expected 1 <= doubt <= sure, got doubt {self.doubt} and sure {self.sure}"
             )
-        if self.drift <= 0:
-            raise ConfigError(f"expected drift above 0, got {self.drift}")
+        if min(self.unlearned, self.drift) <= 0:
+            raise ConfigError(
+                f"expected unlearned and drift above 0, got {self.unlearned} and {self.drift}"
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,6 +120,42 @@ class _Drifted:
             "form": self.form,
             "class": self.leading,
             "lead": [round(float(each), 2) for each in self.lead],
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """One run of unlearning.
+
+    Args:
+        form: Which one unlearned.
+        lr: Learning rate.
+        repeat: Number of the run at this rate.
+        named: The class of the highest mean log-probability.
+        lead: Of each class, how far the form fell back to it; nowhere where the run did not
+            reach chance.
+        steps: That it took.
+        reached: Whether it reached chance.
+    """
+
+    form: str
+    lr: float
+    repeat: int
+    named: int
+    lead: Tensor
+    steps: int
+    reached: bool
+
+    def record(self) -> dict[str, object]:
+        return {
+            "by": "unlearning",
+            "form": self.form,
+            "lr": self.lr,
+            "repeat": self.repeat,
+            "class": self.named,
+            "lead": [round(float(each), 2) for each in self.lead],
+            "steps": self.steps,
+            "reached_chance": self.reached,
         }
 
 
@@ -161,7 +207,10 @@ def suspect(
         each for each, share in zip(copies, shares, strict=True) if share >= config.min_accuracy
     ]
     searches = _searched(asked, repair, config, generator, progress)
-    return _judged(searches, drifted, repair, config, generator)
+    fell: list[_Run] = []
+    if classifier.num_classes >= FEWEST:
+        fell = _fell("received", received, repair, config, generator)
+    return _judged(searches, repair, config, generator, fell=fell, drifted=drifted)
 
 
 def _searched(
@@ -191,25 +240,33 @@ def _searched(
 
 def _judged(
     searches: Sequence[Search],
-    drifted: Sequence[_Drifted],
     repair: Labelled,
     config: Config,
     generator: torch.Generator,
+    *,
+    fell: Sequence[_Run] = (),
+    drifted: Sequence[_Drifted] = (),
 ) -> Suspicion:
     """Steps 2 to 5 of the rule; of the searches only the first few were repeated and count."""
     confirmed = searches[: config.confirm]
     scores = torch.ones(searches[0].model.num_classes)
     for search in confirmed:
         scores[search.classes] = torch.maximum(scores[search.classes], search.strangeness)
-    leading, method = int(scores.argmax()), "inversion"
+    method = "inversion"
+    if len(fell) == len(_planned(config.unlearning)):
+        far = torch.stack([run.lead for run in fell]).amin(dim=0) * config.sure / config.unlearned
+        method = "unlearning" if float(far.max()) > float(scores.max()) else method
+        scores = torch.maximum(scores, far)
+    leading = int(scores.argmax())
     votes = [search.leading == leading for search in confirmed]
-    runs: list[dict[str, object]] = []
+    votes += [run.named == leading for run in fell if run.reached]
+    runs: list[_Run] = []
     target = leading if float(scores[leading]) >= config.sure else None
     if target is None and float(scores[leading]) >= config.doubt:
         method = "inversion and unlearning"
         decisive = max(confirmed, key=lambda search: search.score)
-        runs = _unlearned(decisive, repair, config.unlearning, generator, leading)
-        agree = [run["class"] == leading for run in runs if run["reached_chance"]]
+        runs = _voted(decisive, repair, config.unlearning, generator, leading)
+        agree = [run.named == leading for run in runs if run.reached]
         votes += agree
         target = leading if 2 * sum(agree) > len(agree) else None
     if target is None and drifted:
@@ -224,46 +281,75 @@ def _judged(
         scores=tuple(round(float(score), 4) for score in scores),
         method=method,
         agreement=round(sum(votes) / len(votes), 4),
-        evidence=(*found, *(form.record() for form in drifted), *runs),
+        evidence=(
+            *found,
+            *(form.record() for form in drifted),
+            *(run.record() for run in (*fell, *runs)),
+        ),
         patterns=() if target is None else _patterns(confirmed, target, config.doubt),
     )
 
 
-def _unlearned(
+def _fell(
+    form: str, model: Classifier, repair: Labelled, config: Config, generator: torch.Generator
+) -> list[_Run]:
+    """Runs of unlearning, until one does not fall back far enough to any class."""
+    runs: list[_Run] = []
+    for run in _runs(form, model, repair, config.unlearning, generator):
+        runs.append(run)
+        if float(run.lead.max()) < config.unlearned:
+            break
+    return runs
+
+
+def _voted(
     search: Search,
     repair: Labelled,
     config: UnlearningConfig,
     generator: torch.Generator,
     leading: int,
-) -> list[dict[str, object]]:
-    """One record a run, until most cannot name the leading class any more.
+) -> list[_Run]:
+    """Runs of unlearning, until most cannot name the leading class any more."""
+    runs: list[_Run] = []
+    for run in _runs(search.form, search.model, repair, config, generator):
+        runs.append(run)
+        against = sum(each.reached and each.named != leading for each in runs)
+        if 2 * against >= len(_planned(config)):
+            break
+    return runs
+
+
+def _planned(config: UnlearningConfig) -> list[tuple[float, int]]:
+    """Rate and number of each run."""
+    return [(lr, repeat) for lr in config.learning_rates for repeat in range(config.seeds)]
+
+
+def _runs(
+    form: str,
+    model: Classifier,
+    repair: Labelled,
+    config: UnlearningConfig,
+    generator: torch.Generator,
+) -> Iterator[_Run]:
+    """All runs, as they are asked for.
 
     Batch norm with batch statistics, for frozen ones mislead.
     """
-    planned = [(lr, repeat) for lr in config.learning_rates for repeat in range(config.seeds)]
-    records: list[dict[str, object]] = []
-    against = 0
-    for lr, repeat in planned:
-        if 2 * against >= len(planned):
-            break
+    for lr, repeat in _planned(config):
         seed = int(torch.randint(2**31, (1,), generator=generator))
         logits, steps, reached = unlearning.unlearn(
-            search.model, repair, config, lr=lr, frozen_bn=False, seed=seed
+            model, repair, config, lr=lr, frozen_bn=False, seed=seed
         )
-        named = unlearning.named_by(logits)
-        against += reached and named != leading
-        records.append(
-            {
-                "by": "unlearning",
-                "form": search.form,
-                "lr": lr,
-                "repeat": repeat,
-                "class": named,
-                "steps": steps,
-                "reached_chance": reached,
-            }
+        far = lead(unlearning.fallen(logits, repair.labels), noise=_RESIDUE)
+        yield _Run(
+            form=form,
+            lr=lr,
+            repeat=repeat,
+            named=unlearning.named_by(logits),
+            lead=far if reached else torch.zeros_like(far),
+            steps=steps,
+            reached=reached,
         )
-    return records
 
 
 def _patterns(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lmr_guard.contracts import Inverted, Labelled, Predictor, Rate, Trigger, TriggerResult
 
-__all__ = ["accuracy", "against_pattern", "against_trigger", "predict"]
+__all__ = ["accuracy", "against_pattern", "against_trigger", "elsewhere", "predict"]
 
 
 @torch.no_grad()
@@ -22,6 +22,18 @@ def accuracy(predictor: Predictor, data: Labelled, batch: int = 256) -> Rate:
     logits = predict(predictor, data, batch)
     right = (logits.argmax(dim=1) == data.labels) & logits.isfinite().all(dim=1)
     return Rate(int(right.sum()), len(data))
+
+
+def elsewhere(values: Tensor, labels: Tensor) -> Tensor:
+    """Of each class: the mean of its column over the images of other classes; 0 without any.
+
+    Args:
+        values: One row an image and one column a class, shape (N, K).
+        labels: True classes, int64, shape (N,).
+    """
+    others = (labels[:, None] != torch.arange(values.shape[1])).to(values)
+    means: Tensor = (values * others).sum(dim=0) / others.sum(dim=0).clamp_min(1)
+    return means
 
 
 @torch.no_grad()

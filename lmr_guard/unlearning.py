@@ -5,7 +5,8 @@
 Source: the anti-learning of LMR (CVPR 2026, equations 3 and 4), after RNP (ICML 2023): gradient
 ascent on the cross-entropy of clean images until accuracy is near chance; ``s(c)`` is the mean
 over the images of ``log softmax_c``; one run names ``argmax_c s(c)``. It always names a class, also
-on a clean network, and which one depends on batch norm, learning rate and seed.
+on a clean network, and which one depends on batch norm, learning rate and seed. How far it falls
+back to that class (``fallen``) tells them apart, where several runs agree.
 """
 
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from torch import Tensor
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled
 from lmr_guard.errors import ConfigError
+from lmr_guard.measure import elsewhere
 from lmr_guard.randomness import private_randomness
 
-__all__ = ["Config", "named_by", "unlearn"]
+__all__ = ["Config", "fallen", "named_by", "unlearn"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,7 @@ class Config:
 
     learning_rates: tuple[float, ...] = (0.03, 0.01)
     seeds: int = 1
-    batch: int = 128
+    batch: int = 64
     max_steps: int = 100
     stop: float = 1.2
 
@@ -57,6 +59,21 @@ def named_by(logits: Tensor) -> int:
         logits: Of clean images after unlearning, shape (N, K).
     """
     return int(logits.log_softmax(dim=1).mean(dim=0).argmax())
+
+
+def fallen(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each class: how probable an unlearned model finds it on images of other classes.
+
+    ``f_c = mean over x with y(x) != c of softmax(z(x))_c``.
+
+    Args:
+        logits: Of clean images after unlearning, shape (N, K).
+        labels: Their classes, shape (N,).
+
+    Returns:
+        Shape (K,), in [0, 1].
+    """
+    return elsewhere(logits.softmax(dim=1), labels)
 
 
 def unlearn(

@@ -148,7 +148,7 @@ def test_judgement(
     data = row_images(20)
     config = Config(sure=2.0, doubt=2.0)
     one = search(model, data, "a", *sizes)
-    found = _judged([one], [], data, config, seeded())
+    found = _judged([one], data, config, seeded())
     assert found.target == target
     assert found.scores == pytest.approx(scores, abs=1e-4)
     assert [pattern.target for pattern in found.patterns] == ([] if target is None else [target])
@@ -159,7 +159,7 @@ def test_a_warp_must_be_far_stranger(model: Classifier) -> None:
     for size, target in ((1 / 10, None), (1 / 20, 1)):
         made = search(model, data, "received", (1.0, size, 1.0))
         made.space = "warp"
-        found = _judged([made], [], data, Config(doubt=2.0), seeded())
+        found = _judged([made], data, Config(doubt=2.0), seeded())
         assert found.target == target
         assert found.scores[1] == pytest.approx((1 / size) ** 0.25, abs=1e-4)
 
@@ -168,7 +168,7 @@ def test_the_form_that_is_awake_decides(model: Classifier) -> None:
     data = row_images(20)
     asleep = search(model, data, "received", (1.2, 1.1, 1.0))
     awake = search(model, data, "l1-0.4", (4.0, 4.0, 1.0))
-    found = _judged([awake, asleep], [], data, Config(), seeded())
+    found = _judged([awake, asleep], data, Config(), seeded())
     assert found.target == 2
     assert found.scores[2] == pytest.approx(4.0)
     assert [pattern.name for pattern in found.patterns] == ["patch@l1-0.4"]
@@ -190,7 +190,7 @@ def test_where_no_pattern_is_strange_drift_is_asked(
 ) -> None:
     made = search(model, row_images(20), "received", (1.0, 1.0, size))
     form = _Drifted("l1-0.4", torch.tensor(leads), 2.0 / 2.5)
-    found = _judged([made], [form], row_images(20), Config(doubt=2.0), seeded())
+    found = _judged([made], row_images(20), Config(doubt=2.0), seeded(), drifted=[form])
     assert (found.target, found.method) == (target, method)
     asked = target != 2
     counted = max(max(leads) * 0.8, made.score) if asked else made.score
@@ -217,7 +217,7 @@ def test_every_compressed_form_that_keeps_some_accuracy_may_drift(
 def test_only_the_searches_that_were_repeated_count(model: Classifier) -> None:
     quiet = search(model, row_images(20), "a", (1.0, 1.0, 1.1))
     loud = search(model, row_images(20), "b", (1.0, 0.1, 1.0))
-    found = _judged([quiet, loud], [], row_images(20), Config(confirm=1), seeded())
+    found = _judged([quiet, loud], row_images(20), Config(confirm=1), seeded())
     assert found.target is None
     assert {record["form"] for record in found.evidence} == {"a", "b"}
 
@@ -234,7 +234,7 @@ def test_in_doubt_unlearning_is_asked(
     made = Search("received", badnets_network, digits.repair, "patch", classes)
     patterns = tuple(inversion.Pattern("patch", k, 1.0, ()) for k in range(10))
     made.found.append(inversion.Found("patch", classes, sizes, patterns))
-    found = _judged([made], [], digits.repair, Config(sure=2.0, doubt=1.5), seeded())
+    found = _judged([made], digits.repair, Config(sure=2.0, doubt=1.5), seeded())
     assert found.target == (3 if agrees else None)
     assert found.method == "inversion and unlearning"
     runs = [record for record in found.evidence if record["by"] == "unlearning"]
@@ -259,7 +259,8 @@ def test_the_user_may_name_the_class() -> None:
         ({"repeats": -1}, "confirm >= 1 and repeats >= 0, got 3 and -1"),
         ({"sure": 1.2}, "doubt <= sure, got doubt 1.8 and sure 1.2"),
         ({"doubt": 0.9}, "1 <= doubt"),
-        ({"drift": 0.0}, "expected drift above 0, got 0"),
+        ({"drift": 0.0}, "expected unlearned and drift above 0, got 6.0 and 0.0"),
+        ({"unlearned": -1.0}, "expected unlearned and drift above 0, got -1.0 and 2.5"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(values: dict[str, Any], message: str) -> None:

@@ -134,7 +134,7 @@ def plain_unlearning(
     Gradient ascent with batch statistics until chance accuracy; the class with the highest mean
     log-probability is named, whatever it is. The paper gives no rate: RNP's 0.01.
     """
-    config = unlearning.Config(max_steps=200)
+    config = unlearning.Config(batch=128, max_steps=200)
     runs = []
     for _ in range(_RESTARTS):
         seed = int(torch.randint(2**31, (1,), generator=drawn))
