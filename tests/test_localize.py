@@ -14,7 +14,7 @@ from lmr_guard import inversion, localize
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError, StageError
-from lmr_guard.localize import Config, _Drifted, _judged
+from lmr_guard.localize import Config, _Drifted, _fell, _judged, _Run
 from lmr_guard.searches import Search
 from lmr_guard.unlearning import Config as UnlearningConfig
 
@@ -198,6 +198,50 @@ def test_where_no_pattern_is_strange_drift_is_asked(
     record = found.evidence[-1]
     assert (record["by"], record["form"]) == ("drift", "l1-0.4")
     assert record["lead"] == pytest.approx(list(leads), abs=0.01)
+
+
+def fallen(*lead: float) -> _Run:
+    named = lead.index(max(lead))
+    return _Run("received", 0.03, 0, named, torch.tensor(lead), steps=9, reached=True)
+
+
+@pytest.mark.parametrize(
+    ("leads", "target", "method", "score"),
+    [
+        ([(0.1, 12.0, 0.2), (0.1, 9.0, 0.2)], 1, "unlearning", 3.0),
+        # One of the runs falls back too little, or to another class.
+        ([(0.1, 12.0, 0.2), (0.1, 5.0, 0.2)], 2, "inversion", 2.5),
+        ([(0.1, 12.0, 0.2), (9.0, 0.1, 0.2)], 2, "inversion", 2.5),
+        # Not all runs were made: the first fell back too little.
+        ([(0.1, 12.0, 0.2)], 2, "inversion", 2.5),
+        # It says less than the pattern does.
+        ([(0.1, 7.0, 0.2), (0.1, 7.0, 0.2)], 2, "inversion", 2.5),
+    ],
+)
+def test_the_highest_score_of_patterns_and_unlearning_names_the_class(
+    model: Classifier,
+    leads: list[tuple[float, ...]],
+    target: int,
+    method: str,
+    score: float,
+) -> None:
+    made = search(model, row_images(20), "received", (1.0, 1.0, 0.4))
+    fell = [fallen(*each) for each in leads]
+    found = _judged([made], row_images(20), Config(), seeded(), fell=fell)
+    assert (found.target, found.method) == (target, method)
+    assert max(found.scores) == found.scores[target] == pytest.approx(score)
+    assert [record["lead"] for record in found.evidence if record["by"] == "unlearning"] == [
+        pytest.approx(list(each)) for each in leads
+    ]
+
+
+def test_an_honest_network_unlearns_once_and_is_not_asked_again(
+    clean_network: Classifier, digits: Clean
+) -> None:
+    config = Config()
+    (run,) = _fell("received", clean_network, digits.repair, config, seeded())
+    assert run.reached
+    assert float(run.lead.max()) < config.unlearned
 
 
 def test_every_compressed_form_that_keeps_some_accuracy_may_drift(

@@ -13,7 +13,7 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean
 from lmr_guard.errors import ConfigError
 from lmr_guard.measure import predict
-from lmr_guard.unlearning import Config, named_by, unlearn
+from lmr_guard.unlearning import Config, fallen, named_by, unlearn
 
 SMALL = Config(learning_rates=(0.03,), seeds=2, batch=20, max_steps=200, stop=1.2)
 STILL = Config(learning_rates=(0.03,), batch=20, max_steps=1, stop=0.0)
@@ -32,6 +32,15 @@ def test_the_right_class_of_a_backdoored_network(
     )
     assert reached
     assert named_by(logits) == 3
+
+
+def test_fallen_by_eye() -> None:
+    logits = torch.tensor([[9.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 2.0, 0.0]])
+    labels = torch.tensor([0, 0, 2])
+    found = fallen(logits, labels)
+    for c in range(3):
+        terms = [float(logits[i].softmax(0)[c]) for i in range(3) if int(labels[i]) != c]
+        assert float(found[c]) == pytest.approx(sum(terms) / len(terms))
 
 
 def test_the_class_is_that_of_the_highest_mean_log_probability() -> None:
