@@ -18,7 +18,7 @@ from examples.population import records, show
 from examples.population.__main__ import main
 from examples.population.halves import HALVES, fresh, schedule
 from examples.population.images import DATASETS, Images, defence
-from examples.population.plan import Member, population
+from examples.population.plan import ROUNDS, Member, population
 from examples.population.show import FAMILIES, Row
 from lmr_guard.contracts import Labelled
 from lmr_guard.errors import ConfigError, InputError
@@ -51,9 +51,11 @@ def test_a_round_has_each_attack_once_in_each_half_and_data_set() -> None:
     assert len(found) == len(HALVES) * len(DATASETS) * len(ATTACKS)
 
 
-@pytest.mark.parametrize("length", [9, 18, 45, 90, 121, 200, 270])
-def test_any_prefix_is_balanced(length: int) -> None:
-    prefix = population()[:length]
+@pytest.mark.parametrize("number", range(ROUNDS))
+@pytest.mark.parametrize("length", [9, 18, 45, 90, 121, 135])
+def test_any_prefix_of_a_round_is_balanced(number: int, length: int) -> None:
+    start = len(population()) // ROUNDS * number
+    prefix = population()[start : start + length]
     backdoored = [m for m in prefix if m.attack is not None]
     clean = [m for m in prefix if m.attack is None]
     assert abs(len(backdoored) - 2 * len(clean)) <= 2
@@ -62,7 +64,8 @@ def test_any_prefix_is_balanced(length: int) -> None:
         assert spread([m.dataset for m in part], len(DATASETS)) <= 2
         for half in HALVES:
             own = [m.network for m in part if m.half == half]
-            assert spread(own, len(HALVES[half].networks)) <= 3
+            assert set(own) <= set(HALVES[half].networks(number))
+            assert spread(own, len(HALVES[half].networks(number))) <= 3
     assert spread([m.attack for m in backdoored], len(ATTACKS)) <= 3
 
 
@@ -81,16 +84,20 @@ def test_a_longer_plan_begins_like_a_shorter_one() -> None:
     assert population(2)[:90] == population(1)[:90]
 
 
-def test_the_halves_share_no_architecture_and_no_recipe() -> None:
+def test_in_no_round_do_the_halves_share_an_architecture_or_a_recipe() -> None:
     first, second = HALVES.values()
-    assert not set(first.networks) & set(second.networks)
+    for number in range(ROUNDS):
+        assert not set(first.networks(number)) & set(second.networks(number))
+    later = set(second.networks(ROUNDS - 1))
+    assert not later & {n for half in HALVES.values() for n in half.networks(0)}
     assert first.recipe.batch != second.recipe.batch
     assert first.recipe.weight_decay != second.recipe.weight_decay
     assert (first.reach, first.flip) != (second.reach, second.flip)
     plans = {
         half: {
             schedule(half, network, dataset, trained=trained)
-            for network in HALVES[half].networks
+            for number in range(ROUNDS)
+            for network in HALVES[half].networks(number)
             for dataset in DATASETS
             for trained in (False, True)
         }
@@ -101,7 +108,7 @@ def test_the_halves_share_no_architecture_and_no_recipe() -> None:
 
 def test_every_architecture_takes_every_data_set() -> None:
     for half in HALVES.values():
-        for network in half.networks:
+        for network in (name for each in half.rounds for name in each):
             for dataset in DATASETS:
                 model = fresh(network, dataset, 0)
                 assert model(model.example()).shape == (2, 10)
@@ -331,6 +338,18 @@ def test_counts_are_those_made_by_hand() -> None:
         row("reported", "patch", 2, 1, 1, 0, paper=(2, 0)),
         row("reported", "did not take", 1, 1, 0, 0, paper=(0, 1)),
     ]
+
+
+def test_one_round_can_be_shown_by_itself() -> None:
+    networks = ("plain_resnet", "slim_densenet")
+    people = [
+        {"member": {"half": "reported", "network": network, "seed": seed}}
+        for network in networks
+        for seed in (0, 1)
+    ]
+    for number, network in enumerate(networks):
+        found = show.of_round(people, number)
+        assert [record["member"]["network"] for record in found] == [network] * 2
 
 
 def test_what_is_shown_carries_wilson_bounds() -> None:

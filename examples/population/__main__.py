@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     shown = commands.add_parser("show", help="print the counts")
     shown.set_defaults(run=_show)
     shown.add_argument("--by", choices=tuple(show.KEYS), default="family")
+    shown.add_argument("--round", type=int, help="only networks of this round, from 1")
     compared = commands.add_parser("compare", help="print what each score is worth")
     compared.set_defaults(run=_compare)
     compared.add_argument("--scored", type=Path, default=RESULTS, help="what score has written")
@@ -171,6 +172,8 @@ def _recorded(
 
 def _show(options: argparse.Namespace, console: Console) -> int:
     found = records.read(options.out)
+    if options.round is not None:
+        found = show.of_round(found, options.round - 1)
     if not found:
         print(f"expected records, got none in {options.out}; score first", file=sys.stderr)
         return ExitCode.INCOMPLETE

@@ -9,7 +9,6 @@ each data set once. A plan that is cut off anywhere is balanced, up to the group
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 from examples.population.halves import HALVES, HalfName
 from examples.population.images import DATASETS
@@ -57,7 +56,7 @@ class Member:
 def population(rounds: int = ROUNDS) -> tuple[Member, ...]:
     """All members, best planted in this order: two backdoored ones, then a clean one."""
     backdoored = [member for i in range(rounds) for member in _round(i)]
-    clean = islice(_clean(), len(backdoored) // 2)
+    clean = [member for i in range(rounds) for member in _clean(i)]
     pairs = zip(backdoored[::2], backdoored[1::2], clean, strict=True)
     return tuple(member for three in pairs for member in three)
 
@@ -71,7 +70,7 @@ def _round(number: int) -> Iterator[Member]:
     for group in range(len(attacks)):
         for place, (dataset, half) in enumerate(places):
             visit = group + place // len(HALVES) + number
-            networks = list(HALVES[half].networks)
+            networks = HALVES[half].networks(number)
             offset = place * len(attacks) // len(places)
             yield Member(
                 half=half,
@@ -83,13 +82,16 @@ def _round(number: int) -> Iterator[Member]:
             )
 
 
-def _clean() -> Iterator[Member]:
-    """Clean networks without end, the places in turn."""
-    visit = 0
-    while True:
-        for place, (dataset, half) in enumerate(_places()):
-            networks = list(HALVES[half].networks)
-            chosen = (visit + place // len(HALVES)) % len(networks)
-            seed = visit // len(networks)
-            yield Member(half=half, dataset=dataset, network=networks[chosen], seed=seed)
-        visit += 1
+def _clean(number: int) -> Iterator[Member]:
+    """The clean networks of a round, half as many as backdoored ones, the places in turn."""
+    places = _places()
+    for count in range(len(ATTACKS) * len(places) // 2):
+        visit, place = divmod(count, len(places))
+        dataset, half = places[place]
+        networks = HALVES[half].networks(number)
+        yield Member(
+            half=half,
+            dataset=dataset,
+            network=networks[(visit + place // len(HALVES)) % len(networks)],
+            seed=number * _SEEDS + visit // len(networks),
+        )

@@ -20,7 +20,7 @@ from examples.population.records import Record
 from examples.population.score import TOOK
 from lmr_guard.contracts import Rate
 
-__all__ = ["KEYS", "Row", "rendered", "rows"]
+__all__ = ["FAMILIES", "KEYS", "Row", "of_round", "rendered", "rows"]
 
 FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -87,6 +87,12 @@ def rows(records: Sequence[Record], by: str = "family") -> list[Row]:
         for group, members in _groups([r for r in records if r["member"]["half"] == half], by)
         if members
     ]
+
+
+def of_round(records: Sequence[Record], number: int) -> list[Record]:
+    """Those whose architecture is of a round, counted from 0; see ``halves``."""
+    members = ((record, record["member"]) for record in records)
+    return [r for r, m in members if HALVES[m["half"]].round_of(m["network"]) == number]
 
 
 def _groups(records: Sequence[Record], by: str) -> Iterator[tuple[str, list[Record]]]:
