@@ -6,17 +6,17 @@ A backdoor that sleeps in one form is awake in another, so every form is asked. 
 
 1. *Inversion*: in each form and each space, every class has a *strangeness*, how much smaller a
    pattern it needs than the others. The few strangest searches are repeated until it is clear
-   whether their medians reach ``sure``. *Unlearning*: if the model as received unlearns, does it
-   fall back to one class ``unlearned`` times more than to any other, in every run? That much
-   counts as ``sure``.
-2. The class with the highest score is the suspect if that is ``sure`` or more.
-3. Between ``doubt`` and ``sure``, the form in question also unlearns: the class is the suspect if
-   most of those runs name it.
+   whether their medians reach ``sure``; the highest median of a class is its score.
+2. *Unlearning*: where some class comes to ``doubt``, the model as received unlearns. If in every
+   run it falls back to one class ``unlearned`` times more than to any other, and that class comes
+   to ``doubt``, it is the suspect, though another may be stranger.
+3. Otherwise the class with the highest score is the suspect if that is ``sure`` or more, or if it
+   is ``doubt`` or more and most runs name it when the form in question unlearns.
 4. *Drift*: otherwise each compressed form is asked whether clean images move towards one class
    ``drift`` times more than towards any other; that much counts as ``sure``.
 5. Otherwise nobody is.
 
-With fewer than five classes unlearning and drift have no score. Scores are ratios: 1 is ordinary, 3
+With fewer than five classes unlearning and drift are not asked. Scores are ratios: 1 is ordinary, 3
 is a third of the usual size. A high score is no proof.
 """
 
@@ -52,10 +52,10 @@ class Config:
         confirm: Searches that are repeated, the strangest first.
         repeats: How often at most, with another seed each time.
         sure: Score from which on the leading class is the suspect, >= 1.
-        doubt: Score from which on unlearning is asked, in [1, sure].
-        unlearned: Lead (see ``drift.lead``) in every run of unlearning from which on a class is as
-            suspect as with ``sure``, > 0.
-        drift: The same of a drift.
+        doubt: Strangeness from which on unlearning is asked, in [1, sure].
+        unlearned: Lead (see ``drift.lead``) in every run of unlearning from which on a class needs
+            not be the strangest, > 0.
+        drift: Lead of a drift that counts as ``sure``, > 0.
         min_accuracy: Compressed forms below this share of the received model's clean accuracy
             are not searched: collapsed networks say nothing.
         min_drifting: The same share for the drift, which says more of weaker forms.
@@ -65,7 +65,7 @@ class Config:
     unlearning: UnlearningConfig = field(default_factory=UnlearningConfig)
     confirm: int = 3
     repeats: int = 2
-    sure: float = 2.0
+    sure: float = 2.5
     doubt: float = 1.8
     unlearned: float = 6.0
     drift: float = 2.5
@@ -208,8 +208,8 @@ def suspect(
     ]
     searches = _searched(asked, repair, config, generator, progress)
     fell: list[_Run] = []
-    if classifier.num_classes >= FEWEST:
-        fell = _fell("received", received, repair, config, generator)
+    if classifier.num_classes >= FEWEST and float(_highest(searches).max()) >= config.doubt:
+        fell = _fell(received, repair, config, generator)
     return _judged(searches, repair, config, generator, fell=fell, drifted=drifted)
 
 
@@ -249,26 +249,23 @@ def _judged(
 ) -> Suspicion:
     """Steps 2 to 5 of the rule; of the searches only the first few were repeated and count."""
     confirmed = searches[: config.confirm]
-    scores = torch.ones(searches[0].model.num_classes)
-    for search in confirmed:
-        scores[search.classes] = torch.maximum(scores[search.classes], search.strangeness)
-    method = "inversion"
-    if len(fell) == len(_planned(config.unlearning)):
-        far = torch.stack([run.lead for run in fell]).amin(dim=0) * config.sure / config.unlearned
-        method = "unlearning" if float(far.max()) > float(scores.max()) else method
-        scores = torch.maximum(scores, far)
-    leading = int(scores.argmax())
-    votes = [search.leading == leading for search in confirmed]
-    votes += [run.named == leading for run in fell if run.reached]
-    runs: list[_Run] = []
+    scores = _highest(confirmed)
+    leading, method = int(scores.argmax()), "inversion"
     target = leading if float(scores[leading]) >= config.sure else None
-    if target is None and float(scores[leading]) >= config.doubt:
+    runs: list[_Run] = []
+    fallen = _fallen_to(searches, fell, config)
+    if fallen is not None:
+        target = leading = fallen
+        method = "inversion and unlearning"
+        scores[fallen] = _highest(searches)[fallen]
+    elif target is None and float(scores[leading]) >= config.doubt:
         method = "inversion and unlearning"
         decisive = max(confirmed, key=lambda search: search.score)
         runs = _voted(decisive, repair, config.unlearning, generator, leading)
-        agree = [run.named == leading for run in runs if run.reached]
-        votes += agree
-        target = leading if 2 * sum(agree) > len(agree) else None
+        agree = sum(run.reached and run.named == leading for run in runs)
+        target = leading if 2 * agree > len(_planned(config.unlearning)) else None
+    votes = [search.leading == leading for search in confirmed]
+    votes += [run.named == leading for run in (*fell, *runs) if run.reached]
     if target is None and drifted:
         furthest = max(drifted, key=lambda form: form.score)
         scores = torch.stack([scores, *(form.strangeness for form in drifted)]).amax(dim=0)
@@ -286,18 +283,36 @@ def _judged(
             *(form.record() for form in drifted),
             *(run.record() for run in (*fell, *runs)),
         ),
-        patterns=() if target is None else _patterns(confirmed, target, config.doubt),
+        patterns=() if target is None else _patterns(searches, target, config),
     )
 
 
+def _highest(searches: Sequence[Search]) -> Tensor:
+    """Of each class: its highest strangeness, 1 where it was not searched or is not strange."""
+    highest = torch.ones(searches[0].model.num_classes)
+    for search in searches:
+        highest[search.classes] = torch.maximum(highest[search.classes], search.strangeness)
+    return highest
+
+
+def _fallen_to(searches: Sequence[Search], fell: Sequence[_Run], config: Config) -> int | None:
+    """The class that every run fell back to and that comes to ``doubt`` in some search."""
+    if len(fell) < len(_planned(config.unlearning)):
+        return None
+    far = _least(fell)
+    named = int(far.argmax())
+    enough = float(far[named]) >= config.unlearned
+    return named if enough and float(_highest(searches)[named]) >= config.doubt else None
+
+
 def _fell(
-    form: str, model: Classifier, repair: Labelled, config: Config, generator: torch.Generator
+    received: Classifier, repair: Labelled, config: Config, generator: torch.Generator
 ) -> list[_Run]:
-    """Runs of unlearning, until one does not fall back far enough to any class."""
+    """Runs of unlearning, as long as one class is fallen back to far enough in all of them."""
     runs: list[_Run] = []
-    for run in _runs(form, model, repair, config.unlearning, generator):
+    for run in _runs("received", received, repair, config.unlearning, generator):
         runs.append(run)
-        if float(run.lead.max()) < config.unlearned:
+        if float(_least(runs).max()) < config.unlearned:
             break
     return runs
 
@@ -313,15 +328,10 @@ def _voted(
     runs: list[_Run] = []
     for run in _runs(search.form, search.model, repair, config, generator):
         runs.append(run)
-        against = sum(each.reached and each.named != leading for each in runs)
+        against = sum(not each.reached or each.named != leading for each in runs)
         if 2 * against >= len(_planned(config)):
             break
     return runs
-
-
-def _planned(config: UnlearningConfig) -> list[tuple[float, int]]:
-    """Rate and number of each run."""
-    return [(lr, repeat) for lr in config.learning_rates for repeat in range(config.seeds)]
 
 
 def _runs(
@@ -352,16 +362,25 @@ def _runs(
         )
 
 
+def _least(runs: Sequence[_Run]) -> Tensor:
+    """Of each class: its lead in the run in which that is smallest, shape (K,)."""
+    return torch.stack([run.lead for run in runs]).amin(dim=0)
+
+
+def _planned(config: UnlearningConfig) -> list[tuple[float, int]]:
+    """Rate and number of each run."""
+    return [(lr, repeat) for lr in config.learning_rates for repeat in range(config.seeds)]
+
+
 def _patterns(
-    confirmed: Sequence[Search], target: int, least: float
+    searches: Sequence[Search], target: int, config: Config
 ) -> tuple[inversion.Pattern, ...]:
     """What was found for the suspect, one a search, where it is strange.
 
     In a form where the backdoor sleeps the smallest pattern is a large, ordinary one, which goes
     on to work after the best repair.
     """
+    strange = [each for each in searches if float(_highest([each])[target]) >= config.doubt]
     return tuple(
-        replace(search.pattern(target), origin=search.form)
-        for search in confirmed
-        if search.leading == target and search.score >= least
+        replace(each.pattern(target), origin=each.form) for each in strange[: config.confirm]
     )

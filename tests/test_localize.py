@@ -156,10 +156,10 @@ def test_judgement(
 
 def test_a_warp_must_be_far_stranger(model: Classifier) -> None:
     data = row_images(20)
-    for size, target in ((1 / 10, None), (1 / 20, 1)):
+    for size, target in ((1 / 30, None), (1 / 50, 1)):
         made = search(model, data, "received", (1.0, size, 1.0))
         made.space = "warp"
-        found = _judged([made], data, Config(doubt=2.0), seeded())
+        found = _judged([made], data, Config(doubt=2.5), seeded())
         assert found.target == target
         assert found.scores[1] == pytest.approx((1 / size) ** 0.25, abs=1e-4)
 
@@ -189,8 +189,9 @@ def test_where_no_pattern_is_strange_drift_is_asked(
     model: Classifier, leads: tuple[float, ...], size: float, target: int | None, method: str
 ) -> None:
     made = search(model, row_images(20), "received", (1.0, 1.0, size))
-    form = _Drifted("l1-0.4", torch.tensor(leads), 2.0 / 2.5)
-    found = _judged([made], row_images(20), Config(doubt=2.0), seeded(), drifted=[form])
+    form = _Drifted("l1-0.4", torch.tensor(leads), 0.8)
+    config = Config(sure=2.0, doubt=2.0)
+    found = _judged([made], row_images(20), config, seeded(), drifted=[form])
     assert (found.target, found.method) == (target, method)
     asked = target != 2
     counted = max(max(leads) * 0.8, made.score) if asked else made.score
@@ -205,41 +206,54 @@ def fallen(*lead: float) -> _Run:
     return _Run("received", 0.03, 0, named, torch.tensor(lead), steps=9, reached=True)
 
 
+FELL, LITTLE, OTHER = fallen(0.1, 12.0, 0.2), fallen(0.1, 5.0, 0.2), fallen(9.0, 0.1, 0.2)
+
+
 @pytest.mark.parametrize(
-    ("leads", "target", "method", "score"),
+    ("runs", "sizes", "target", "method"),
     [
-        ([(0.1, 12.0, 0.2), (0.1, 9.0, 0.2)], 1, "unlearning", 3.0),
+        # Every run names class 1, which patterns reach with little: though 2 is stranger.
+        ([FELL] * 4, (1.5, 0.45, 0.35), 1, "inversion and unlearning"),
+        # Patterns reach it as they reach others.
+        ([FELL] * 4, (1.0, 0.8, 0.4), 2, "inversion"),
         # One of the runs falls back too little, or to another class.
-        ([(0.1, 12.0, 0.2), (0.1, 5.0, 0.2)], 2, "inversion", 2.5),
-        ([(0.1, 12.0, 0.2), (9.0, 0.1, 0.2)], 2, "inversion", 2.5),
-        # Not all runs were made: the first fell back too little.
-        ([(0.1, 12.0, 0.2)], 2, "inversion", 2.5),
-        # It says less than the pattern does.
-        ([(0.1, 7.0, 0.2), (0.1, 7.0, 0.2)], 2, "inversion", 2.5),
+        ([FELL] * 3 + [LITTLE], (1.5, 0.45, 0.35), 2, "inversion"),
+        ([FELL] * 3 + [OTHER], (1.5, 0.45, 0.35), 2, "inversion"),
+        # Not all runs were made.
+        ([FELL] * 3, (1.5, 0.45, 0.35), 2, "inversion"),
     ],
 )
-def test_the_highest_score_of_patterns_and_unlearning_names_the_class(
+def test_unlearning_names_a_class_that_patterns_reach_with_little(
     model: Classifier,
-    leads: list[tuple[float, ...]],
+    runs: list[_Run],
+    sizes: tuple[float, float, float],
     target: int,
     method: str,
-    score: float,
 ) -> None:
-    made = search(model, row_images(20), "received", (1.0, 1.0, 0.4))
-    fell = [fallen(*each) for each in leads]
-    found = _judged([made], row_images(20), Config(), seeded(), fell=fell)
+    made = search(model, row_images(20), "received", sizes)
+    config = Config(sure=2.0, doubt=2.0)
+    found = _judged([made], row_images(20), config, seeded(), fell=runs)
     assert (found.target, found.method) == (target, method)
-    assert max(found.scores) == found.scores[target] == pytest.approx(score)
-    assert [record["lead"] for record in found.evidence if record["by"] == "unlearning"] == [
-        pytest.approx(list(each)) for each in leads
-    ]
+    assert [pattern.target for pattern in found.patterns] == [target]
+    told = [record for record in found.evidence if record["by"] == "unlearning"]
+    assert [record["class"] for record in told] == [run.named for run in runs]
+
+
+def test_a_search_that_was_not_repeated_is_enough_beside_unlearning(model: Classifier) -> None:
+    loud = search(model, row_images(20), "a", (1.0, 1.0, 0.45))
+    quiet = search(model, row_images(20), "b", (1.0, 0.48, 1.0))
+    config = Config(confirm=1, doubt=2.0)
+    found = _judged([loud, quiet], row_images(20), config, seeded(), fell=[FELL] * 4)
+    assert found.target == 1
+    assert found.scores == pytest.approx((1.0, 1 / 0.48, 1 / 0.45), abs=1e-3)
+    assert [pattern.name for pattern in found.patterns] == ["patch@b"]
 
 
 def test_an_honest_network_unlearns_once_and_is_not_asked_again(
     clean_network: Classifier, digits: Clean
 ) -> None:
     config = Config()
-    (run,) = _fell("received", clean_network, digits.repair, config, seeded())
+    (run,) = _fell(clean_network, digits.repair, config, seeded())
     assert run.reached
     assert float(run.lead.max()) < config.unlearned
 
@@ -266,6 +280,15 @@ def test_only_the_searches_that_were_repeated_count(model: Classifier) -> None:
     assert {record["form"] for record in found.evidence} == {"a", "b"}
 
 
+def test_a_backdoored_network_falls_back_to_its_class_in_every_run(
+    badnets_network: Classifier, digits: Clean
+) -> None:
+    config = Config(unlearned=1.5)
+    runs = _fell(badnets_network, digits.repair, config, seeded())
+    assert [(run.lr, run.repeat) for run in runs] == [(0.03, 0), (0.03, 1), (0.01, 0), (0.01, 1)]
+    assert {run.named for run in runs} == {3}
+
+
 @pytest.mark.parametrize("agrees", [True, False])
 def test_in_doubt_unlearning_is_asked(
     badnets_network: Classifier, digits: Clean, *, agrees: bool
@@ -282,9 +305,19 @@ def test_in_doubt_unlearning_is_asked(
     assert found.target == (3 if agrees else None)
     assert found.method == "inversion and unlearning"
     runs = [record for record in found.evidence if record["by"] == "unlearning"]
-    # The first run that disagrees leaves no majority to be had.
+    # Two that disagree leave no majority of four to be had.
     rates = [0.03, 0.01] if agrees else [0.03]
-    assert [(run["lr"], run["repeat"]) for run in runs] == [(lr, 0) for lr in rates]
+    assert [(run["lr"], run["repeat"]) for run in runs] == [(lr, i) for lr in rates for i in (0, 1)]
+
+
+def test_where_nobody_comes_to_doubt_nothing_unlearns(
+    clean_network: Classifier, digits: Clean
+) -> None:
+    for doubt, asked in ((50.0, False), (1.0, True)):
+        one = inversion.Config(steps=1)
+        config = Config(inversion=one, confirm=1, repeats=0, sure=99.0, doubt=doubt)
+        found = localize.suspect(clean_network, digits.repair, config, seeded())
+        assert ("unlearning" in {record["by"] for record in found.evidence}) is asked
 
 
 def test_the_user_may_name_the_class() -> None:
