@@ -58,6 +58,12 @@ def test_show_audit_prints_and_draws(
     assert place.read_text("utf-8").startswith("<?xml")
 
 
+def test_one_round_can_be_shown_by_itself(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show-audit", "--out", f"{done}", "--round", "1"]) == 0
+    assert "reported half, limit" in capsys.readouterr().out
+    assert main(["show-audit", "--out", f"{done}", "--round", "2"]) == 3
+
+
 def test_an_empty_folder_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show-audit", "--out", f"{tmp_path}"]) == 3
     assert "expected records, got none" in capsys.readouterr().err

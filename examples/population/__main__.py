@@ -98,7 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     shown = commands.add_parser("show", help="print the counts")
     shown.set_defaults(run=_show)
     shown.add_argument("--by", choices=tuple(show.KEYS), default="family")
-    shown.add_argument("--round", type=int, help="only networks of this round, from 1")
     compared = commands.add_parser("compare", help="print what each score is worth")
     compared.set_defaults(run=_compare)
     compared.add_argument("--scored", type=Path, default=RESULTS, help="what score has written")
@@ -106,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     told.set_defaults(run=_show_audit)
     told.add_argument("--limit", type=float, default=Policy().max_strangeness)
     told.add_argument("--roc", type=Path, help="also draw the ROC into this file (.svg, .png)")
+    for command in (shown, told):
+        command.add_argument("--round", type=int, help="only networks of this round, from 1")
     kept = {
         score: RESULTS,
         shown: RESULTS,
@@ -171,9 +172,7 @@ def _recorded(
 
 
 def _show(options: argparse.Namespace, console: Console) -> int:
-    found = records.read(options.out)
-    if options.round is not None:
-        found = show.of_round(found, options.round - 1)
+    found = _of_round(options)
     if not found:
         print(f"expected records, got none in {options.out}; score first", file=sys.stderr)
         return ExitCode.INCOMPLETE
@@ -193,7 +192,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 
 
 def _show_audit(options: argparse.Namespace, console: Console) -> int:
-    found = records.read(options.out)
+    found = _of_round(options)
     if not found:
         print(f"expected records, got none in {options.out}; audit some first", file=sys.stderr)
         return ExitCode.INCOMPLETE
@@ -202,6 +201,11 @@ def _show_audit(options: argparse.Namespace, console: Console) -> int:
     if options.roc is not None:
         heard.draw(found, options.roc)
     return ExitCode.PASSED
+
+
+def _of_round(options: argparse.Namespace) -> list[records.Record]:
+    found = records.read(options.out)
+    return found if options.round is None else show.of_round(found, options.round - 1)
 
 
 def _wanted(options: argparse.Namespace) -> list[Member]:
