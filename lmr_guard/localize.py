@@ -16,8 +16,8 @@ A backdoor that sleeps in one form is awake in another, so every form is asked. 
    ``drift`` times more than towards any other; that much counts as ``sure``.
 5. Otherwise nobody is.
 
-With fewer than five classes unlearning and drift are not asked. Scores are ratios: 1 is ordinary, 3
-is a third of the usual size. A high score is no proof.
+With fewer than five classes 2 and 4 are left out. Scores are ratios: 1 is ordinary, 3 is a third of
+the usual size. A high score is no proof.
 """
 
 from collections.abc import Iterator, Sequence
