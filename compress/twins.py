@@ -108,7 +108,7 @@ class PrunedTwin:
             for group, share in zip(self.groups.all, shares, strict=True)
         ]
         masks = self.groups.masks(self.groups.cuts(parameters, counts))
-        return {name: parameters[name] * mask for name, mask in masks.items()}
+        return {name: parameters[name] * mask.to(parameters[name]) for name, mask in masks.items()}
 
 
 def twins(classifier: Classifier, recipes: Sequence[Recipe]) -> tuple[Twin, ...]:

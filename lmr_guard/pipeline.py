@@ -323,7 +323,7 @@ def mend(
         clean.select,
         config=config.repel,
         generator=generator,
-        twins=_twins(classifier, config.recipes),
+        twins=_twins(model, config.recipes),
         progress=progress,
     )
     return Mended(repaired.to(classifier.device), suspicion, record)
@@ -586,14 +586,15 @@ class _Audit:
             yield replace(form, classifier=pruned)
 
     def _repelled(self, pruned: Classifier, suspect: int, config: RepelConfig) -> Classifier:
+        model = pruned.clone().to(self.config.device)
         repaired, _ = repel.repel(
-            pruned.clone().to(self.config.device),
+            model,
             suspect,
             self.clean.repair,
             self.clean.select,
             config=config,
             generator=self.config.generator("repel"),
-            twins=_twins(pruned, [Recipe(int8=Int8())]),
+            twins=_twins(model, [Recipe(int8=Int8())]),
             progress=self.progress,
         )
         return repaired.to(pruned.device)
@@ -619,7 +620,7 @@ class _Audit:
             )
             return None
         self.progress(f"search {form.recipe.label}", 0, 1)
-        model = form.classifier if form.recipe.int8 is None else int8.rounded(form.classifier)
+        model = int8.rounded(form.classifier) if form.recipe.int8 else form.classifier.clone()
         generator = self.config.generator("localize")
         found = audit.listens(
             model.to(self.config.device),
