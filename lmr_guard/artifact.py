@@ -98,7 +98,8 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
         temporary.replace(path)
     except OSError as error:
         raise StageError(
-            f"expected to write {path}, got {error.strerror}; free space or choose another folder"
+            f"expected to write {path}, got {error.strerror}; "
+            "choose a folder that can be written and has room"
         ) from error
     finally:
         if temporary is not None:

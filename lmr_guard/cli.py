@@ -1,19 +1,16 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: arguments in, exit code out. The only module that prints.
+"""The command line: arguments in, exit code out. It and ``terminal`` alone print.
 
 Exit codes: 0 passed, 1 refused by policy, 2 the tool failed, 3 nothing or too little evaluated,
-4 usage or configuration, 5 unsafe or unreadable input.
+4 usage or configuration, 5 unsafe or unreadable input, 130 interrupted.
 """
 
 import json
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,73 +18,60 @@ from typing import Any, TypeVar
 import click
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 
-from lmr_guard import audit, demo, drill, export, inversion, load, pipeline, repel, report, verify
+from lmr_guard import (
+    audit,
+    demo,
+    drill,
+    export,
+    inversion,
+    load,
+    pipeline,
+    repel,
+    report,
+    terminal,
+    verify,
+)
 from lmr_guard.artifact import atomic, sha256_of
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Clean, Progress, Suspicion
 from lmr_guard.errors import ConfigError, ExitCode, GuardError
 from lmr_guard.redteam import catalogue
+from lmr_guard.terminal import complain
 
 __all__ = ["cli", "demo_", "drill_", "main", "repair", "run", "scan", "verify_"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _DEBUG = "LMR_GUARD_DEBUG"
-_INTERRUPTED = 130
 _ATTACKS = ("badnets", "qcb", "pcb")
 _DRILLED = "float32,int8,l1-0.2,l1-0.4,l1-0.6"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; never raises, never exits the process."""
+    with terminal.stoppable():
+        return _answered(sys.argv[1:] if arguments is None else arguments)
+
+
+def _answered(arguments: Sequence[str]) -> int:
     try:
-        with _terminated_as_interrupted():
-            code = cli.main(
-                list(sys.argv[1:] if arguments is None else arguments),
-                prog_name="lmr-guard",
-                standalone_mode=False,
-            )
+        code = cli.main(list(arguments), prog_name="lmr-guard", standalone_mode=False)
     except GuardError as error:
-        return _complain(str(error), error.exit_code)
+        return complain(str(error), error.exit_code)
     except click.ClickException as error:
-        return _complain(error.format_message(), ExitCode.USAGE)
+        return complain(error.format_message(), ExitCode.USAGE)
     except (KeyboardInterrupt, click.Abort):
-        return _complain("interrupted; nothing was written", _INTERRUPTED)
+        return complain("interrupted; nothing half-written was left", ExitCode.INTERRUPTED)
     except MemoryError:
-        return _complain("expected enough memory, got none left; use fewer images", ExitCode.FAILED)
+        return complain("expected enough memory, got none left; use fewer images", ExitCode.FAILED)
     except Exception as error:  # noqa: BLE001 - the last line of defence: one line, not a trace
         if os.environ.get(_DEBUG):
             traceback.print_exc()
         what = f"{type(error).__name__}: {error}".splitlines()[0]
-        return _complain(f"internal error: {what}; set {_DEBUG}=1 to see where", ExitCode.FAILED)
+        return complain(f"internal error: {what}; set {_DEBUG}=1 to see where", ExitCode.FAILED)
     return int(code) if isinstance(code, int) else ExitCode.PASSED
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM cleans up as Ctrl-C does; only the main thread may and needs to say so."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _as_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _as_interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _complain(message: str, code: int) -> int:
-    one_line = " ".join(message.split())
-    click.echo(f"lmr-guard: {one_line}", err=True)
-    return code
 
 
 # --- options ------------------------------------------------------------------------------------
@@ -118,6 +102,14 @@ def _all_of(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _C
 
 
 _PATH = click.Path(path_type=Path)
+
+
+def _record_place(_context: object, _option: object, path: Path | None) -> Path | None:
+    """Refused before the work where the record could not be written after it."""
+    if path is not None:
+        export.require_place(path)
+    return path
+
 
 _clean = click.option(
     "--clean", "clean_folder", type=_PATH, required=True, help="Clean images, one folder a class."
@@ -235,30 +227,6 @@ def _names(text: str | None) -> list[str] | None:
 # --- what the terminal shows --------------------------------------------------------------------
 
 
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Bars on standard error; nothing where that is no terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    console = Console(stderr=True)
-    # Where it is no terminal, rich would still end with an empty line.
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def observe(step: str, done: int, total: int, /) -> None:
-            if step not in tasks:
-                tasks[step] = bars.add_task(step, total=total)
-            bars.update(tasks[step], completed=done, total=total)
-            if done == total:
-                bars.remove_task(tasks.pop(step))
-
-        yield observe
-
-
 def _show(document: dict[str, Any]) -> None:
     console = Console()
     for table in report.tables(document):
@@ -286,14 +254,23 @@ def _write_json(content: object, path: Path) -> None:
 # --- the commands -------------------------------------------------------------------------------
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="lmr-guard")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> int | None:
     """Repair, compress, audit and gate an image classifier that may hold a backdoor.
 
     Exit codes: 0 passed, 1 refused by policy, 2 the tool failed, 3 nothing or too little
-    evaluated, 4 usage or configuration, 5 unsafe or unreadable input.
+    evaluated, 4 usage or configuration, 5 unsafe or unreadable input, 130 interrupted.
     """
+    if context.invoked_subcommand is not None:
+        return None
+    click.echo(context.get_help(), err=True)
+    return ExitCode.USAGE
 
 
 @cli.command()
@@ -341,7 +318,7 @@ def run(
     options["policy"] = verify.policy_from_toml(policy_file) if policy_file else verify.Policy()
     if variants is not None:
         options["recipes"] = recipes.parse(_names(variants) or [])
-    with _progress() as progress:
+    with terminal.progress() as progress:
         document = pipeline.run(
             checkpoint,
             source,
@@ -378,7 +355,13 @@ def _loaded(
 @_clean
 @_classes
 @_work
-@click.option("--json", "json_file", type=_PATH, help="Also write the scores and runs here.")
+@click.option(
+    "--json",
+    "json_file",
+    type=_PATH,
+    callback=_record_place,
+    help="Also write the scores and runs here.",
+)
 def scan(
     *,
     checkpoint: Path,
@@ -389,7 +372,7 @@ def scan(
 ) -> None:
     """Say which class of CHECKPOINT is suspect; changes and decides nothing."""
     source, config = _source(options), _config(options)
-    with _progress() as progress:
+    with terminal.progress() as progress:
         classifier, clean = _loaded(
             checkpoint,
             source,
@@ -422,7 +405,7 @@ def repair(
     from safetensors.torch import save_file
 
     source, config = _source(options), _config(options)
-    with export.staging(into) as stage, _progress() as progress:
+    with export.staging(into) as stage, terminal.progress() as progress:
         classifier, clean = _loaded(
             checkpoint,
             source,
@@ -434,7 +417,7 @@ def repair(
         mended = pipeline.mend(classifier, clean, config, config.generator("repel"), progress)
         if mended.repair is None:
             _show_suspicion(mended.suspicion, clean.repair.classes)
-            return _complain(
+            return complain(
                 "expected a suspect class, got none: localize abstained and nothing was "
                 "written; name the class with --suspect",
                 ExitCode.INCOMPLETE,
@@ -468,7 +451,9 @@ def repair(
 @_normalisation
 @click.option("--input-size", callback=_numbers(int), metavar="C,H,W", help="For free axes.")
 @click.option("--reference", type=_PATH, help="ONNX file whose clean accuracy is the reference.")
-@click.option("--report", "report_file", type=_PATH, help="Write the report here.")
+@click.option(
+    "--report", "report_file", type=_PATH, callback=_record_place, help="Write the report here."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; small networks: 1.")
 def verify_(
     *,
@@ -488,7 +473,7 @@ def verify_(
     """Audit any ONNX classifier: ARTEFACT takes pixels in [0, 1], or --mean and --std are set."""
     if (mean is None) != (std is None):
         raise ConfigError("expected --mean and --std together, got one of them; give the other")
-    with _progress() as progress:
+    with terminal.progress() as progress:
         document = pipeline.audit_file(
             artefact,
             clean_folder,
@@ -555,7 +540,7 @@ def drill_(
     plan = drill.DrillConfig(
         attacks=attacks or _ATTACKS, target=target, epochs=epochs, keep_models=keep_models
     )
-    with _progress() as progress:
+    with terminal.progress() as progress:
         document = drill.run(
             checkpoint,
             source,
@@ -583,7 +568,7 @@ def demo_(into: Path, seed: int) -> int:
     """Plant two sleeping backdoors into small digit networks and run the guard on them."""
     torch.set_num_threads(1)
     console = Console()
-    with _progress() as progress:
+    with terminal.progress() as progress:
         demo.run(into, seed, progress, console.print)
     return ExitCode.PASSED
 

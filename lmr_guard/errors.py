@@ -27,6 +27,7 @@ class ExitCode(IntEnum):
     INCOMPLETE = 3
     USAGE = 4
     UNSAFE_INPUT = 5
+    INTERRUPTED = 130
 
 
 class GuardError(Exception):

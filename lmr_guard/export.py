@@ -4,6 +4,8 @@
 
 import errno
 import hashlib
+import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,12 +15,17 @@ from pathlib import Path
 from lmr_guard.artifact import Artifact, atomic
 from lmr_guard.contracts import Outcome, Verdict
 from lmr_guard.errors import ConfigError, ExportRefused, InputError, StageError
+from lmr_guard.wording import printable
 
-__all__ = ["disk_full", "finish", "publish", "staging"]
+__all__ = ["disk_full", "finish", "publish", "require_place", "staging"]
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_REPORT = "report.json"
+_RECORDS = ("drill.json", "repair.json", "report.json")
+# One of these keys stands in every record that is written to a path of the user's choice.
+_MARKS = frozenset({"agreement", "schema_version"})
+_LARGEST_RECORD = 1 << 28
 _PIECE = 1 << 20
+_PREFIX = ".lmr-guard-"
 
 
 @contextmanager
@@ -35,7 +42,7 @@ def staging(into: Path) -> Iterator[Path]:
     """
     place = _vacant(into.absolute())
     try:
-        folder = Path(tempfile.mkdtemp(prefix=".lmr-guard-", dir=place))
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
     except OSError as error:
         raise ConfigError(
             f"expected an output directory that can be written, got {error.strerror}: {into}"
@@ -54,9 +61,14 @@ def staging(into: Path) -> Iterator[Path]:
 
 def _vacant(into: Path) -> Path:
     """The existing directory to stage in."""
+    _require_possible(into)
     if into.is_dir():
-        if any(into.iterdir()):
-            raise ConfigError(f"expected an empty output directory, got files in {into}")
+        if present := sorted(entry.name for entry in into.iterdir()):
+            left = "; a run was killed there, or one is at work: remove it in the first case"
+            raise ConfigError(
+                f"expected an empty output directory, got {printable(present[0])} in {into}"
+                + (left if present[0].startswith(_PREFIX) else "")
+            )
         return into
     if into.exists() or into.is_symlink():
         raise ConfigError(f"expected an output directory, got a file at {into}")
@@ -64,6 +76,18 @@ def _vacant(into: Path) -> Path:
     if not place.is_dir():
         raise ConfigError(f"expected an output directory, got a file at {place}")
     return place
+
+
+def _require_possible(into: Path) -> None:
+    """Some names can never be made: the end of a long run is too late to say so."""
+    try:
+        into.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise ConfigError(
+            f"expected an output directory, got {error.strerror}: {printable(str(into))}"
+        ) from error
 
 
 def disk_full(error: BaseException | None) -> bool:
@@ -115,9 +139,9 @@ def publish(artifact: Artifact, verdict: Verdict, destination: Path) -> Artifact
 def finish(out: Path, into: Path) -> None:
     """Lets the finished folder ``out`` appear at ``into``.
 
-    Where ``into`` does not exist that is one rename. Where it does (empty), its place may be
-    a mount point, and the entries are renamed into it one by one, ``report.json`` last: a result
-    without it is not finished.
+    Where ``into`` did not exist when ``staging`` was called, that is one rename. Where it did
+    (empty), its place may be a mount point, and the entries are renamed into it one by one, the
+    record last: a result without it is not finished. Where one fails, those before it go again.
 
     Args:
         out: A folder inside the one that ``staging`` gave.
@@ -127,17 +151,68 @@ def finish(out: Path, into: Path) -> None:
         StageError: The file system refused, or something was put at ``into`` meanwhile.
     """
     try:
-        if into.is_dir():
-            for entry in sorted(out.iterdir(), key=lambda e: (e.name == _REPORT, e.name)):
-                _move(entry, into / entry.name)
+        if out.parent.parent == into.absolute():
+            _fill(into, out)
         else:
             into.parent.mkdir(parents=True, exist_ok=True)
-            _move(out, into)
+            _require_vacant(into)
+            out.replace(into)
     except OSError as error:
         raise StageError(f"expected to write {into}, got {error.strerror}") from error
 
 
-def _move(source: Path, target: Path) -> None:
-    if target.exists():
-        raise StageError(f"expected nothing at {target}, got a file that was put there meanwhile")
-    source.replace(target)
+def _fill(into: Path, out: Path) -> None:
+    for entry in into.iterdir():
+        if entry != out.parent:
+            _require_vacant(entry)
+    moved: list[Path] = []
+    try:
+        for entry in sorted(out.iterdir(), key=lambda e: (e.name in _RECORDS, e.name)):
+            target = into / entry.name
+            moved.append(target)
+            entry.replace(target)
+    except BaseException:
+        for target in moved:
+            if target.exists():
+                target.replace(out / target.name)
+        raise
+
+
+def _require_vacant(place: Path) -> None:
+    if place.exists() or place.is_symlink():
+        raise StageError(
+            f"expected nothing at {place}, got what was put there meanwhile, as by another run; "
+            "run again into a folder of its own"
+        )
+
+
+def require_place(path: Path) -> None:
+    """Refuses a path where a record could not be written later, or would overwrite something else.
+
+    Args:
+        path: Of a record in JSON. An earlier one may stand there and is replaced.
+
+    Raises:
+        ConfigError: There is no folder, it may not be written, or another file is at ``path``.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        got = "a file" if folder.exists() else "no such folder"
+        raise ConfigError(f"expected a folder for {path.name}, got {got}: {folder}")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"expected a folder that can be written for {path.name}, got {folder}")
+    if (path.exists() or path.is_symlink()) and not _is_record(path):
+        raise ConfigError(
+            f"expected nothing or an earlier record of lmr-guard at {path}, got something else; "
+            "choose another name"
+        )
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST_RECORD:
+            return False
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and not _MARKS.isdisjoint(content)

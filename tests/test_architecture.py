@@ -36,7 +36,7 @@ LAYERS = (
     {"audit", "compress", "export", "load", "localize", "repel", "report", "verify"},
     {"redteam"},
     {"pipeline"},
-    {"demo", "drill", "hooks"},
+    {"demo", "drill", "hooks", "terminal"},
     {"cli"},
     {"__main__"},
     {""},  # lmr_guard itself, which may show the others to the user

@@ -393,7 +393,7 @@ def test_no_room_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (512, hard))
     try:
         with (
-            pytest.raises(StageError, match=r"expected to write .*f, got File too large; free"),
+            pytest.raises(StageError, match=r"expected to write .*f, got File too large; choose"),
             atomic(tmp_path / "f") as file,
         ):
             file.write(bytes(5000))

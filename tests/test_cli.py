@@ -3,6 +3,7 @@
 """The command line: real files in, one line and an exit code out, and nothing half-written."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,7 @@ from factories import (
 )
 from safetensors.torch import load_file, save_file
 
-from lmr_guard import demo, load
+from lmr_guard import demo, load, terminal
 from lmr_guard.cli import main
 from lmr_guard.contracts import Labelled
 from lmr_guard.data import read_folder
@@ -42,6 +43,12 @@ from lmr_guard.report import validate
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURE = "factories:row_architecture"
 Change = Callable[[Path, dict[str, str]], None]
+
+
+@pytest.fixture(autouse=True)
+def _no_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a loaded machine a run may take long enough for a line about its progress."""
+    monkeypatch.setattr(terminal, "QUIET", 1e9)
 
 
 @pytest.fixture
@@ -191,7 +198,7 @@ BAD_INPUT: dict[str, tuple[Change, int, str]] = {
     ),
     "no triggered folder": (crooked_triggered, 5, "expected a folder that holds one folder of"),
     "no triggers": (no_trigger, 3, "expected evidence about a trigger, got none: nothing could"),
-    "output in use": (occupied, 4, "expected an empty output directory, got files in"),
+    "output in use": (occupied, 4, "expected an empty output directory, got mine.txt in"),
     "unknown architecture": (
         option("--arch", "torchvision:resnet19"),
         4,
@@ -348,7 +355,9 @@ def test_a_terminated_run_leaves_nothing_and_the_handler_goes(
     before, handler = tree(place), signal.getsignal(signal.SIGTERM)
     options = given(place) | {"--arch": "factories:terminated_architecture"}
     assert main(command("run", options)) == 130
-    assert capsys.readouterr().err.strip() == "lmr-guard: interrupted; nothing was written"
+    assert (
+        capsys.readouterr().err.strip() == "lmr-guard: interrupted; nothing half-written was left"
+    )
     assert tree(place) == before
     assert signal.getsignal(signal.SIGTERM) is handler
 
@@ -409,6 +418,34 @@ def module(*words: str) -> "subprocess.CompletedProcess[str]":
         capture_output=True,
         text=True,
         check=False,
+    )
+
+
+def test_no_command_at_all_shows_the_help_and_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([]) == 4
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "\n  run " in printed.err
+
+
+def test_an_interrupt_while_the_command_line_loads_is_one_line(tmp_path: Path) -> None:
+    """The first import of torch, which takes long, is where the user presses Ctrl-C."""
+    source = "import signal\nsignal.raise_signal(signal.SIGINT)\n"
+    (tmp_path / "torch.py").write_text(source)
+    done = subprocess.run(
+        [sys.executable, "-m", "lmr_guard", "--version"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 130
+    assert (done.stdout, done.stderr) == (
+        "",
+        "lmr-guard: interrupted; nothing was read or written yet\n",
     )
 
 
@@ -484,8 +521,25 @@ def test_scan_into_a_missing_folder_is_told(
 ) -> None:
     target = place / "results" / "none" / "scan.json"
     options = work(place) | {"--suspect": "1", "--json": str(target)}
-    assert main(command("scan", options)) == 2
-    assert f"expected to write {target}, got No such file" in capsys.readouterr().err
+    assert main(command("scan", options)) == 4
+    told = capsys.readouterr().err
+    assert (
+        told == f"lmr-guard: expected a folder for scan.json, got no such folder: {target.parent}\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["scan", "verify"])
+def test_a_record_does_not_overwrite_what_was_handed_in(
+    place: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, given_file = tree(place), given(place)[""]
+    words = {
+        "scan": command("scan", work(place) | {"--json": given_file}),
+        "verify": ["verify", given_file, "--clean", "none", "--report", given_file],
+    }
+    assert main(words[name]) == 4
+    assert "expected nothing or an earlier record of lmr-guard at" in capsys.readouterr().err
+    assert tree(place) == before
 
 
 def test_repair_writes_weights_that_load_again_and_the_record(
@@ -513,7 +567,7 @@ def test_repair_of_a_taken_folder_is_refused(
     options = work(place) | {"--suspect": "1", "--out": str(place / "given")}
     before = tree(place)
     assert main(command("repair", options)) == 4
-    assert "expected an empty output directory, got files in" in capsys.readouterr().err
+    assert "expected an empty output directory, got clean in" in capsys.readouterr().err
     assert tree(place) == before
 
 

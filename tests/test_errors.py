@@ -25,6 +25,7 @@ def test_the_exit_codes_are_what_orchestrators_rely_on() -> None:
         "INCOMPLETE": 3,
         "USAGE": 4,
         "UNSAFE_INPUT": 5,
+        "INTERRUPTED": 130,
     }
 
 

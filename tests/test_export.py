@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nothing appears that is not complete and allowed, and nothing stays behind."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from factories import room_for
 from lmr_guard.artifact import Artifact, atomic
 from lmr_guard.contracts import Finding, Outcome, Verdict
 from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError, StageError
-from lmr_guard.export import finish, publish, staging
+from lmr_guard.export import finish, publish, require_place, staging
 
 
 def staged(path: Path, data: bytes = b"bytes") -> Artifact:
@@ -60,17 +61,122 @@ def test_an_empty_directory_is_filled_and_keeps_its_identity(tmp_path: Path) -> 
     assert into.stat().st_ino == inode
 
 
-def test_the_report_comes_last(tmp_path: Path) -> None:
-    into, out = tmp_path / "into", tmp_path / "out"
-    into.mkdir()
+def result(stage: Path, *names: str) -> Path:
+    out = stage / "out"
     out.mkdir()
-    for name in ("report.json", "z.onnx"):
+    for name in names:
         (out / name).write_text(name)
-    (into / "z.onnx").write_text("meanwhile")
-    with pytest.raises(StageError, match=r"expected nothing at .*z.onnx"):
-        finish(out, into)
-    assert not (into / "report.json").exists()
-    assert (into / "z.onnx").read_text() == "meanwhile"
+    return out
+
+
+def test_what_was_put_there_meanwhile_stays_alone(tmp_path: Path) -> None:
+    into = tmp_path / "into"
+    into.mkdir()
+
+    def work() -> None:
+        with staging(into) as stage:
+            out = result(stage, "a.onnx", "report.json")
+            (into / "z.txt").write_text("meanwhile")
+            finish(out, into)
+
+    with pytest.raises(StageError, match=r"expected nothing at .*z.txt, got what was put there"):
+        work()
+    assert {p.name: p.read_text() for p in into.iterdir()} == {"z.txt": "meanwhile"}
+
+
+def test_of_two_runs_into_one_new_folder_the_first_to_finish_counts(tmp_path: Path) -> None:
+    into = tmp_path / "out"
+
+    def second() -> None:
+        with staging(into) as stage:
+            ours = result(stage, "b.onnx", "report.json")
+            with staging(into) as other:
+                finish(result(other, "a.onnx", "report.json"), into)
+            finish(ours, into)
+
+    with pytest.raises(StageError, match=r"expected nothing at .*out, got .* as by another run"):
+        second()
+    assert sorted(p.name for p in into.iterdir()) == ["a.onnx", "report.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_record_comes_last_and_a_failure_undoes_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into, order = tmp_path / "into", []
+    into.mkdir()
+    replace = Path.replace
+
+    def recorded(self: Path, target: Path) -> Path:
+        order.append(target.name)
+        if len(order) == 3:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    def work() -> None:
+        with staging(into) as stage:
+            out = result(stage, "report.json", "z.onnx", "a.onnx")
+            monkeypatch.setattr(Path, "replace", recorded)
+            finish(out, into)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert order[:3] == ["a.onnx", "z.onnx", "report.json"]
+    assert list(into.iterdir()) == []
+
+
+def test_a_killed_run_s_leftover_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".lmr-guard-abc").mkdir()
+    message = r"got .lmr-guard-abc in .*; a run was killed there, or one is at work: remove it"
+    with pytest.raises(ConfigError, match=message), staging(tmp_path):
+        pytest.fail("it was entered")
+
+
+def test_a_name_that_no_file_system_takes_is_a_usage_error(tmp_path: Path) -> None:
+    expected = pytest.raises(ConfigError, match="expected an output directory, got File name too")
+    with expected, staging(tmp_path / ("x" * 300) / "out"):
+        pytest.fail("it was entered")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none/r.json", r"expected a folder for r.json, got no such folder: .*none"),
+        ("model.onnx/r.json", r"expected a folder for r.json, got a file: .*model.onnx"),
+        (
+            "model.onnx",
+            "expected nothing or an earlier record of lmr-guard at .*model.onnx, got so",
+        ),
+        ("package.json", "expected nothing or an earlier record"),
+        ("list.json", "expected nothing or an earlier record"),
+        ("folder", "expected nothing or an earlier record"),
+        ("dangling", "expected nothing or an earlier record"),
+        ("pipe", "expected nothing or an earlier record"),
+    ],
+)
+def test_a_record_overwrites_nothing_but_a_record(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a\xff")
+    (tmp_path / "package.json").write_text('{"name": "mine"}')
+    (tmp_path / "list.json").write_text('["schema_version"]')
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=message):
+        require_place(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ['{"schema_version": "1.0"}', '{"agreement": 1.0}', None])
+def test_a_record_may_replace_a_record(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "r.json").write_text(text)
+    require_place(tmp_path / "r.json")
+
+
+def test_a_folder_that_cannot_be_written_is_no_place_for_a_record() -> None:
+    if not Path("/proc/self").is_dir() or os.access("/proc/self", os.W_OK):
+        pytest.skip("no folder here that nobody may write to")
+    with pytest.raises(ConfigError, match=r"expected a folder that can be written for r.json"):
+        require_place(Path("/proc/self/r.json"))
 
 
 @pytest.mark.parametrize("error", [StageError("no"), KeyboardInterrupt("no"), ValueError("no")])
@@ -90,7 +196,7 @@ def test_an_output_that_is_taken_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "full" / "x").write_bytes(b"")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name, message in {
-        "full": "expected an empty output directory, got files in",
+        "full": "expected an empty output directory, got x in",
         "full/x": "expected an output directory, got a file at",
         "full/x/y": "expected an output directory, got a file at",
         "dangling": "expected an output directory, got a file at",
@@ -133,7 +239,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(write: object, tmp_path: Pat
 
 def test_a_disk_that_fills_up_while_publishing_leaves_nothing(tmp_path: Path) -> None:
     artifact = staged(tmp_path / "m", bytes(5000))
-    with room_for(1000), pytest.raises(StageError, match="got File too large; free space"):
+    with room_for(1000), pytest.raises(StageError, match="got File too large; choose a folder"):
         publish(artifact, verdict(artifact, Outcome.PASS), tmp_path / "out.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 

@@ -1,0 +1,99 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What a terminal, or the log of a pipeline, sees while a command works, and what stops it."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from lmr_guard.contracts import Progress
+
+__all__ = ["QUIET", "complain", "progress", "stoppable"]
+
+QUIET = 20.0
+"""Seconds that a log goes without a line at least."""
+
+# Windows has no SIGHUP.
+_STOPS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt inside, once: nothing cuts the tidying.
+
+    A signal that the process was started to ignore, as under ``nohup``, stays ignored. Python lets
+    only the main thread hear signals; elsewhere this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _STOPS}
+    heard = {n: h for n, h in before.items() if h is not None and h is not signal.SIG_IGN}
+
+    def stop(_signal: int, _frame: object) -> None:
+        for number in heard:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in heard:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in heard.items():
+            signal.signal(number, handler)
+
+
+def complain(message: str, code: int) -> int:
+    """One line on standard error; returns ``code``."""
+    one_line = " ".join(message.split())
+    click.echo(f"lmr-guard: {one_line}", err=True)
+    return code
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Bars on standard error; where that is no terminal a line now and then, see ``QUIET``."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _logged()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Bars(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def observe(step: str, done: int, total: int, /) -> None:
+            if step not in tasks:
+                tasks[step] = bars.add_task(step, total=total)
+            bars.update(tasks[step], completed=done, total=total)
+            if done == total:
+                bars.remove_task(tasks.pop(step))
+
+        yield observe
+
+
+def _logged() -> Progress:
+    start = last = time.monotonic()
+
+    def observe(step: str, done: int, total: int, /) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= QUIET:
+            last = now
+            complain(f"{timedelta(seconds=round(now - start))} {step} {done}/{total}", 0)
+
+    return observe
