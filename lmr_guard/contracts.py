@@ -358,9 +358,9 @@ class TriggerResult:
     """One trigger against one artefact: ASR over non-target images, TA over all of them.
 
     ``target`` is the class that ASR was counted for; where the trigger names none it is the
-    class most hit, which can only overstate the ASR. ``without``, of an inverted trigger, is
-    the rate of the same images without it: see ``measure.against_pattern``. ``strangeness`` is
-    that of a pattern which was found on this very artefact: see ``Listening``.
+    class most hit, which can only overstate the ASR. ``without`` is the rate of clean images of
+    other classes that land there as well: plain mistakes; None where nobody counted them.
+    ``strangeness`` is that of a pattern which was found on this very artefact: see ``Listening``.
     """
 
     name: str

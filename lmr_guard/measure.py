@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lmr_guard.contracts import Inverted, Labelled, Predictor, Rate, Trigger, TriggerResult
 
-__all__ = ["accuracy", "against_pattern", "against_trigger", "elsewhere", "predict"]
+__all__ = ["accuracy", "against_pattern", "against_trigger", "elsewhere", "predict", "right"]
 
 
 @torch.no_grad()
@@ -19,9 +19,13 @@ def predict(predictor: Predictor, data: Labelled, batch: int = 256) -> Tensor:
 
 def accuracy(predictor: Predictor, data: Labelled, batch: int = 256) -> Rate:
     """CA: how many images land in their own class. A NaN logit is a miss."""
-    logits = predict(predictor, data, batch)
-    right = (logits.argmax(dim=1) == data.labels) & logits.isfinite().all(dim=1)
-    return Rate(int(right.sum()), len(data))
+    return right(predict(predictor, data, batch), data)
+
+
+def right(logits: Tensor, data: Labelled) -> Rate:
+    """CA, from logits (N, K) of the images of ``data``."""
+    hit = (logits.argmax(dim=1) == data.labels) & logits.isfinite().all(dim=1)
+    return Rate(int(hit.sum()), len(data))
 
 
 def elsewhere(values: Tensor, labels: Tensor) -> Tensor:
@@ -38,7 +42,11 @@ def elsewhere(values: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def against_trigger(
-    predictor: Predictor, clean: Labelled, trigger: Trigger, batch: int = 256
+    predictor: Predictor,
+    clean: Labelled,
+    trigger: Trigger,
+    batch: int = 256,
+    untouched: Tensor | None = None,
 ) -> TriggerResult:
     """ASR over triggered images of other classes, TA over all triggered images.
 
@@ -50,6 +58,8 @@ def against_trigger(
         clean: The ``report`` part, where the numbers are for a report.
         trigger: The evidence.
         batch: Images a forward pass.
+        untouched: Where the predictor puts the clean images, int64 of shape (N,): with it the
+            result says how many of them land in the target without a trigger.
     """
     device = getattr(predictor, "device", torch.device("cpu"))
     predicted: list[Tensor] = []
@@ -69,6 +79,7 @@ def against_trigger(
         target=target,
         asr=_asr(landed, labels, target),
         ta=Rate(int((landed == labels).sum()), len(labels)),
+        without=None if untouched is None else _asr(untouched, clean.labels, target),
     )
 
 

@@ -154,6 +154,13 @@ class Evidence:
     patches: Sequence[str] = ()
     folders: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a text has another form; files are looked for later."""
+        for text in self.patches:
+            triggers.parsed_patch(text)
+        for text in self.folders:
+            triggers.parse_triggered(text)
+
     def require_any(self) -> None:
         """Raises ExportRefused (incomplete) where there is none: nothing could be audited."""
         if not self.patches and not self.folders:
@@ -204,7 +211,7 @@ def run(
         if config.suspect is not None:
             localize.named(config.suspect, classifier.num_classes)
         clean = read_clean(clean_folder, classifier, config, classes, progress)
-        known = read_triggers(evidence, clean.report, classifier.preprocessing, progress)
+        known = read_triggers(evidence, clean, classifier.preprocessing, progress)
         require_agreement(classifier, clean)
         guarded = guard(classifier, clean, known, stage=stage, config=config, progress=progress)
         out = stage / "out"
@@ -374,9 +381,20 @@ def divide(images: Labelled, config: GuardConfig) -> Clean:
 
 
 def read_triggers(
-    evidence: Evidence, clean: Labelled, shape: Preprocessing, progress: Progress = silent
+    evidence: Evidence, clean: Clean, shape: Preprocessing, progress: Progress = silent
 ) -> list[Trigger]:
     """The user's triggers, read and checked against the images they will be measured on."""
+    others = (clean.repair, clean.select)
+    return _read_triggers(evidence, clean.report, others, shape, progress)
+
+
+def _read_triggers(
+    evidence: Evidence,
+    clean: Labelled,
+    others: Sequence[Labelled],
+    shape: Preprocessing,
+    progress: Progress,
+) -> list[Trigger]:
     known: list[Trigger] = [triggers.parse_patch(text, shape.channels) for text in evidence.patches]
     for text in evidence.folders:
         folder, target = triggers.parse_triggered(text)
@@ -384,7 +402,7 @@ def read_triggers(
             folder, shape, classes=clean.classes, minimum=0, progress=progress
         )
         known.append(triggers.Triggered(images, folder.name, target, "given"))
-    triggers.check(known, clean)
+    triggers.check(known, clean, others)
     return known
 
 
@@ -438,7 +456,7 @@ def audit_file(
         minimum=1,
         progress=progress,
     )
-    known = read_triggers(evidence, clean, shape, progress)
+    known = _read_triggers(evidence, clean, (), shape, progress)
     foreign = None if normalisation is None else shape
     notes, compared = [], None
     if reference is None:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evidence about triggers, for ``verify`` and ``redteam``; no stage that repairs imports this."""
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +15,17 @@ from torch import Tensor
 from lmr_guard.contracts import Labelled, Source, Trigger
 from lmr_guard.errors import ConfigError, InputError
 
-__all__ = ["Patch", "Transform", "Triggered", "check", "parse_patch", "parse_triggered"]
+__all__ = [
+    "Patch",
+    "Transform",
+    "Triggered",
+    "check",
+    "parse_patch",
+    "parse_triggered",
+    "parsed_patch",
+]
 
+_TRIED = 256  # clean images at most that are looked at for whether a trigger changes them
 _PATCH_FORM = "PATCH.png@X,Y or PATCH.png@X,Y:TARGET with whole numbers >= 0"
 _PATCH = re.compile(r"(?P<path>.+)@(?P<x>[0-9]+),(?P<y>[0-9]+)(?::(?P<target>[0-9]+))?")
 
@@ -161,11 +171,17 @@ class Triggered:
         return self.data.batches(size)
 
 
-def check(triggers: Sequence[Trigger], clean: Labelled) -> None:
+def check(triggers: Sequence[Trigger], clean: Labelled, others: Sequence[Labelled] = ()) -> None:
     """Refuses triggers that cannot be measured on these images, before any work is done.
 
+    Args:
+        triggers: The evidence.
+        clean: What it is to be measured on.
+        others: More clean images that no triggered one may be.
+
     Raises:
-        ConfigError: A target is no class, a name stands twice, or images and patch do not fit.
+        ConfigError: A target is no class, a name stands twice, images and patch do not fit, or a
+            trigger leaves more than half of the images as they are.
     """
     classes = len(clean.classes)
     twice = [name for name, n in Counter(t.name for t in triggers).items() if n > 1]
@@ -182,6 +198,27 @@ def check(triggers: Sequence[Trigger], clean: Labelled) -> None:
             trigger.require_fit(channels, height, width)
         if isinstance(trigger, Triggered):
             _require_alike(trigger, clean)
+        _require_change(trigger, clean, others)
+
+
+def _require_change(trigger: Trigger, clean: Labelled, others: Sequence[Labelled]) -> None:
+    """An image without a trigger on it says nothing about the trigger, yet would count as held."""
+    if isinstance(trigger, Triggered):
+        known = {_digest(image) for part in (clean, *others) for image in part.images}
+        same = [_digest(image) in known for image in trigger.data.images]
+    else:
+        few = clean.subset(torch.linspace(0, len(clean) - 1, min(len(clean), _TRIED)).long())
+        shown = torch.cat([pixels for pixels, _ in trigger.batches(few)])
+        same = (shown == few.pixels).flatten(1).all(dim=1).tolist()
+    if sum(same) * 2 > len(same):
+        raise ConfigError(
+            f"expected trigger {trigger.name} on the images, got {sum(same)} of {len(same)} that "
+            "are clean images unchanged; give triggered images, or a patch that changes them"
+        )
+
+
+def _digest(image: Tensor) -> bytes:
+    return hashlib.sha256(image.numpy().tobytes()).digest()
 
 
 def _require_alike(trigger: Triggered, clean: Labelled) -> None:
@@ -208,15 +245,22 @@ def parse_patch(text: str, channels: int) -> Patch:
         ConfigError: The text has another form.
         InputError: The file is no readable 8-bit image.
     """
+    path, x, y, target = parsed_patch(text)
+    image, mask = _read_image(path, channels)
+    return Patch(image, x, y, f"{path.name}@{x},{y}", target, mask=mask)
+
+
+def parsed_patch(text: str) -> tuple[Path, int, int, int | None]:
+    """File, left column, upper row and attacker's class that ``--trigger`` names; reads nothing.
+
+    Raises:
+        ConfigError: The text has another form.
+    """
     found = _PATCH.fullmatch(text)
     if found is None:
         raise ConfigError(f"expected {_PATCH_FORM}, got {text!r}")
-    path = Path(found["path"])
-    image, mask = _read_image(path, channels)
     target = None if found["target"] is None else int(found["target"])
-    where = f"{found['x']},{found['y']}"
-    name = f"{path.name}@{where}"
-    return Patch(image, int(found["x"]), int(found["y"]), name, target, mask=mask)
+    return Path(found["path"]), int(found["x"]), int(found["y"]), target
 
 
 def _read_image(path: Path, channels: int) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,7 @@ from lmr_guard.contracts import (
     silent,
 )
 from lmr_guard.errors import ConfigError, InputError
-from lmr_guard.measure import accuracy, against_pattern, against_trigger
+from lmr_guard.measure import against_pattern, against_trigger, predict, right
 from lmr_guard.triggers import check
 
 __all__ = ["Policy", "decide", "policy_from_toml", "publishable", "verify"]
@@ -240,11 +240,12 @@ def verify(
     repeated = _repeats(predictor, report)
     witness = _Witness(predictor)
     step, total = f"verify {name}", 1 + len(triggers) + len(replays) + (listening is not None)
-    clean_accuracy = accuracy(witness, report)
+    logits = predict(witness, report)
+    clean_accuracy, untouched = right(logits, report), logits.argmax(dim=1)
     progress(step, 1, total)
     results: list[TriggerResult] = []
     for trigger in triggers:
-        results.append(against_trigger(witness, report, trigger))
+        results.append(against_trigger(witness, report, trigger, untouched=untouched))
         progress(step, 1 + len(results), total)
     few = report.subset(torch.arange(min(len(report), _REPLAYED)))
     for pattern in replays:
@@ -406,7 +407,7 @@ def _evidence(results: Sequence[TriggerResult], policy: Policy) -> Iterator[Find
         if result.strangeness is not None:
             yield _listens(result, result.strangeness, policy)
             continue
-        if result.without is not None:
+        if result.source == "inverted" and result.without is not None:
             yield _excess(result, result.without, policy)
             continue
         what = f"images of other classes than {result.target} with {result.name}"
@@ -443,6 +444,8 @@ def _success(result: TriggerResult, policy: Policy) -> Finding:
         f"{result.name}: ASR {rate} into class {result.target}, at most {upper:.1%} "
         f"at {policy.confidence:.0%} confidence, limit {limit:.1%}"
     )
+    if result.without is not None:
+        reason += f"; of clean images {result.without} land there"
     if rate.hits > limit * rate.trials + _ROUNDING:
         return Finding(f"asr:{result.name}", Outcome.FAIL, reason)
     few = "; too few images to tell" if upper > limit else ""

@@ -30,6 +30,7 @@ from factories import (
     write_images,
     write_onnx,
 )
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lmr_guard import demo, load, terminal
@@ -168,6 +169,12 @@ def policy(text: str) -> Change:
     return apply
 
 
+def invisible_trigger(place: Path, options: dict[str, str]) -> None:
+    path = place / "given" / "glass.png"
+    Image.new("RGBA", (2, 2), (255, 255, 255, 0)).save(path)
+    options["--trigger"] = f"{path}@0,0:2"
+
+
 def crooked_triggered(place: Path, options: dict[str, str]) -> None:
     options["--triggered"] = str(place / "given" / "nowhere") + ":1"
 
@@ -211,6 +218,16 @@ BAD_INPUT: dict[str, tuple[Change, int, str]] = {
         option("--trigger", "PLACE/given/patch.png@4,0"),
         4,
         "expected trigger patch.png@4,0 inside an image of 4x4",
+    ),
+    "trigger that cannot be seen": (
+        invisible_trigger,
+        4,
+        "expected trigger glass.png@0,0 on the images, got 168 of 168 that are clean",
+    ),
+    "clean images as triggered": (
+        option("--triggered", "PLACE/given/clean:2"),
+        4,
+        "expected trigger clean on the images, got 420 of 420 that are clean images unchanged",
     ),
     "target is no class": (
         option("--trigger", "PLACE/given/patch.png@3,3:3"),

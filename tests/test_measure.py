@@ -88,6 +88,24 @@ def test_an_unknown_target_is_the_class_most_hit(pairs: list[tuple[int, int]]) -
     assert unknown.asr.value == max(result.asr.value for result in known)
 
 
+@given(PAIRS, st.integers(0, 2))
+def test_what_lands_there_without_the_trigger_is_counted_beside(
+    pairs: list[tuple[int, int]], target: int
+) -> None:
+    mistakes = others = 0
+    for answer, label in pairs:
+        if label != target:
+            others += 1
+            if answer == target:
+                mistakes += 1
+    clean = said([0] * len(pairs), [label for _, label in pairs])
+    answers = torch.tensor([answer for answer, _ in pairs])
+    trigger = Answers([0] * len(pairs), target)
+    result = against_trigger(reads_first_byte, clean, trigger, untouched=answers)
+    assert result.without == Rate(mistakes, others)
+    assert against_trigger(reads_first_byte, clean, trigger).without is None
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_logit_that_is_no_number_is_a_miss(bad: float) -> None:
     def broken(pixels: Tensor) -> Tensor:

@@ -453,3 +453,11 @@ def test_every_stage_has_randomness_of_its_own() -> None:
     ]
     assert len(set(seeds)) == 10
     assert config.generator("repel").initial_seed() == config.generator("repel").initial_seed()
+
+
+@pytest.mark.parametrize("evidence", [{"patches": ["p.png"]}, {"folders": [":3"]}])
+def test_evidence_of_another_form_is_refused_before_anything_is_read(
+    evidence: dict[str, list[str]],
+) -> None:
+    with pytest.raises(ConfigError, match=r"expected (PATCH.png@X,Y|DIR) or "):
+        Evidence(**evidence)

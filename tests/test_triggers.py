@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Patches against a loop over pixels, and the forms that the command line takes."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from lmr_guard.contracts import Labelled, Trigger
 from lmr_guard.errors import ConfigError, InputError
-from lmr_guard.triggers import Patch, Triggered, check, parse_patch, parse_triggered
+from lmr_guard.triggers import Patch, Transform, Triggered, check, parse_patch, parse_triggered
 
 
 @given(st.data())
@@ -88,6 +89,12 @@ def test_an_impossible_patch_is_refused(arguments: dict[str, object], message: s
         Patch(name="p", target=0, **(good | arguments))  # type: ignore[arg-type]
 
 
+def shown(count: int) -> Labelled:
+    """Toy images with the toy's patch on them."""
+    clean = toy_images(count)
+    return Labelled((toy_patch()(clean.pixels) * 255).byte(), clean.labels, clean.classes)
+
+
 def test_a_folder_of_triggered_images_is_used_as_it_is() -> None:
     data = toy_images(4)
     trigger = Triggered(data, "folder", 1)
@@ -101,7 +108,7 @@ def test_a_folder_of_triggered_images_is_used_as_it_is() -> None:
 
 def test_check_accepts_what_can_be_measured() -> None:
     check([], toy_images(3))
-    check([toy_patch(), toy_patch(None, "other"), Triggered(toy_images(2), "t", 0)], toy_images(3))
+    check([toy_patch(), toy_patch(None, "other"), Triggered(shown(2), "t", 0)], toy_images(3))
 
 
 @pytest.mark.parametrize(
@@ -128,6 +135,41 @@ def test_check_accepts_what_can_be_measured() -> None:
 def test_check_refuses_what_cannot_be_measured(trigger: Trigger, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check([trigger], toy_images(3))
+
+
+BLACK, SEEN = Patch(torch.zeros(1, 1, 1), 1, 1, "black", 0), toy_images(20)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "told"),
+    [
+        (Patch(torch.ones(1, 1, 1), 0, 0, "glass", 0, mask=torch.zeros(1, 1)), "glass .* 20 of 20"),
+        (BLACK, "black .* 20 of 20"),
+        (Transform(lambda pixels: pixels, "identity", 0), "identity .* 20 of 20"),
+        (Triggered(toy_images(6), "clean", 0), "clean .* 6 of 6"),
+    ],
+)
+def test_check_refuses_a_trigger_that_changes_nothing(trigger: Trigger, told: str) -> None:
+    expected = pytest.raises(ConfigError, match=rf"expected trigger {told} that are clean images")
+    with expected:
+        check([trigger], SEEN)
+
+
+def test_check_knows_clean_images_of_the_other_parts_too() -> None:
+    bright = Labelled(SEEN.images.clamp(max=199), SEEN.labels, SEEN.classes)
+    trigger = Triggered(bright, "folder", 0)
+    check([trigger], SEEN)
+    with pytest.raises(ConfigError, match="got 20 of 20 that are clean images unchanged"):
+        check([trigger], SEEN, [bright])
+
+
+@pytest.mark.parametrize(("unchanged", "refused"), [(10, False), (11, True)])
+def test_half_of_the_images_may_look_as_before(unchanged: int, refused: bool) -> None:
+    clean = Labelled(SEEN.images.clone(), SEEN.labels, SEEN.classes)
+    clean.images[:unchanged, 0, 1, 1] = 0
+    clean.images[unchanged:, 0, 1, 1] = 90
+    with pytest.raises(ConfigError) if refused else nullcontext():
+        check([BLACK], clean)
 
 
 def test_check_refuses_a_name_that_stands_twice() -> None:

@@ -76,7 +76,8 @@ def test_an_honest_model_passes_every_check(honest: Path) -> None:
     assert (variant.sha256, variant.bytes) == (staged.sha256, staged.bytes)
     assert variant.verdict.sha256 == staged.sha256
     assert variant.clean_accuracy == Rate(300, 300)
-    assert variant.triggers == (TriggerResult("corner", "given", 2, Rate(0, 200), Rate(300, 300)),)
+    none, all_of_them = Rate(0, 200), Rate(300, 300)
+    assert variant.triggers == (TriggerResult("corner", "given", 2, none, all_of_them, none),)
     assert (variant.provider, variant.name) == ("CPUExecutionProvider", "float32")
     assert (variant.weights_sha256, variant.plan) == ("0" * 64, {"a": 1})
 
@@ -89,6 +90,21 @@ def test_a_backdoor_that_works_fails_with_its_counts(tmp_path: Path) -> None:
     assert found.outcome is FAIL
     assert "ASR 200/200 (100.0%) into class 2, at most 100.0%" in found.reason
     assert variant.verdict.reasons() == (found.reason,)
+
+
+def test_plain_mistakes_are_told_beside_what_the_trigger_does(tmp_path: Path) -> None:
+    """This network takes class 1 for class 2, with a trigger or without."""
+    confused = "float[4,3] W = {1,0,0, 0,0,1, 0,0,1, 0,0,0}"
+    variant = judged(write_onnx(tmp_path / "m.onnx", weights=confused))
+    (result,) = variant.triggers
+    assert (result.asr, result.without) == (Rate(100, 200), Rate(100, 200))
+    reason = finding(variant, "asr:corner").reason
+    assert reason.endswith("; of clean images 100/200 (50.0%) land there")
+
+
+def test_evidence_that_changes_no_image_is_refused(honest: Path) -> None:
+    with pytest.raises(ConfigError, match="got 300 of 300 that are clean images unchanged"):
+        judged(honest, triggers=[Triggered(CLEAN, "clean", 2)])
 
 
 def test_a_backdoor_is_found_where_no_target_is_known(tmp_path: Path) -> None:
