@@ -131,7 +131,7 @@ class onnx_export_gate(ContextDecorator):  # noqa: N801 - used like a function, 
             that must not be used.
     """
 
-    def __init__(self, *evidence: Path | Variant) -> None:
+    def __init__(self, *evidence: Path | str | Variant) -> None:
         self._opinions = tuple(opinion for item in evidence for opinion in _opinions(item))
         self._snapshots: list[list[tuple[ModuleType, str, Callable[..., Any]]]] = []
 
@@ -226,12 +226,12 @@ def _require_unchanged(before: str, after: str) -> None:
         )
 
 
-def _opinions(evidence: Path | Variant) -> list[_Opinion]:
+def _opinions(evidence: Path | str | Variant) -> list[_Opinion]:
     if isinstance(evidence, Variant):
         verdict = evidence.verdict
         found = [_Opinion(evidence.weights_sha256, verdict.outcome, _why(evidence.name, verdict))]
         return found if evidence.achieved.bits == _FLOAT_BITS else []
-    document = _read_report(evidence)
+    document = _read_report(Path(evidence))
     overall = Outcome[document["verdict"].upper()]
     return [
         _Opinion(

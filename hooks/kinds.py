@@ -10,6 +10,7 @@ from torch import nn
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Clean
 from lmr_guard.errors import ConfigError
+from lmr_guard.wording import described
 
 __all__ = ["Model", "as_classifier", "same_kind"]
 
@@ -29,6 +30,11 @@ def as_classifier(
     Raises:
         ConfigError: The three do not fit together.
     """
+    if not isinstance(clean, Clean):
+        raise ConfigError(
+            f"expected clean images as lmr_guard.contracts.Clean, got {described(clean)}; "
+            "lmr_guard.data.read_folder and split make it"
+        )
     classes = len(clean.repair.classes)
     if isinstance(model, Classifier):
         if preprocessing is not None:

@@ -28,7 +28,7 @@ from lmr_guard.compress.recipes import parse
 from lmr_guard.contracts import Clean, Progress, Rate, silent
 from lmr_guard.data import check_agreement
 from lmr_guard.hooks.kinds import Model, as_classifier, same_kind
-from lmr_guard.measure import accuracy
+from lmr_guard.measure import predict, right
 from lmr_guard.pipeline import GuardConfig, Mended, mend
 from lmr_guard.verify import Policy
 
@@ -163,8 +163,9 @@ class RepairHook:
         """
         config = config or self.config
         classifier = as_classifier(model, clean, preprocessing)
-        before = accuracy(classifier, clean.select)
-        check_agreement(before, classifier.num_classes)
+        logits = predict(classifier, clean.select)
+        check_agreement(logits, clean.select)
+        before = right(logits, clean.select)
         mended = mend(classifier, clean, config, config.generator("repel"), progress)
         receipt = self._receipt(mended, before, weights_sha256(model), config)
         return Guarded(same_kind(mended.classifier, model), receipt)

@@ -11,6 +11,7 @@ import re
 import tarfile
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,25 @@ from lmr_guard.wording import described, first_line, some
 
 __all__ = ["read_weights"]
 
-_WRAPPERS = ("state_dict", "model", "net")
+# Averaged weights stand beside those that they average: which of the two is meant, the user says.
+_WRAPPERS = ("state_dict", "model", "net", "model_state_dict", "state_dict_ema", "model_ema")
 _PREFIXES = ("module.", "_orig_mod.")
 _ADVICE = "ask for the bare state dict, best as safetensors"
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, *, also: Sequence[str] = ()) -> dict[str, Tensor]:
     """The state dict of a checkpoint, on the CPU, without running anything in it.
 
-    The wrappers ``state_dict``, ``model`` and ``net`` are peeled off, also one inside another,
-    and the prefixes ``module.`` (data parallel) and ``_orig_mod.`` (compiled) where every name
-    has them.
+    Wrappers such as ``state_dict`` and ``model`` are peeled off, also one inside another, and the
+    prefixes ``module.`` (data parallel) and ``_orig_mod.`` (compiled) where every name has them.
 
     Args:
         path: safetensors, recognised by content or suffix, or a torch checkpoint.
+        also: More prefixes to peel off where every name has them.
 
     Raises:
-        InputError: No such file, not a checkpoint, truncated, or more than tensors in it.
+        InputError: No such file, not a checkpoint, truncated, more than tensors in it, or more
+            than one state dict.
     """
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
@@ -47,7 +50,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.stat().st_size:
         raise InputError(f"expected a checkpoint, got an empty file: {str(path)!r}")
     payload = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
-    return _without_prefixes(_state_dict(payload, path))
+    return _without_prefixes(_state_dict(payload, path), (*_PREFIXES, *also))
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -153,8 +156,8 @@ def _is_dense(value: object) -> bool:
     )
 
 
-def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES * 2:  # in either order
+def _without_prefixes(weights: dict[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:
+    for prefix in (*prefixes,) * len(prefixes):  # in any order
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights

@@ -102,6 +102,8 @@ def _all_of(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _C
 
 
 _PATH = click.Path(path_type=Path)
+_SEED = click.IntRange(0, (1 << 32) - 1)
+_THREADS = click.IntRange(1, 1024)
 
 
 def _record_place(_context: object, _option: object, path: Path | None) -> Path | None:
@@ -184,15 +186,15 @@ _recovery = click.option(
     callback=lambda _context, _option, asked: repel.AFTER_PRUNING if asked else None,
     help="Repair each pruned form once more after the cut, or leave it as it was cut.",
 )
+_suspect = click.option("--suspect", type=int, help="Index of the suspect class, if you know it.")
 _work = _all_of(
-    click.option("--suspect", type=int, help="The suspect class, where you know it."),
     click.option("--repair-images", type=int, help="Images to learn from; default 40 %, <= 500."),
     click.option("--select-images", type=int, help="Images to choose on; default 20 %, <= 250."),
     click.option(
         "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
     ),
-    click.option("--seed", type=int, default=0, show_default=True),
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads; small networks: 1."),
+    click.option("--seed", type=_SEED, default=0, show_default=True),
+    click.option("--threads", type=_THREADS, help="CPU threads; small networks: 1."),
 )
 
 
@@ -280,6 +282,7 @@ def cli(context: click.Context) -> int | None:
 @click.option("--out", "into", type=_PATH, required=True, help="New or empty folder.")
 @_policy
 @_triggers
+@_suspect
 @_work
 @click.option("--repair/--no-repair", default=True, help="Only audit and gate, without repair.")
 @click.option(
@@ -391,6 +394,7 @@ def scan(
 @_model
 @_clean
 @_classes
+@_suspect
 @_work
 @click.option("--out", "into", type=_PATH, required=True, help="New or empty folder.")
 def repair(
@@ -454,7 +458,7 @@ def repair(
 @click.option(
     "--report", "report_file", type=_PATH, callback=_record_place, help="Write the report here."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; small networks: 1.")
+@click.option("--threads", type=_THREADS, help="CPU threads; small networks: 1.")
 def verify_(
     *,
     artefact: Path,
@@ -563,7 +567,7 @@ def drill_(
 @click.option(
     "--out", "into", type=_PATH, default=Path("lmr-guard-demo"), show_default=True, help="Folder."
 )
-@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--seed", type=_SEED, default=1, show_default=True)
 def demo_(into: Path, seed: int) -> int:
     """Plant two sleeping backdoors into small digit networks and run the guard on them."""
     torch.set_num_threads(1)

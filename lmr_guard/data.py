@@ -24,6 +24,7 @@ from torch import Tensor
 from lmr_guard.classifier import Preprocessing
 from lmr_guard.contracts import Clean, Labelled, Progress, Rate, silent
 from lmr_guard.errors import ConfigError, InputError
+from lmr_guard.measure import right
 
 __all__ = ["check_agreement", "read_folder", "read_image", "split"]
 
@@ -31,6 +32,7 @@ __all__ = ["check_agreement", "read_folder", "read_image", "split"]
 _NOT_READ = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"})
 _SPLITS = frozenset({"eval", "test", "train", "training", "val", "valid", "validation"})
 _PARTS = ("repair", "select", "report")
+_MOST = 0.5  # of a class's images, taken for another class, are no mere mistakes
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -366,19 +368,49 @@ def _shuffled(positions: Sequence[int], generator: torch.Generator) -> list[int]
     return [positions[i] for i in order]
 
 
-def check_agreement(clean_accuracy: Rate, num_classes: int) -> None:
+def check_agreement(logits: Tensor, data: Labelled) -> None:
     """Refuse images that the model does not recognise: other classes, or another order of them.
 
     Args:
-        clean_accuracy: CA of the model as received on the folder.
-        num_classes: K.
+        logits: Of the model as received for ``data``, shape (N, K).
+        data: Clean images.
 
     Raises:
-        InputError: The lower Wilson bound of CA is not above 1/K, what guessing would reach.
+        InputError: The lower Wilson bound of CA is not above 1/K, what guessing would reach; or
+            some classes stand for one another in a circle, each by the lower bound of more than
+            half of its images.
     """
+    clean_accuracy, num_classes = right(logits, data), len(data.classes)
     if clean_accuracy.lower() <= 1 / num_classes:
         raise InputError(
             "expected the folders to be the model's classes in its order, got clean accuracy "
             f"{clean_accuracy}, no better than chance 1/{num_classes}; pass the class order, and "
             "check size and normalisation"
         )
+    if mixed := _mixed_up(logits.argmax(dim=1), data):
+        names = [data.classes[c] for c in mixed]
+        told = ", ".join(f"{a} as {b}" for a, b in zip(names, names[1:] + names[:1], strict=True))
+        raise InputError(
+            f"expected the folders to be the model's classes in its order, got {told} for most of "
+            "their images; pass the class order"
+        )
+
+
+def _mixed_up(landed: Tensor, data: Labelled) -> list[int]:
+    """Classes that the model takes for one another in a circle; empty where there are none."""
+    k = len(data.classes)
+    table = torch.bincount(data.labels * k + landed, minlength=k * k).view(k, k)
+    (hits, most), total = table.max(dim=1), table.sum(dim=1)
+    taken_for = {
+        c: int(most[c])
+        for c in range(k)
+        if int(most[c]) != c and Rate(int(hits[c]), int(total[c])).lower() > _MOST
+    }
+    for start, first in taken_for.items():
+        path, at = [start], first
+        while at in taken_for and at not in path:
+            path.append(at)
+            at = taken_for[at]
+        if at == start:
+            return path
+    return []

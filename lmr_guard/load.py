@@ -36,6 +36,9 @@ __all__ = ["Config", "build", "classifier"]
 
 _FORMS = "torchvision:NAME, timm:NAME or package.module:factory"
 _LIBRARIES = ("torchvision", "timm")
+# What a training framework calls the network inside its own module; no network of the libraries
+# has all its weights under such a name, a user's own may.
+_PREFIXES = ("model.", "net.", "network.")
 _NORMALISED_TWICE = ("googlenet", "inception_v3")  # see the module's docstring
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 # Families whose first layers have a well-known form for small images: what their name starts
@@ -123,7 +126,8 @@ def classifier(checkpoint: Path, config: Config) -> Classifier:
         InputError: The file is missing, unreadable or unsafe, or its weights do not fit.
         ConfigError: There is no such architecture, or it cannot be built as asked.
     """
-    weights = read_weights(checkpoint)
+    library = config.source[0] in _LIBRARIES
+    weights = read_weights(checkpoint, also=_PREFIXES if library else ())
     network, preprocessing, num_classes = build(config, weights)
     _fill(network, _without_auxiliary_heads(config, weights))
     model = Classifier(network, preprocessing, num_classes).eval().requires_grad_(True)
@@ -204,12 +208,20 @@ def _torchvision(
         raise ConfigError(_unknown("torchvision", name, known))
     options: dict[str, object] = {}
     if config.input_size and name.startswith("vit_"):
-        options["image_size"] = config.input_size[1]
+        _, rows, columns = config.input_size
+        if rows != columns:
+            raise ConfigError(f"expected a square input_size for {name}, got {rows}x{columns}")
+        options["image_size"] = rows
     if name in _NORMALISED_TWICE:
         options["init_weights"] = False  # slow, and overwritten by the checkpoint
         options["aux_logits"] = False
-    network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **options)
-    return network
+    try:
+        made: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **options)
+    except Exception as error:  # A transformer takes only sizes that its patches divide.
+        raise ConfigError(
+            f"expected an input_size that {name} takes, got {first_line(error)}"
+        ) from error
+    return made
 
 
 def _timm(name: str, config: Config, num_classes: int) -> nn.Module:
@@ -217,8 +229,7 @@ def _timm(name: str, config: Config, num_classes: int) -> nn.Module:
         import timm
     except ImportError as error:
         raise ConfigError(
-            "expected the package timm for a timm: architecture, got none; "
-            "pip install lmr-guard[timm]"
+            "expected the package timm for a timm: architecture, got none; pip install timm"
         ) from error
     if not timm.is_model(name):
         raise ConfigError(_unknown("timm", name, timm.list_models()))
@@ -376,9 +387,10 @@ def _preprocessing(config: Config, native: Preprocessing | None) -> Preprocessin
     mean = config.mean or (native.mean if native else (0.0,) * channels)
     std = config.std or (native.std if native else (1.0,) * channels)
     if not len(mean) == len(std) == channels:
+        example = ",".join(["0.5"] * channels)
         raise ConfigError(
             f"expected mean and std of one value for each of {channels} channels, got {mean} and "
-            f"{std}; set both"
+            f"{std}; set both, such as mean {example} and std {example}"
         )
     return Preprocessing(
         channels=channels,

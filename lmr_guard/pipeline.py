@@ -42,7 +42,7 @@ from lmr_guard.contracts import (
 )
 from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, StageError
 from lmr_guard.localize import Config as LocalizeConfig
-from lmr_guard.measure import accuracy
+from lmr_guard.measure import accuracy, predict
 from lmr_guard.repel import AFTER_PRUNING
 from lmr_guard.repel import Config as RepelConfig
 from lmr_guard.verify import Policy
@@ -64,8 +64,10 @@ __all__ = [
 ]
 
 _EXIT_CODES = (ExitCode.PASSED, ExitCode.INCOMPLETE, ExitCode.REFUSED)
-_DEFAULT_SHARES = (0.4, 0.2)
-_DEFAULT_MOST = (500, 250)
+# Of all clean images, and how many at most.
+_REPAIR = (0.4, 500)
+_SELECT = (0.2, 250)
+_SEEDS = 1 << 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,7 @@ class GuardConfig:
         select_images: Size of the ``select`` part; None takes 20 %, at most 250.
         compare: Whether the variants of the model as received are built and measured too.
         device: Where localize and repel compute: cpu or cuda.
-        seed: Of everything random; each stage has a generator of its own.
+        seed: Of everything random, in [0, 2**32); each stage has a generator of its own.
         threads: Of ONNX Runtime; None leaves it the choice.
     """
 
@@ -122,6 +124,8 @@ class GuardConfig:
             )
         if self.suspect is not None and not self.repair:
             raise ConfigError("expected a suspect class or no repair, got both; leave one out")
+        if not 0 <= self.seed < _SEEDS:
+            raise ConfigError(f"expected a seed in 0..{_SEEDS - 1}, got {self.seed}")
         if self.if_abstained not in ("repair-nothing", "refuse"):
             raise ConfigError(
                 f"expected if_abstained 'repair-nothing' or 'refuse', got {self.if_abstained!r}"
@@ -372,12 +376,17 @@ def read_clean(
 
 def divide(images: Labelled, config: GuardConfig) -> Clean:
     """Three disjoint parts of clean images; sizes as ``GuardConfig`` says."""
-    asked, classes = (config.repair_images, config.select_images), len(images.classes)
-    sizes = [
-        max(classes, min(most, int(share * len(images)))) if size is None else size
-        for size, share, most in zip(asked, _DEFAULT_SHARES, _DEFAULT_MOST, strict=True)
-    ]
-    return data.split(images, repair=sizes[0], select=sizes[1], generator=config.generator("split"))
+    repair, select, k = config.repair_images, config.select_images, len(images.classes)
+    if repair is None:
+        repair = _default_size(len(images), *_REPAIR, least=k, spare=2 * k)
+    if select is None:
+        select = _default_size(len(images), *_SELECT, least=k, spare=repair + k)
+    return data.split(images, repair=repair, select=select, generator=config.generator("split"))
+
+
+def _default_size(count: int, share: float, most: int, *, least: int, spare: int) -> int:
+    """A share of the images, but not so many that the other parts would lack a class."""
+    return max(least, min(most, int(share * count), count - spare))
 
 
 def read_triggers(
@@ -408,7 +417,7 @@ def _read_triggers(
 
 def require_agreement(classifier: Classifier, clean: Clean) -> None:
     """Raises InputError where the images are not of the model's classes, in its order."""
-    data.check_agreement(accuracy(classifier.clone(), clean.repair), classifier.num_classes)
+    data.check_agreement(predict(classifier.clone(), clean.repair), clean.repair)
 
 
 def audit_file(
@@ -458,6 +467,8 @@ def audit_file(
     )
     known = _read_triggers(evidence, clean, (), shape, progress)
     foreign = None if normalisation is None else shape
+    seen = OnnxPredictor(path, threads=threads, preprocessing=foreign)
+    data.check_agreement(predict(seen, clean), clean)
     notes, compared = [], None
     if reference is None:
         notes.append("No reference was given: lost clean accuracy was not judged.")
@@ -474,7 +485,6 @@ def audit_file(
         preprocessing=foreign,
         progress=progress,
     )
-    data.check_agreement(variant.clean_accuracy, len(clean.classes))
     outcome = verify.decide([variant], replace(policy, require=(variant.name,)))
     return report.document(
         model=str(path),

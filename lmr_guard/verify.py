@@ -26,6 +26,7 @@ check                what it looks at                                           
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -133,7 +134,9 @@ class Policy:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return -math.inf < value < math.inf
 
 
 def _counts(value: object) -> bool:
@@ -156,7 +159,8 @@ def policy_from_toml(path: Path) -> Policy:
         ConfigError: No such file, no TOML, an unknown key, or a value that ``Policy`` refuses.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        # Editors on Windows put a byte order mark before the text.
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"expected a policy file, got {error.strerror}: {path}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

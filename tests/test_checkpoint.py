@@ -47,6 +47,8 @@ def test_both_formats_give_the_same_weights(tmp_path: Path) -> None:
         lambda w: {"model": w, "optimizer": {"lr": 0.1}},
         lambda w: {"net": w, "acc": 91.5},
         lambda w: {"model": {"state_dict": w}},
+        lambda w: {"model_state_dict": w, "optimizer_state_dict": {}, "epoch": 3},
+        lambda w: {"model_ema": {f"module.{name}": value for name, value in w.items()}},
         lambda w: {f"module.{name}": value for name, value in w.items()},
         lambda w: {f"_orig_mod.{name}": value for name, value in w.items()},
         lambda w: {f"module._orig_mod.{name}": value for name, value in w.items()},
@@ -59,6 +61,26 @@ def test_wrappers_and_prefixes_are_peeled_off(
     weights = small_network().state_dict()
     torch.save(wrap(weights), tmp_path / "a.pt")
     assert same(read_weights(tmp_path / "a.pt"), weights)
+
+
+@pytest.mark.parametrize("averaged", ["state_dict_ema", "model_ema"])
+@pytest.mark.parametrize("name", ["state_dict", "model"])
+def test_which_of_plain_and_averaged_weights_is_meant_is_asked(
+    tmp_path: Path, name: str, averaged: str
+) -> None:
+    weights = small_network().state_dict()
+    torch.save({name: weights, averaged: weights}, tmp_path / "a.pt")
+    told = f"expected one state dict, got {name} and {averaged}; keep the one that is meant"
+    with pytest.raises(InputError, match=told):
+        read_weights(tmp_path / "a.pt")
+
+
+def test_other_prefixes_are_peeled_off_where_the_caller_says_so(tmp_path: Path) -> None:
+    weights = small_network().state_dict()
+    for prefix in ("model.", "module.model.", "model.module.", "model.net._orig_mod."):
+        save_file({f"{prefix}{n}": w for n, w in weights.items()}, tmp_path / "a.safetensors")
+        assert not same(read_weights(tmp_path / "a.safetensors"), weights)
+        assert same(read_weights(tmp_path / "a.safetensors", also=("model.", "net.")), weights)
 
 
 def write_pickled_module(path: Path) -> None:

@@ -266,6 +266,16 @@ BAD_INPUT: dict[str, tuple[Change, int, str]] = {
         4,
         "expected numbers separated by commas",
     ),
+    "policy not finite": (
+        policy("max_strangeness = inf"),
+        4,
+        "expected max_strangeness of 1 or more, got inf",
+    ),
+    "policy with a byte order mark": (
+        policy("\ufeffmax_ars = 0.1"),
+        4,
+        "expected a key of the policy, got 'max_ars'",
+    ),
     "mean alone": (option("--mean", "0.5"), 4, "expected mean and std together, got one of them"),
     "two sizes": (option("--input-size", "4,4"), 4, "expected --input-size C,H,W, got 2 numbers"),
     "parts too large": (
@@ -417,7 +427,14 @@ def test_the_demo_passes_refusals_on(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["run"], "Missing argument 'CHECKPOINT'."),
         (["run", "x", "--arch", "a:b", "--clean", "c"], "Missing option '--out'."),
         (["scan", "x", "--qqq"], "No such option '--qqq'."),
-        (["demo", "--seed", "one"], "Invalid value for '--seed': 'one' is not a valid integer."),
+        (
+            ["demo", "--seed", "-1"],
+            "Invalid value for '--seed': -1 is not in the range 0<=x<=4294967295.",
+        ),
+        (
+            ["demo", "--seed", "one"],
+            "Invalid value for '--seed': 'one' is not a valid integer range.",
+        ),
         (["nonsense"], "No such command 'nonsense'."),
     ],
 )
@@ -526,18 +543,19 @@ def test_scan_tells_the_scores_and_writes_them(
     assert list(tree(place / "results")) == ["scan.json"]
 
 
-def test_scan_of_a_named_class_is_the_user_s_word(
-    place: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["scan", "drill"])
+def test_what_looks_for_the_class_is_not_told_it(
+    name: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command("scan", work(place) | {"--suspect": "1"})) == 0
-    assert "suspect: class 1 (b); agreement of the runs 100%" in capsys.readouterr().out
+    assert main(command(name, work(place) | {"--suspect": "1"})) == 4
+    assert "No such option" in capsys.readouterr().err
 
 
 def test_scan_into_a_missing_folder_is_told(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = place / "results" / "none" / "scan.json"
-    options = work(place) | {"--suspect": "1", "--json": str(target)}
+    options = work(place) | {"--json": str(target)}
     assert main(command("scan", options)) == 4
     told = capsys.readouterr().err
     assert (

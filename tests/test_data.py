@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from modules import ROOT
 from PIL import Image
+from torch import Tensor
+from torch.nn.functional import one_hot
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from lmr_guard.classifier import Preprocessing
-from lmr_guard.contracts import Clean, Labelled, Rate
+from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.data import check_agreement, read_folder, read_image, split
 from lmr_guard.errors import ConfigError, InputError
 
@@ -458,11 +461,56 @@ def test_a_class_of_copies_is_refused() -> None:
 # --- do the folders belong to the model ---------------------------------------------------------
 
 
-def test_agreement_needs_more_than_chance() -> None:
-    check_agreement(Rate(90, 100), 10)
-    check_agreement(Rate(20, 100), 10)
-    told = r"got clean accuracy 12/100 \(12.0%\), no better than chance 1/10; pass the class order"
+def taken(landed: Sequence[int], labels: Sequence[int]) -> tuple[Tensor, Labelled]:
+    """Images of these classes, and the logits of a model that takes them for others."""
+    images = numbered(labels)
+    return one_hot(torch.tensor(landed), len(images.classes)).float(), images
+
+
+@pytest.mark.parametrize(
+    ("trials", "k", "hits", "refused"),
+    [(100, 10, 90, False), (100, 10, 20, False), (100, 10, 12, True), (2, 2, 2, True)],
+)
+def test_agreement_needs_more_than_chance(trials: int, k: int, hits: int, refused: bool) -> None:
+    labels = [i % k for i in range(trials)]
+    wrong = [(label + 1 + i // k % (k - 1)) % k for i, label in enumerate(labels)]
+    seen = taken(labels[:hits] + wrong[hits:], labels)
+    told = rf"got clean accuracy {hits}/{trials} .*, no better than chance 1/{k}; pass the class"
+    with pytest.raises(InputError, match=told) if refused else nullcontext():
+        check_agreement(*seen)
+
+
+def test_a_logit_that_is_no_number_is_not_in_agreement() -> None:
+    logits, images = taken([0, 1] * 10, [0, 1] * 10)
+    check_agreement(logits, images)
+    with pytest.raises(InputError, match="got clean accuracy 0/20"):
+        check_agreement(torch.full_like(logits, torch.nan), images)
+
+
+@pytest.mark.parametrize(
+    ("circle", "told"),
+    [
+        ({1: 2, 2: 1}, "got c1 as c2, c2 as c1 for most of their images; pass the class order"),
+        ({0: 3, 3: 5, 5: 0, 7: 5}, "got c0 as c3, c3 as c5, c5 as c0 for most of their images"),
+    ],
+)
+def test_agreement_sees_that_folders_were_exchanged(circle: dict[int, int], told: str) -> None:
+    labels = [c for c in range(10) for _ in range(8)]
     with pytest.raises(InputError, match=told):
-        check_agreement(Rate(12, 100), 10)
-    with pytest.raises(InputError, match=r"no better than chance 1/2"):
-        check_agreement(Rate(2, 2), 2)
+        check_agreement(*taken([circle.get(c, c) for c in labels], labels))
+
+
+@pytest.mark.parametrize(
+    ("circle", "each", "of"),
+    [
+        ({1: 2, 2: 3}, 8, 8),  # no circle: a class that the model does not know
+        ({1: 2, 2: 1}, 2, 2),  # too few to tell
+        ({1: 2, 2: 1}, 6, 12),  # half of them: two classes that are hard to tell apart
+    ],
+)
+def test_agreement_takes_classes_that_are_merely_weak(
+    circle: dict[int, int], each: int, of: int
+) -> None:
+    labels = [c for c in range(10) for _ in range(of)]
+    landed = [circle.get(c, c) if i % of < each else c for i, c in enumerate(labels)]
+    check_agreement(*taken(landed, labels))

@@ -258,12 +258,13 @@ def test_a_classifier_is_known_by_its_network(
         assert export(classifier) is classifier
 
 
+@pytest.mark.parametrize("kind", [Path, str])
 def test_a_report_that_passed_lets_its_weights_through(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: type[Path | str]
 ) -> None:
     monkeypatch.setattr(torch.onnx, "export", lambda model: "exported")
     path = written(tmp_path / "report.json", variant(toy_network()))
-    with onnx_export_gate(path):
+    with onnx_export_gate(kind(path)):
         assert export(toy_network()) == "exported"
 
 

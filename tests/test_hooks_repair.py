@@ -5,6 +5,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -359,3 +360,9 @@ def test_images_that_the_model_does_not_recognise_are_refused(trained: Classifie
     turned = replace(CLEAN.select, labels=(CLEAN.select.labels + 1) % 3)
     with pytest.raises(InputError, match="to be the model's classes in its order, got clean"):
         pre_quantize(trained, clean=replace(CLEAN, select=turned))
+
+
+def test_a_folder_is_no_clean_images(trained: Classifier) -> None:
+    told = r"expected clean images as lmr_guard.contracts.Clean, got PosixPath; lmr_guard.data"
+    with pytest.raises(ConfigError, match=told):
+        pre_quantize(trained, clean=Path("images"))  # type: ignore[arg-type]

@@ -75,6 +75,19 @@ def nothing(**options):
 not_callable = 3
 """
 
+INSIDE = """
+from torch import nn
+
+class Inside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                                 nn.Linear(4, 3))
+
+    def forward(self, x):
+        return self.net(x)
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -323,7 +336,9 @@ def normalised_by(images: Tensor, p: Preprocessing) -> Tensor:
 def test_a_grey_resnet_is_told_by_its_weights(tmp_path: Path) -> None:
     path = saved(cifar_resnet18(4, channels=1), tmp_path / "a.pt")
     plain = Config(architecture="torchvision:resnet18", stem="cifar")
-    with pytest.raises(ConfigError, match=r"one value for each of 1 channels, got \(0.485"):
+    with pytest.raises(
+        ConfigError, match=r"each of 1 channels, got \(0.485.*such as mean 0.5 and std 0.5"
+    ):
         classifier(path, plain)
     grey = Config(architecture=plain.architecture, stem="cifar", mean=(0.13,), std=(0.31,))
     ours = classifier(path, grey)
@@ -400,6 +415,40 @@ def test_a_transformer_is_built_for_the_size() -> None:
     assert (preprocessing.height, preprocessing.width) == (64, 64)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "size", "told"),
+    [
+        ("torchvision:vit_b_32", (3, 64, 48), "expected a square input_size for vit_b_32, got 64x"),
+        ("torchvision:vit_b_32", (3, 30, 30), "expected an input_size that vit_b_32 takes, got As"),
+    ],
+)
+def test_a_size_that_the_architecture_cannot_have(
+    architecture: str, size: tuple[int, int, int], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        build(Config(architecture=architecture, input_size=size, num_classes=2), {})
+
+
+def test_names_of_a_training_framework_are_peeled_off_for_a_library_s_network(
+    tmp_path: Path,
+) -> None:
+    theirs = cifar_resnet18(4)
+    weights = {f"model.{name}": value for name, value in theirs.state_dict().items()}
+    torch.save({"state_dict": weights, "epoch": 2}, tmp_path / "lightning.ckpt")
+    ours = classifier(
+        tmp_path / "lightning.ckpt", Config(architecture="torchvision:resnet18", stem="cifar")
+    )
+    assert same(ours.network.state_dict(), theirs.state_dict())
+
+
+def test_a_user_s_own_network_keeps_its_names(folder: Path) -> None:
+    """All weights of this one lie under ``net.``, and that is what its file calls them."""
+    (folder / "inside.py").write_text(INSIDE)
+    config = Config(architecture="inside:Inside", input_size=(3, 8, 8))
+    theirs, _, _ = build(config, {})
+    assert classifier(saved(theirs, folder / "a.pt"), config).num_classes == 3
+
+
 def test_googlenet_is_loaded_without_its_auxiliary_heads(tmp_path: Path) -> None:
     theirs = models.googlenet(num_classes=5, init_weights=False, transform_input=True).eval()
     path = saved(theirs, tmp_path / "a.pt")
@@ -438,7 +487,7 @@ def test_timm_names_and_metadata(tmp_path: Path) -> None:
 
 def test_timm_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)  # what an absent package looks like to import
-    with pytest.raises(ConfigError, match=r"the package timm .* pip install lmr-guard\[timm\]"):
+    with pytest.raises(ConfigError, match=r"the package timm .* pip install timm"):
         build(Config(architecture="timm:resnet18"), {})
 
 

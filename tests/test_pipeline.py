@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from factories import flat_architecture, row_classifier, tree, weights_file
 
 from lmr_guard import load
 from lmr_guard.artifact import sha256_of
 from lmr_guard.audit import Config as AuditConfig
 from lmr_guard.compress import recipes
-from lmr_guard.contracts import Progress, silent
+from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError, ExportRefused, StageError
 from lmr_guard.localize import Config as LocalizeConfig
-from lmr_guard.pipeline import Evidence, GuardConfig, audit_file, run
+from lmr_guard.pipeline import Evidence, GuardConfig, audit_file, divide, run
 from lmr_guard.repel import Config as RepelConfig
 from lmr_guard.report import validate
 from lmr_guard.verify import Policy
@@ -438,6 +439,24 @@ def test_a_variant_is_built_once() -> None:
 def test_what_an_abstention_means_must_be_one_of_two() -> None:
     with pytest.raises(ConfigError, match="'repair-nothing' or 'refuse', got 'pass'"):
         replace(PLAIN, if_abstained="pass")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 32])
+def test_a_seed_must_fit_every_generator(seed: int) -> None:
+    with pytest.raises(ConfigError, match=r"expected a seed in 0\.\.4294967295, got"):
+        replace(PLAIN, seed=seed)
+
+
+@pytest.mark.parametrize("each", [3, 4, 5, 50])
+def test_by_default_every_part_has_every_class_however_few_images_there_are(each: int) -> None:
+    k = 4
+    images = torch.arange(each * k, dtype=torch.uint8).view(-1, 1, 1, 1)
+    whole = Labelled(images, torch.arange(each * k) % k, tuple("abcd"))
+    clean = divide(whole, PLAIN)
+    for part in (clean.repair, clean.select, clean.report):
+        assert set(part.labels.tolist()) == set(range(k))
+    if each == 50:
+        assert [len(clean.repair), len(clean.select), len(clean.report)] == [80, 40, 80]
 
 
 def test_a_suspect_without_repair_is_a_contradiction() -> None:

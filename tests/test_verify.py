@@ -3,6 +3,7 @@
 """Each check of the judge, passing and not, on real files; the laws of the gate."""
 
 import dataclasses
+import math
 from itertools import permutations
 from pathlib import Path
 
@@ -401,10 +402,21 @@ def test_an_impossible_policy_is_refused(field: str, value: object, message: str
         Policy(**{field: value})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "field", ["max_asr", "max_accuracy_drop", "confidence", "max_excess", "max_strangeness"]
+)
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, True, "1"])
+def test_a_limit_is_a_finite_number(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"expected {field} "):
+        Policy(**{field: value})  # type: ignore[arg-type]
+
+
 def test_a_policy_comes_from_toml_and_keeps_defaults(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
     path.write_text('max_asr = 0.1\nrequire = ["int8"]\npublish = "smallest"\n')
     assert policy_from_toml(path) == Policy(max_asr=0.1, require=("int8",), publish="smallest")
+    path.write_bytes(b"\xef\xbb\xbfmax_asr = 0.1")
+    assert policy_from_toml(path) == Policy(max_asr=0.1)
     path.write_text("")
     assert policy_from_toml(path) == Policy()
 
