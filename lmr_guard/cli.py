@@ -128,14 +128,15 @@ _triggers = _all_of(
         "patches",
         multiple=True,
         metavar="PATCH.png@X,Y[:TARGET]",
-        help="A patch to stamp on the clean images of the report part. Repeatable.",
+        help="A patch to stamp on the clean images of the report part; TARGET is the attacker's "
+        "class, counted from 0. Repeatable.",
     ),
     click.option(
         "--triggered",
         "folders",
         multiple=True,
         metavar="DIR[:TARGET]",
-        help="Triggered images, one folder a true class. Repeatable.",
+        help="Triggered images, one folder a true class; TARGET as above. Repeatable.",
     ),
 )
 _normalisation = _all_of(
@@ -167,7 +168,10 @@ _model = _all_of(
 )
 _variants = click.option(
     "--variants",
-    help="Which to build, separated by commas, e.g. float32,int8,l1-0.2,l1-0.2+int8.",
+    help=(
+        "Which to build, separated by commas; default: float32,int8, l1-0.2 to l1-0.6, and these "
+        "+int8 (drill: " + _DRILLED + ")."
+    ),
 )
 _audit = click.option(
     "--audit-steps",
@@ -186,7 +190,7 @@ _recovery = click.option(
     callback=lambda _context, _option, asked: repel.AFTER_PRUNING if asked else None,
     help="Repair each pruned form once more after the cut, or leave it as it was cut.",
 )
-_suspect = click.option("--suspect", type=int, help="Index of the suspect class, if you know it.")
+_suspect = click.option("--suspect", type=int, help="The suspect class, counted from 0, if known.")
 _work = _all_of(
     click.option("--repair-images", type=int, help="Images to learn from; default 40 %, <= 500."),
     click.option("--select-images", type=int, help="Images to choose on; default 20 %, <= 250."),
@@ -235,6 +239,8 @@ def _show(document: dict[str, Any]) -> None:
         console.print(table)
     for note in document["notes"]:
         console.print(f"note: {note}", markup=False)
+    if (suspect := report.suspect_line(document)) is not None:
+        console.print(suspect, markup=False)
     console.print(report.summary_line(document), markup=False)
 
 
@@ -508,7 +514,7 @@ def verify_(
     type=click.Choice(sorted(catalogue.EVERY)),
     help="What to plant. Repeatable; default: badnets, qcb, pcb.",
 )
-@click.option("--target", type=int, help="The attacker's class; default: drawn by the seed.")
+@click.option("--target", type=int, help="The attacker's class, from 0; default: drawn.")
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option(
     "--keep-models",

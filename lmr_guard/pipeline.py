@@ -120,7 +120,7 @@ class GuardConfig:
         if absent:
             raise ConfigError(
                 f"expected the policy to require variants that are built, got {absent[0]!r}; "
-                f"built are {', '.join(built)}"
+                f"built are {', '.join(built)}; build it too, or set require in the policy"
             )
         if self.suspect is not None and not self.repair:
             raise ConfigError("expected a suspect class or no repair, got both; leave one out")

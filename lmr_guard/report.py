@@ -36,6 +36,7 @@ __all__ = [
     "environment",
     "share",
     "summary_line",
+    "suspect_line",
     "suspicion_record",
     "table",
     "tables",
@@ -304,8 +305,26 @@ def summary_line(document: Mapping[str, Any]) -> str:
     ]
     if strange:
         rests += f"; a search for those came to {max(strange):.1f}"
-    shipped = f"{len(published)} of {len(variants)} variants published; " if received else ""
+    asked = len(document["config"].get("recipes", variants))
+    shipped = f"{len(published)} of {asked} variants published; " if received else ""
     return f"{document['verdict'].upper()}: {shipped}{asr}; {rests}"
+
+
+def suspect_line(document: Mapping[str, Any]) -> str | None:
+    """Who was suspected and what the repair cost; None where nobody was looked for."""
+    suspicion, repair = document["suspicion"], document["repair"]
+    if suspicion is None or (suspicion["target"] is None and not suspicion["scores"]):
+        return None
+    target = suspicion["target"]
+    if target is None:
+        return "suspect: nobody, localize abstained; nothing was repaired"
+    classes = document["config"].get("classes", ())
+    name = f" ({classes[target]})" if target < len(classes) else ""
+    found = f"suspect: class {target}{name}, {suspicion['method']}"
+    if repair is None:
+        return f"{found}; nothing was repaired"
+    before, after = (share(repair["clean_accuracy"][when]) for when in ("before", "after"))
+    return f"{found}; repaired, CA on the select part {before} -> {after}"
 
 
 def tables(document: Mapping[str, Any]) -> "list[Table]":

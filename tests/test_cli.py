@@ -515,6 +515,8 @@ def test_run_prints_what_it_published_and_answers_with_the_report_s_code(
     printed = capsys.readouterr()
     assert printed.err == ""
     assert "The model as received" in printed.out
+    told = "\nsuspect: class 1 (b), named by the user; repaired, CA on the select part "
+    assert told in printed.out
     assert f"{document['verdict'].upper()}: " in printed.out
     assert printed.out.splitlines()[-1] == f"report: {out / 'report.json'}"
 

@@ -27,7 +27,15 @@ from lmr_guard.contracts import (
     Verdict,
 )
 from lmr_guard.errors import StageError
-from lmr_guard.report import document, environment, summary_line, tables, validate, write
+from lmr_guard.report import (
+    document,
+    environment,
+    summary_line,
+    suspect_line,
+    tables,
+    validate,
+    write,
+)
 from lmr_guard.verify import Policy
 
 SHA = "0123456789abcdef" * 4
@@ -80,6 +88,26 @@ def text(content: Mapping[str, Any], width: int = 100) -> str:
         console.print(table)
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
+
+
+def test_one_line_says_who_was_suspected_and_what_the_repair_cost() -> None:
+    named = {"seed": 0, "classes": ["cat", "dog", "deer", "frog"]}
+    assert suspect_line(full(config=named)) == (
+        "suspect: class 3 (frog), unlearning; repaired, CA on the select part 97/100 97.0% -> "
+        "96/100 96.0%"
+    )
+    assert str(suspect_line(full(repair=None))).endswith(
+        "class 3, unlearning; nothing was repaired"
+    )
+    abstained = Suspicion(None, (1.0, 1.2), "inversion")
+    assert suspect_line(full(suspicion=abstained, repair=None)) == (
+        "suspect: nobody, localize abstained; nothing was repaired"
+    )
+
+
+@pytest.mark.parametrize("suspicion", [None, Suspicion(None, (), "not looked for")])
+def test_where_nobody_was_looked_for_nothing_is_said(suspicion: Suspicion | None) -> None:
+    assert suspect_line(full(suspicion=suspicion, repair=None)) is None
 
 
 def test_the_document_has_the_agreed_names() -> None:
@@ -253,6 +281,11 @@ def test_the_summary_says_what_it_rests_on() -> None:
         "rests on 2 triggers (drilled, given), says nothing about others"
     )
     assert "\n" not in line
+
+
+def test_a_variant_that_could_not_be_built_counts_as_asked_for() -> None:
+    asked = {"seed": 0, "recipes": [{"label": "float32"}, {"label": "int8"}, {"label": "l1-0.9"}]}
+    assert summary_line(full(config=asked)).startswith("PASS: 1 of 3 variants published; ")
 
 
 def test_the_environment_names_what_numbers_depend_on() -> None:
