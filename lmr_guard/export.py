@@ -150,8 +150,9 @@ def finish(out: Path, into: Path) -> None:
     Raises:
         StageError: The file system refused, or something was put at ``into`` meanwhile.
     """
+    into = into.absolute()
     try:
-        if out.parent.parent == into.absolute():
+        if out.parent.parent == into:
             _fill(into, out)
         else:
             into.parent.mkdir(parents=True, exist_ok=True)

@@ -46,12 +46,16 @@ def test_a_result_appears_by_one_rename(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.rglob("*")] == ["new", "result", "report.json"]
 
 
-def test_an_empty_directory_is_filled_and_keeps_its_identity(tmp_path: Path) -> None:
-    into = tmp_path / "mounted"
+@pytest.mark.parametrize("relative", [False, True])
+def test_an_empty_directory_is_filled_and_keeps_its_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    into = Path("mounted") if relative else tmp_path / "mounted"
     into.mkdir()
     inode = into.stat().st_ino
     with staging(into) as stage:
-        assert stage.parent == into
+        assert stage.parent == tmp_path / "mounted"
         out = stage / "out"
         out.mkdir()
         for name in ("report.json", "a.onnx", "z.onnx"):
