@@ -12,7 +12,7 @@ from factories import TOY_BACKDOOR, TOY_HONEST, toy_images, toy_patch, write_onn
 
 from lmr_guard.artifact import Artifact
 from lmr_guard.contracts import Labelled, Outcome, Rate, Trigger, Variant, Verdict
-from lmr_guard.errors import ExitCode, ExportRefused, InputError
+from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError
 from lmr_guard.export import publish
 from lmr_guard.triggers import Triggered
 from lmr_guard.verify import Policy, decide, publishable, verify
@@ -34,6 +34,11 @@ def judged(
         triggers=[toy_patch()] if triggers is None else triggers,
         policy=policy,
     )
+
+
+def dimmed(images: Labelled) -> Labelled:
+    """A change that the toy does not listen to."""
+    return Labelled(images.images.clamp(max=150), images.labels, images.classes)
 
 
 def outcome(variant: Variant, check: str) -> Outcome:
@@ -187,12 +192,18 @@ def test_weights_that_the_digest_does_not_cover_are_not_a_pass(tmp_path: Path) -
 
 def test_triggered_images_of_the_target_alone_are_no_evidence(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
-    trigger = Triggered(toy_images(200, [2] * 200), "folder", 2)
+    trigger = Triggered(dimmed(toy_images(200, [2] * 200)), "folder", 2)
     variant = judged(path, triggers=[trigger])
     assert variant.triggers[0].asr == Rate(0, 0)
     assert outcome(variant, "trials:folder") is INCOMPLETE
     assert outcome(variant, "asr:folder") is INCOMPLETE
     assert_withheld(variant, path)
+
+
+def test_clean_images_that_are_called_triggered_are_no_evidence(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
+    with pytest.raises(ConfigError, match="got 300 of 300 that are clean images unchanged"):
+        judged(path, triggers=[Triggered(toy_images(300), "folder", 2)])
 
 
 def test_twenty_images_do_not_show_five_per_cent(tmp_path: Path) -> None:
@@ -206,7 +217,7 @@ def test_twenty_images_do_not_show_five_per_cent(tmp_path: Path) -> None:
 
 def test_one_trigger_that_works_is_not_outvoted(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
-    harmless = [Triggered(toy_images(300), f"harmless {i}", 2) for i in range(5)]
+    harmless = [Triggered(dimmed(toy_images(300)), f"harmless {i}", 2) for i in range(5)]
     variant = judged(path, triggers=[*harmless, toy_patch()])
     assert outcome(variant, "asr:harmless 0") is PASS
     assert outcome(variant, "asr:corner") is FAIL
