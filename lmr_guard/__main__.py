@@ -10,11 +10,14 @@ from lmr_guard.errors import ExitCode
 def main() -> int:
     """Run the command line; an interrupt while it loads is told as a later one is."""
     try:
-        from lmr_guard import cli
+        from lmr_guard import cli, terminal
     except KeyboardInterrupt:
         sys.stderr.write("lmr-guard: interrupted; nothing was read or written yet\n")
         return ExitCode.INTERRUPTED
-    return cli.main()
+    code = cli.main()
+    if code == ExitCode.INTERRUPTED:
+        terminal.ignore_stops()
+    return code
 
 
 if __name__ == "__main__":

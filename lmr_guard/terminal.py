@@ -17,7 +17,7 @@ from rich.progress import Progress as Bars
 
 from lmr_guard.contracts import Progress
 
-__all__ = ["QUIET", "complain", "progress", "stoppable"]
+__all__ = ["QUIET", "complain", "ignore_stops", "progress", "stoppable"]
 
 QUIET = 20.0
 """Seconds that a log goes without a line at least."""
@@ -51,6 +51,12 @@ def stoppable() -> Iterator[None]:
     finally:
         for number, handler in heard.items():
             signal.signal(number, handler)
+
+
+def ignore_stops() -> None:
+    """For a process that was interrupted and is about to end: its exit code stays what it is."""
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def complain(message: str, code: int) -> int:

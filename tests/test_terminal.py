@@ -3,6 +3,8 @@
 """What is said while a command works, and that one signal stops it and the next do not."""
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -57,6 +59,21 @@ def test_outside_the_main_thread_no_signal_is_touched() -> None:
     thread.start()
     thread.join()
     assert handlers == [signal.getsignal(number) for number in STOPS]
+
+
+ENDING = """
+import signal
+from lmr_guard import terminal
+terminal.ignore_stops()
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.raise_signal(number)
+raise SystemExit(130)
+"""
+
+
+def test_a_process_that_is_about_to_end_keeps_its_exit_code() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING], check=False)
+    assert done.returncode == 130
 
 
 def test_a_complaint_is_one_line_whatever_stands_in_it(capsys: pytest.CaptureFixture[str]) -> None:
