@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Patches against a loop over pixels, and the forms that the command line takes."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,9 @@ from factories import TOY_CLASSES, toy_images, toy_patch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
-from lmr_guard.contracts import Labelled, Trigger
+from lmr_guard.contracts import Labelled, Source, Trigger
 from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.triggers import Patch, Transform, Triggered, check, parse_patch, parse_triggered
 
@@ -161,6 +164,24 @@ def test_check_knows_clean_images_of_the_other_parts_too() -> None:
     check([trigger], SEEN)
     with pytest.raises(ConfigError, match="got 20 of 20 that are clean images unchanged"):
         check([trigger], SEEN, [bright])
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A trigger of the caller's own, which brings its images along."""
+
+    name: str = "stored"
+    source: Source = "given"
+    target: int | None = 0
+
+    def batches(self, clean: Labelled, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """Always the same three images."""
+        yield from shown(3).batches(size)
+
+
+def test_check_takes_a_trigger_that_brings_its_own_images() -> None:
+    assert isinstance(Stored(), Trigger)
+    check([Stored()], SEEN)
 
 
 @pytest.mark.parametrize(("unchanged", "refused"), [(10, False), (11, True)])
