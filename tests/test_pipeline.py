@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from factories import flat_architecture, row_classifier, tree, weights_file
+from pinned_reports import outline, pinned
 
 from lmr_guard import load
 from lmr_guard.artifact import sha256_of
@@ -102,6 +103,34 @@ def test_the_report_on_disk_is_the_one_returned_and_meets_its_schema(guarded: Ra
     written = json.loads((guarded.out / "report.json").read_text(encoding="utf-8"))
     validate(written)
     assert written == guarded.document
+
+
+def test_the_report_is_the_pinned_one(guarded: Ran) -> None:
+    ours, theirs = pinned("digits", guarded.document)
+    assert ours == theirs
+
+
+def test_a_run_with_all_that_is_random_gives_the_pinned_report(
+    row_files: Path, tmp_path: Path
+) -> None:
+    config = replace(
+        PLAIN,
+        repair=True,
+        suspect=1,
+        repel=SHORT,
+        after_pruning=SHORT,
+        compare=True,
+        recipes=recipes.parse(["float32", "l1-0.4", "l1-0.4+int8", "l1-0.6"]),
+        seed=3,
+    )
+    ours, theirs = pinned("rows", rows(row_files, tmp_path / "out", config))
+    assert ours == theirs
+
+
+def test_an_outline_still_tells_reports_apart(guarded: Ran) -> None:
+    fewer = {**guarded.document, "variants": guarded.document["variants"][1:]}
+    other = {**guarded.document, "suspicion": {"target": None}}
+    assert outline(guarded.document) not in (outline(fewer), outline(other))
 
 
 def test_the_backdoor_is_awake_as_received_and_gone_in_what_is_published(guarded: Ran) -> None:
