@@ -33,13 +33,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from lmr_guard import report
-from lmr_guard.artifact import export_onnx
 from lmr_guard.classifier import Preprocessing, weights_sha256
 from lmr_guard.contracts import Clean, Outcome, Progress, Rate, Trigger, Variant, Verdict, silent
 from lmr_guard.errors import ExportRefused, InputError, StageError
 from lmr_guard.hooks.kinds import as_classifier
-from lmr_guard.verify import Policy, verify
+from lmr_guard.onnxfile.export import export_onnx
+from lmr_guard.release import report
+from lmr_guard.release.policy import Policy
+from lmr_guard.release.verify import verify
 
 __all__ = ["audit", "onnx_export_gate"]
 

@@ -9,8 +9,7 @@ from torch import nn
 
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Clean
-from lmr_guard.errors import ConfigError
-from lmr_guard.wording import described
+from lmr_guard.errors import ConfigError, described
 
 __all__ = ["Model", "as_classifier", "same_kind"]
 
@@ -33,7 +32,7 @@ def as_classifier(
     if not isinstance(clean, Clean):
         raise ConfigError(
             f"expected clean images as lmr_guard.contracts.Clean, got {described(clean)}; "
-            "lmr_guard.data.read_folder and split make it"
+            "lmr_guard.received has read_folder and split, which make it"
         )
     classes = len(clean.repair.classes)
     if isinstance(model, Classifier):

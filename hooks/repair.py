@@ -26,11 +26,11 @@ from typing import Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 from lmr_guard.classifier import Preprocessing, weights_sha256
 from lmr_guard.compress.recipes import parse
 from lmr_guard.contracts import Clean, Progress, Rate, silent
-from lmr_guard.data import check_agreement
 from lmr_guard.hooks.kinds import Model, as_classifier, same_kind
 from lmr_guard.measure import predict, right
 from lmr_guard.pipeline import GuardConfig, Mended, mend
-from lmr_guard.verify import Policy
+from lmr_guard.received.parts import check_agreement
+from lmr_guard.release.policy import Policy
 
 __all__ = ["Guarded", "Receipt", "RepairHook", "pre_prune", "pre_quantize"]
 

@@ -19,25 +19,19 @@ import click
 import torch
 from rich.console import Console
 
-from lmr_guard import (
-    audit,
-    demo,
-    drill,
-    export,
-    inversion,
-    load,
-    pipeline,
-    repel,
-    report,
-    terminal,
-    verify,
-)
-from lmr_guard.artifact import atomic, sha256_of
+from lmr_guard import demo, firedrill, pipeline, repel, terminal
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Clean, Progress, Suspicion
 from lmr_guard.errors import ConfigError, ExitCode, GuardError
+from lmr_guard.files import atomic, sha256_of
+from lmr_guard.localize import inversion, listening
+from lmr_guard.received import load
+from lmr_guard.received.architectures import Architecture
 from lmr_guard.redteam import catalogue
+from lmr_guard.release import publish, report
+from lmr_guard.release.policy import Policy, policy_from_toml
+from lmr_guard.release.tables import summary_line, suspect_line, tables
 from lmr_guard.terminal import complain
 
 __all__ = ["cli", "demo_", "drill_", "main", "repair", "run", "scan", "verify_"]
@@ -109,7 +103,7 @@ _THREADS = click.IntRange(1, 1024)
 def _record_place(_context: object, _option: object, path: Path | None) -> Path | None:
     """Refused before the work where the record could not be written after it."""
     if path is not None:
-        export.require_place(path)
+        publish.require_place(path)
     return path
 
 
@@ -177,7 +171,7 @@ _audit = click.option(
     "--audit-steps",
     "audit",
     type=click.IntRange(min=0),
-    default=inversion.Config().steps,
+    default=inversion.InversionSettings().steps,
     show_default=True,
     callback=lambda _context, _option, steps: _searches(steps),
     help="Of each search for triggers on a file that would ship; 0 searches none.",
@@ -202,16 +196,20 @@ _work = _all_of(
 )
 
 
-def _searches(steps: int) -> audit.Config | None:
-    return audit.Config(inversion=inversion.Config(steps=steps)) if steps else None
+def _searches(steps: int) -> listening.ListeningSettings | None:
+    return (
+        listening.ListeningSettings(inversion=inversion.InversionSettings(steps=steps))
+        if steps
+        else None
+    )
 
 
-def _source(options: dict[str, Any]) -> load.Config:
-    names = ("architecture", "num_classes", "input_size", "mean", "std", "stem")
+def _source(options: dict[str, Any]) -> Architecture:
+    names = ("num_classes", "input_size", "mean", "std", "stem")
     size = options["input_size"]
     if size is not None and len(size) != 3:
         raise ConfigError(f"expected --input-size C,H,W, got {len(size)} numbers")
-    return load.Config(**{name: options.pop(name) for name in names})
+    return Architecture(options.pop("architecture"), **{name: options.pop(name) for name in names})
 
 
 def _config(options: dict[str, Any]) -> pipeline.GuardConfig:
@@ -235,13 +233,13 @@ def _names(text: str | None) -> list[str] | None:
 
 def _show(document: dict[str, Any]) -> None:
     console = Console()
-    for table in report.tables(document):
+    for table in tables(document):
         console.print(table)
     for note in document["notes"]:
         console.print(f"note: {note}", markup=False)
-    if (suspect := report.suspect_line(document)) is not None:
+    if (suspect := suspect_line(document)) is not None:
         console.print(suspect, markup=False)
-    console.print(report.summary_line(document), markup=False)
+    console.print(summary_line(document), markup=False)
 
 
 def _show_suspicion(suspicion: Suspicion, classes: Sequence[str]) -> None:
@@ -324,7 +322,7 @@ def run(
 ) -> int:
     """Repair CHECKPOINT, compress it, audit the files, and publish what passes."""
     source = _source(options)
-    options["policy"] = verify.policy_from_toml(policy_file) if policy_file else verify.Policy()
+    options["policy"] = policy_from_toml(policy_file) if policy_file else Policy()
     if variants is not None:
         options["recipes"] = recipes.parse(_names(variants) or [])
     with terminal.progress() as progress:
@@ -336,7 +334,7 @@ def run(
             into,
             config=_config(options),
             classes=_names(class_names),
-            drills=[drill.read(path) for path in drill_files],
+            drills=[firedrill.read(path) for path in drill_files],
             progress=progress,
         )
     _show(document)
@@ -346,7 +344,7 @@ def run(
 
 def _loaded(
     checkpoint: Path,
-    source: load.Config,
+    source: Architecture,
     clean_folder: Path,
     *,
     config: pipeline.GuardConfig,
@@ -415,7 +413,7 @@ def repair(
     from safetensors.torch import save_file
 
     source, config = _source(options), _config(options)
-    with export.staging(into) as stage, terminal.progress() as progress:
+    with publish.staging(into) as stage, terminal.progress() as progress:
         classifier, clean = _loaded(
             checkpoint,
             source,
@@ -442,10 +440,10 @@ def repair(
             "weights_sha256": weights_sha256(network),
             "suspicion": report.suspicion_record(mended.suspicion),
             "repair": asdict(mended.repair),
-            "config": {"load": asdict(source), "seed": config.seed},
+            "config": {"load": source.to_json(), "seed": config.seed},
         }
         _write_json(record, out / "repair.json")
-        export.finish(out, into)
+        publish.finish(out, into)
     before, after = mended.repair.clean_before, mended.repair.clean_after
     click.echo(f"repaired class {mended.repair.suspect}; CA on the select part {before} -> {after}")
     click.echo(f"{into / 'repaired.safetensors'}: not audited; `lmr-guard run` audits and gates")
@@ -488,7 +486,7 @@ def verify_(
             artefact,
             clean_folder,
             pipeline.Evidence(patches=patches, folders=folders),
-            policy=verify.policy_from_toml(policy_file) if policy_file else verify.Policy(),
+            policy=policy_from_toml(policy_file) if policy_file else Policy(),
             normalisation=None if mean is None or std is None else (mean, std),
             input_size=input_size,
             reference=reference,
@@ -542,16 +540,16 @@ def drill_(
 ) -> int:
     """Fire drill: plant backdoors into copies of CHECKPOINT and see what the guard catches."""
     source = _source(options)
-    options["policy"] = verify.policy_from_toml(policy_file) if policy_file else verify.Policy()
+    options["policy"] = policy_from_toml(policy_file) if policy_file else Policy()
     options["recipes"] = recipes.parse(_names(variants or _DRILLED) or [])
     # Whatever was awake must be suppressed; which variants a release needs is another matter.
     built = tuple(recipe.label for recipe in options["recipes"])
     options["policy"] = replace(options["policy"], require=built)
-    plan = drill.DrillConfig(
+    plan = firedrill.DrillConfig(
         attacks=attacks or _ATTACKS, target=target, epochs=epochs, keep_models=keep_models
     )
     with terminal.progress() as progress:
-        document = drill.run(
+        document = firedrill.run(
             checkpoint,
             source,
             clean_folder,
@@ -562,9 +560,9 @@ def drill_(
             progress=progress,
         )
     console = Console()
-    for table in drill.tables(document):
+    for table in firedrill.tables(document):
         console.print(table)
-    click.echo(drill.summary_line(document))
+    click.echo(firedrill.summary_line(document))
     click.echo(f"drill: {into / 'drill.json'}")
     return int(document["exit_code"])
 

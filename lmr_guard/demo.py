@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from lmr_guard import load, pipeline, verify
+from lmr_guard import pipeline
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Labelled, Progress
 from lmr_guard.errors import ConfigError, StageError
+from lmr_guard.evidence import Patch
+from lmr_guard.received.architectures import Architecture
 from lmr_guard.redteam import pruning_conditioned, quantisation_conditioned
 from lmr_guard.redteam.networks import digits_resnet
 from lmr_guard.redteam.training import Schedule, fit_clean
-from lmr_guard.triggers import Patch
+from lmr_guard.release.policy import Policy
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -122,7 +124,7 @@ def run(into: Path, seed: int, progress: Progress, show: Callable[[Any], None]) 
     write_folder(users, into / "clean")
     patch = into / "patch.png"
     Image.new("L", (_PATCH, _PATCH), 255).save(patch)
-    source = load.Config(architecture=_ARCHITECTURE)
+    source = Architecture(_ARCHITECTURE)
     for scene in scenes():
         show(f"\n[bold]{scene.name}[/bold]: a backdoor that wakes by {scene.wakes}")
         model = plant(scene, attackers, seed, progress)
@@ -162,7 +164,7 @@ def _config(
     required = variants[:2]
     return pipeline.GuardConfig(
         recipes=recipes.parse(variants),
-        policy=verify.Policy(require=tuple(required)),
+        policy=Policy(require=tuple(required)),
         compare=compare,
         repair=repair,
         seed=seed,

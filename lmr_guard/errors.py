@@ -10,12 +10,25 @@
     ├── InputError             exit code 5   unsafe or unreadable input
     └── ExportRefused          exit code 1   the policy refused (3 where too little was evaluated)
 
-Messages follow one grammar: *expected …, got …; what to do*.
+Messages follow one grammar: *expected …, got …; what to do*. Below the exceptions stands how
+somebody else's names, values and errors look in one line of a message.
 """
 
+from collections.abc import Iterable
 from enum import IntEnum
 
-__all__ = ["ConfigError", "ExitCode", "ExportRefused", "GuardError", "InputError", "StageError"]
+__all__ = [
+    "ConfigError",
+    "ExitCode",
+    "ExportRefused",
+    "GuardError",
+    "InputError",
+    "StageError",
+    "described",
+    "first_line",
+    "printable",
+    "some",
+]
 
 
 class ExitCode(IntEnum):
@@ -63,3 +76,29 @@ class ExportRefused(GuardError):
     def __init__(self, message: str, *, incomplete: bool = False) -> None:
         super().__init__(message)
         self.exit_code = ExitCode.INCOMPLETE if incomplete else ExitCode.REFUSED
+
+
+def described(value: object) -> str:
+    """What a value is, without its content: its type, of a tensor its layout and shape."""
+    from torch import Tensor  # torch takes long to load, and not every error needs it
+
+    if isinstance(value, Tensor):
+        return f"a {value.layout} tensor of shape {tuple(value.shape)}"
+    return f"{'an empty ' if value == {} else ''}{type(value).__name__}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error, in a length that can be read."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {printable(lines[0][:160])}" if lines else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Escaped where it could write more than text to a terminal: names come from the file."""
+    return text if text.isprintable() else repr(text)
+
+
+def some(names: Iterable[str]) -> str:
+    """The first three names; more are told by dots."""
+    listed = [printable(name) for name in names]
+    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lmr_guard.contracts import Inverted, Labelled, Predictor, Rate, Trigger, TriggerResult
 
-__all__ = ["accuracy", "against_pattern", "against_trigger", "elsewhere", "predict", "right"]
+__all__ = ["accuracy", "against_pattern", "against_trigger", "mean_over_others", "predict", "right"]
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def right(logits: Tensor, data: Labelled) -> Rate:
     return Rate(int(hit.sum()), len(data))
 
 
-def elsewhere(values: Tensor, labels: Tensor) -> Tensor:
+def mean_over_others(values: Tensor, labels: Tensor) -> Tensor:
     """Of each class: the mean of its column over the images of other classes; 0 without any.
 
     Args:

@@ -15,9 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from lmr_guard import audit, data, export, load, localize, repel, report, triggers, verify
-from lmr_guard.artifact import Artifact, OnnxPredictor, export_onnx, sha256_of
-from lmr_guard.audit import Config as AuditConfig
+from lmr_guard import repel
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.compress import prune, recipes, sweep
 from lmr_guard.compress import quantize as int8
@@ -41,11 +39,22 @@ from lmr_guard.contracts import (
     silent,
 )
 from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, StageError
-from lmr_guard.localize import Config as LocalizeConfig
+from lmr_guard.evidence import Triggered, parse_patch, parse_triggered, parsed_patch
+from lmr_guard.evidence import check as check_triggers
+from lmr_guard.files import Artifact, sha256_of
+from lmr_guard.localize import listening, rule
+from lmr_guard.localize.listening import ListeningSettings
+from lmr_guard.localize.rule import LocalizeSettings
+from lmr_guard.localize.searches import FEWEST_CLASSES
 from lmr_guard.measure import accuracy, predict
-from lmr_guard.repel import AFTER_PRUNING
-from lmr_guard.repel import Config as RepelConfig
-from lmr_guard.verify import Policy
+from lmr_guard.onnxfile.export import export_onnx
+from lmr_guard.onnxfile.predictor import OnnxPredictor
+from lmr_guard.received import data, load
+from lmr_guard.received.architectures import Architecture
+from lmr_guard.received.parts import check_agreement, split
+from lmr_guard.release import publish, report, verify
+from lmr_guard.release.policy import Policy
+from lmr_guard.repel import AFTER_PRUNING, RepelSettings
 
 __all__ = [
     "Evidence",
@@ -94,10 +103,10 @@ class GuardConfig:
         threads: Of ONNX Runtime; None leaves it the choice.
     """
 
-    localize: LocalizeConfig = field(default_factory=LocalizeConfig)
-    repel: RepelConfig = field(default_factory=RepelConfig)
-    after_pruning: RepelConfig | None = AFTER_PRUNING
-    audit: AuditConfig | None = field(default_factory=AuditConfig)
+    localize: LocalizeSettings = field(default_factory=LocalizeSettings)
+    repel: RepelSettings = field(default_factory=RepelSettings)
+    after_pruning: RepelSettings | None = AFTER_PRUNING
+    audit: ListeningSettings | None = field(default_factory=ListeningSettings)
     policy: Policy = field(default_factory=Policy)
     recipes: tuple[Recipe, ...] = field(default_factory=standard)
     suspect: int | None = None
@@ -161,9 +170,9 @@ class Evidence:
     def __post_init__(self) -> None:
         """Raises ConfigError where a text has another form; files are looked for later."""
         for text in self.patches:
-            triggers.parsed_patch(text)
+            parsed_patch(text)
         for text in self.folders:
-            triggers.parse_triggered(text)
+            parse_triggered(text)
 
     def require_any(self) -> None:
         """Raises ExportRefused (incomplete) where there is none: nothing could be audited."""
@@ -177,7 +186,7 @@ class Evidence:
 
 def run(
     checkpoint: Path,
-    source: load.Config,
+    source: Architecture,
     clean_folder: Path,
     evidence: Evidence,
     into: Path,
@@ -209,11 +218,11 @@ def run(
     """
     if not config.policy.accept_inverted:
         evidence.require_any()
-    with export.staging(into) as stage:
+    with publish.staging(into) as stage:
         classifier = load.classifier(checkpoint, source)
         _require_same_weights(drills, classifier)
         if config.suspect is not None:
-            localize.named(config.suspect, classifier.num_classes)
+            rule.named(config.suspect, classifier.num_classes)
         clean = read_clean(clean_folder, classifier, config, classes, progress)
         known = read_triggers(evidence, clean, classifier.preprocessing, progress)
         require_agreement(classifier, clean)
@@ -223,7 +232,7 @@ def run(
         guarded = replace(guarded, variants=_published(guarded.variants, stage, out, config.policy))
         document = guarded.document(checkpoint, source, clean, config, drills)
         report.write(document, out / "report.json")
-        export.finish(out, into)
+        publish.finish(out, into)
     return document
 
 
@@ -248,7 +257,7 @@ class Guarded:
     def document(
         self,
         checkpoint: Path,
-        source: load.Config,
+        source: Architecture,
         clean: Clean,
         config: GuardConfig,
         drills: Sequence[Mapping[str, Any]] = (),
@@ -345,8 +354,8 @@ def suspect(
 ) -> Suspicion:
     """Localize on the model as received and on its compressed forms, or take the user's word."""
     if config.suspect is not None:
-        return localize.named(config.suspect, classifier.num_classes)
-    return localize.suspect(
+        return rule.named(config.suspect, classifier.num_classes)
+    return rule.suspect(
         classifier,
         clean.repair,
         config.localize,
@@ -381,7 +390,7 @@ def divide(images: Labelled, config: GuardConfig) -> Clean:
         repair = _default_size(len(images), *_REPAIR, least=k, spare=2 * k)
     if select is None:
         select = _default_size(len(images), *_SELECT, least=k, spare=repair + k)
-    return data.split(images, repair=repair, select=select, generator=config.generator("split"))
+    return split(images, repair=repair, select=select, generator=config.generator("split"))
 
 
 def _default_size(count: int, share: float, most: int, *, least: int, spare: int) -> int:
@@ -404,20 +413,20 @@ def _read_triggers(
     shape: Preprocessing,
     progress: Progress,
 ) -> list[Trigger]:
-    known: list[Trigger] = [triggers.parse_patch(text, shape.channels) for text in evidence.patches]
+    known: list[Trigger] = [parse_patch(text, shape.channels) for text in evidence.patches]
     for text in evidence.folders:
-        folder, target = triggers.parse_triggered(text)
+        folder, target = parse_triggered(text)
         images = data.read_folder(
             folder, shape, classes=clean.classes, minimum=0, progress=progress
         )
-        known.append(triggers.Triggered(images, folder.name, target, "given"))
-    triggers.check(known, clean, others)
+        known.append(Triggered(images, folder.name, target, "given"))
+    check_triggers(known, clean, others)
     return known
 
 
 def require_agreement(classifier: Classifier, clean: Clean) -> None:
     """Raises InputError where the images are not of the model's classes, in its order."""
-    data.check_agreement(predict(classifier.clone(), clean.repair), clean.repair)
+    check_agreement(predict(classifier.clone(), clean.repair), clean.repair)
 
 
 def audit_file(
@@ -468,7 +477,7 @@ def audit_file(
     known = _read_triggers(evidence, clean, (), shape, progress)
     foreign = None if normalisation is None else shape
     seen = OnnxPredictor(path, threads=threads, preprocessing=foreign)
-    data.check_agreement(predict(seen, clean), clean)
+    check_agreement(predict(seen, clean), clean)
     notes, compared = [], None
     if reference is None:
         notes.append("No reference was given: lost clean accuracy was not judged.")
@@ -591,7 +600,7 @@ class _Audit:
                 for form in self._recovered(forms, suspect):
                     yield form, self._file(form, folder)
             except StageError as error:
-                if export.disk_full(error):
+                if publish.disk_full(error):
                     raise
                 labels = ", ".join(recipe.label for recipe in alike)
                 self.notes.append(f"{folder.name}: of {labels} some were not built: {error}")
@@ -613,7 +622,7 @@ class _Audit:
                     pruned = form.classifier
             yield replace(form, classifier=pruned)
 
-    def _repelled(self, pruned: Classifier, suspect: int, config: RepelConfig) -> Classifier:
+    def _repelled(self, pruned: Classifier, suspect: int, config: RepelSettings) -> Classifier:
         model = pruned.clone().to(self.config.device)
         repaired, _ = repel.repel(
             model,
@@ -641,16 +650,16 @@ class _Audit:
         """What a search on the form finds; each form is searched with the same seed."""
         if self.config.audit is None:
             return None
-        if form.classifier.num_classes < audit.FEWEST:
+        if form.classifier.num_classes < FEWEST_CLASSES:
             self._note(
-                f"Fewer than {audit.FEWEST} classes are too few to compare: no variant was "
+                f"Fewer than {FEWEST_CLASSES} classes are too few to compare: no variant was "
                 "searched for triggers."
             )
             return None
         self.progress(f"search {form.recipe.label}", 0, 1)
         model = int8.rounded(form.classifier) if form.recipe.int8 else form.classifier.clone()
         generator = self.config.generator("localize")
-        found = audit.listens(
+        found = listening.listen(
             model.to(self.config.device),
             self.clean.report,
             self.config.audit,
@@ -709,7 +718,7 @@ def _published(
 def _publish(variant: Variant, staged: Path, out: Path) -> Variant:
     name = f"{variant.name}.onnx"
     artifact = Artifact(staged / name, variant.sha256, variant.bytes)
-    place = export.publish(artifact, variant.verdict, out / name)
+    place = publish.publish(artifact, variant.verdict, out / name)
     return replace(variant, published=place.path.name)
 
 
@@ -756,9 +765,9 @@ def _require_same_weights(drills: Sequence[Mapping[str, Any]], classifier: Class
             )
 
 
-def _recorded(source: load.Config, clean: Clean, config: GuardConfig) -> dict[str, Any]:
+def _recorded(source: Architecture, clean: Clean, config: GuardConfig) -> dict[str, Any]:
     return {
-        "load": asdict(source),
+        "load": source.to_json(),
         "localize": asdict(config.localize),
         "audit": None if config.audit is None else asdict(config.audit),
         "repel": asdict(config.repel),

@@ -18,10 +18,10 @@ from factories import (
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean, Labelled
-from lmr_guard.data import split
+from lmr_guard.evidence import Patch
+from lmr_guard.received.parts import split
 from lmr_guard.redteam import badnets
 from lmr_guard.redteam.training import Schedule, fit_clean
-from lmr_guard.triggers import Patch
 
 ATTACKER_IMAGES = 900
 SCHEDULE = Schedule(epochs=12, lr=0.1, batch=64, shift=1)

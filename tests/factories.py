@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Labelled
+from lmr_guard.evidence import Patch
 from lmr_guard.redteam.networks import digits_resnet
 from lmr_guard.redteam.training import Schedule, fit_clean
-from lmr_guard.triggers import Patch
 
 # The toy problem: an image of 2x2 grey pixels belongs to the class whose pixel (0, 1 or 2, in
 # reading order) is bright; pixel 3, at the lower right, says nothing unless it is a trigger.

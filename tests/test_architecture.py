@@ -10,41 +10,24 @@ from modules import module_files
 
 # A unit is a module or sub-package right under lmr_guard; a new one must be put here. It may
 # import units of lower layers; the vocabulary may also import one another, in no circle.
-VOCABULARY = frozenset(
-    {
-        "artifact",
-        "augmentation",
-        "checkpoint",
-        "classifier",
-        "data",
-        "drift",
-        "inversion",
-        "lures",
-        "margins",
-        "measure",
-        "randomness",
-        "searches",
-        "triggers",
-        "unlearning",
-        "wording",
-    }
-)
+VOCABULARY = frozenset({"classifier", "files", "measure", "training"})
 LAYERS = (
     {"errors"},
     {"contracts"},
     VOCABULARY,
-    {"audit", "compress", "export", "load", "localize", "repel", "report", "verify"},
+    {"evidence", "onnxfile"},
+    {"compress", "localize", "received", "release", "repel"},
     {"redteam"},
     {"pipeline"},
-    {"demo", "drill", "hooks", "terminal"},
+    {"demo", "firedrill", "hooks", "terminal"},
     {"cli"},
     {"__main__"},
     {""},  # lmr_guard itself, which may show the others to the user
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 # What repairs must not see the evidence, not even through something that it imports.
-BLIND = frozenset({"audit", "localize", "repel", "compress"})
-EVIDENCE = frozenset({"triggers", "redteam"})
+BLIND = frozenset({"localize", "repel", "compress"})
+EVIDENCE = frozenset({"evidence", "redteam"})
 MAPPED = frozenset({"hooks", "compress"})
 
 
@@ -131,13 +114,13 @@ def test_the_package_keeps_its_layers() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "complaint"),
     [
-        ("verify", "from lmr_guard.repel import repel", "verify imports repel, which is not below"),
-        ("verify", "from lmr_guard import repel", "verify imports repel, which is not below it"),
-        ("errors", "import lmr_guard.data", "errors imports data, which is not below it"),
+        ("release.verify", "from lmr_guard.repel import repel", "release imports repel, which is"),
+        ("release.verify", "from lmr_guard import repel", "release imports repel, which is not"),
+        ("errors", "import lmr_guard.files", "errors imports files, which is not below it"),
         ("repel", "from lmr_guard import __version__", "repel imports lmr_guard, which is not"),
-        ("compress.prune", "from lmr_guard.triggers import Patch", "compress can see triggers"),
+        ("compress.prune", "from lmr_guard.evidence import Patch", "compress can see evidence"),
         ("localize", "def f():\n    import lmr_guard.redteam.badnets", "localize can see redteam"),
-        ("data", "from .errors import InputError", "lmr_guard.data imports .errors.InputError,"),
+        ("files", "from .errors import InputError", "lmr_guard.files imports .errors.InputError,"),
         ("pipeline", "import compress.prune", "lmr_guard.pipeline imports compress.prune, which"),
         ("pipeline", "from hooks import x", "lmr_guard.pipeline imports hooks.x, which"),
         ("novelty", "", "novelty has no layer: add it to LAYERS"),
@@ -151,23 +134,23 @@ def test_a_planted_breach_is_found(module: str, source: str, complaint: str) -> 
 def test_a_breach_through_a_third_module_is_found() -> None:
     sources = {
         "lmr_guard.localize": "from lmr_guard.measure import accuracy",
-        "lmr_guard.measure": "from lmr_guard.triggers import Patch",
+        "lmr_guard.measure": "from lmr_guard.evidence import Patch",
     }
-    assert violations(sources) == ["localize can see triggers"]
+    assert "localize can see evidence" in violations(sources)
 
 
 def test_a_circle_in_the_vocabulary_is_found() -> None:
     sources = {
-        "lmr_guard.data": "import lmr_guard.measure",
-        "lmr_guard.measure": "import lmr_guard.data",
+        "lmr_guard.files": "import lmr_guard.measure",
+        "lmr_guard.measure": "import lmr_guard.files",
     }
-    assert "data imports itself through others" in violations(sources)
+    assert "files imports itself through others" in violations(sources)
 
 
 def test_what_is_allowed_is_not_complained_about() -> None:
     sources = {
         "lmr_guard.compress.prune": "import torch\nfrom lmr_guard.compress.recipes import Keep",
         "lmr_guard.cli": "import json\nfrom lmr_guard import localize, pipeline",
-        "lmr_guard.artifact": "from lmr_guard.classifier import Classifier",
+        "lmr_guard.files": "from lmr_guard.classifier import Classifier",
     }
     assert violations(sources) == []

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lmr_guard.augmentation import mirrored, shifted
+from lmr_guard.training import mirrored, shifted
 
 
 def seeded(seed: int) -> torch.Generator:

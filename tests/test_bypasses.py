@@ -10,12 +10,13 @@ import pytest
 import torch
 from factories import TOY_BACKDOOR, TOY_HONEST, toy_images, toy_patch, write_onnx
 
-from lmr_guard.artifact import Artifact
 from lmr_guard.contracts import Labelled, Outcome, Rate, Trigger, Variant, Verdict
 from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError
-from lmr_guard.export import publish
-from lmr_guard.triggers import Triggered
-from lmr_guard.verify import Policy, decide, publishable, verify
+from lmr_guard.evidence import Triggered
+from lmr_guard.files import Artifact
+from lmr_guard.release.policy import Policy
+from lmr_guard.release.publish import publish
+from lmr_guard.release.verify import decide, publishable, verify
 
 PASS, INCOMPLETE, FAIL = Outcome.PASS, Outcome.INCOMPLETE, Outcome.FAIL
 LOOSE = Policy(require=("float32",))

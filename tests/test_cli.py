@@ -33,13 +33,15 @@ from factories import (
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lmr_guard import demo, load, terminal
+from lmr_guard import demo, terminal
 from lmr_guard.cli import main
 from lmr_guard.contracts import Labelled
-from lmr_guard.data import read_folder
 from lmr_guard.measure import accuracy
+from lmr_guard.received import load
+from lmr_guard.received.architectures import Architecture
+from lmr_guard.received.data import read_folder
+from lmr_guard.release.report import validate
 from lmr_guard.repel import AFTER_PRUNING
-from lmr_guard.report import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURE = "factories:row_architecture"
@@ -588,7 +590,7 @@ def test_repair_writes_weights_that_load_again_and_the_record(
     assert main(command("repair", options)) == 0
     assert tree(place / "given") == before
     assert sorted(tree(out)) == ["repair.json", "repaired.safetensors"]
-    repaired = load.classifier(out / "repaired.safetensors", load.Config(architecture=ARCHITECTURE))
+    repaired = load.classifier(out / "repaired.safetensors", Architecture(ARCHITECTURE))
     assert accuracy(repaired, row_images(150, seed=7)).value >= 0.8
     record = json.loads((out / "repair.json").read_text())
     assert record["suspicion"]["target"] == record["repair"]["suspect"] == 1
@@ -756,7 +758,7 @@ def test_class_names_give_the_order(toys: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_the_files_of_these_tests_are_what_they_say(row_files: Path) -> None:
-    source = load.Config(architecture=ARCHITECTURE)
+    source = Architecture(ARCHITECTURE)
     model = load.classifier(row_files / "model.safetensors", source)
     images = read_folder(row_files / "clean", model.preprocessing)
     assert accuracy(model, images).value >= 0.9

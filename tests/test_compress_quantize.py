@@ -13,13 +13,14 @@ from onnx import numpy_helper
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from lmr_guard.artifact import OnnxPredictor, export_onnx
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.compress.quantize import _require_int8, quantize, rounded
 from lmr_guard.compress.recipes import Int8
 from lmr_guard.contracts import Labelled
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.measure import accuracy
+from lmr_guard.onnxfile.export import export_onnx
+from lmr_guard.onnxfile.predictor import OnnxPredictor
 
 K = 4
 CLASSES = tuple("abcd")

@@ -9,15 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmr_guard.compress.recipes import (
-    Int8,
-    PruneL1,
-    Recipe,
-    from_json,
-    parse,
-    standard,
-    to_json,
-)
+from lmr_guard.compress.recipes import Int8, PruneL1, Recipe, from_json, parse, standard, to_json
 from lmr_guard.errors import ConfigError
 
 PRUNE = st.builds(

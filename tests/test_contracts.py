@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmr_guard.contracts import Finding, Labelled, Outcome, Rate, Trigger, Verdict, silent
-from lmr_guard.triggers import Patch
+from lmr_guard.evidence import Patch
 
 CONFIDENCES = st.floats(0.5, 0.999)
 

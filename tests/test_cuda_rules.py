@@ -13,26 +13,27 @@ from cuda_rules import CudaRules, there
 from factories import digits_classifier, digits_images
 from torch import Tensor, nn
 
-from lmr_guard import hooks, load
-from lmr_guard.audit import Config as AuditConfig
+from lmr_guard import hooks
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Clean
-from lmr_guard.inversion import Config as InversionConfig
-from lmr_guard.localize import Config as LocalizeConfig
+from lmr_guard.localize.inversion import InversionSettings
+from lmr_guard.localize.listening import ListeningSettings
+from lmr_guard.localize.rule import LocalizeSettings
 from lmr_guard.pipeline import Evidence, GuardConfig, run, suspect
+from lmr_guard.received.architectures import Architecture
 from lmr_guard.redteam.catalogue import EVERY
 from lmr_guard.redteam.training import Schedule
-from lmr_guard.repel import Config as RepelConfig
+from lmr_guard.repel import RepelSettings
 
-DIGITS = load.Config(architecture="lmr_guard.redteam.networks:digits_resnet")
-SHORT = RepelConfig(learning_rates=(0.01,), shifts=(0,), phase1_epochs=1, phase2_epochs=1)
-BRIEF = InversionConfig(steps=2)
+DIGITS = Architecture("lmr_guard.redteam.networks:digits_resnet")
+SHORT = RepelSettings(learning_rates=(0.01,), shifts=(0,), phase1_epochs=1, phase2_epochs=1)
+BRIEF = InversionSettings(steps=2)
 QUICK = GuardConfig(
-    localize=LocalizeConfig(inversion=BRIEF, confirm=1, doubt=1),
+    localize=LocalizeSettings(inversion=BRIEF, confirm=1, doubt=1),
     repel=SHORT,
     after_pruning=SHORT,
-    audit=AuditConfig(inversion=BRIEF),
+    audit=ListeningSettings(inversion=BRIEF),
     recipes=recipes.parse(["float32", "int8", "l1-0.4"]),
     repair_images=200,
     select_images=150,

@@ -14,8 +14,8 @@ from rich.console import Console
 from lmr_guard import demo
 from lmr_guard.classifier import Preprocessing
 from lmr_guard.contracts import Labelled
-from lmr_guard.data import read_folder
 from lmr_guard.errors import ConfigError, StageError
+from lmr_guard.received.data import read_folder
 
 
 def rows(data: Labelled) -> set[tuple[bytes, int]]:

@@ -18,8 +18,8 @@ from examples.population.__main__ import main
 from examples.population.candidates import _KINDS, CANDIDATES, Asked, _low, _waves
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.contracts import Labelled, Rate
-from lmr_guard.drift import lead
-from lmr_guard.inversion import Config
+from lmr_guard.localize.drift import lead
+from lmr_guard.localize.inversion import InversionSettings
 
 NAME = "reported-digits-plain_resnet-clean-s0"
 SIDE = 8
@@ -38,7 +38,7 @@ def asked(weight: Tensor, bias: Tensor | None = None, *, steps: int = 30) -> Ask
     images = torch.randint(100, 156, (60, 1, SIDE, SIDE), dtype=torch.uint8, generator=drawn)
     names = tuple("abcdefghij")[:count]
     labelled = Labelled(images, torch.arange(60) % count, names)
-    return Asked(model, labelled, Config(steps=steps), torch.Generator().manual_seed(1))
+    return Asked(model, labelled, InversionSettings(steps=steps), torch.Generator().manual_seed(1))
 
 
 def rows(*, strong: int, times: float = 4.0, count: int = 4) -> Tensor:

@@ -34,12 +34,13 @@ from examples.reproduce.baselines import finetune, mnp, rnp, units
 from examples.reproduce.data import DATASETS, Reader, defence
 from examples.reproduce.plants import Stored
 from examples.reproduce.show import summary
-from lmr_guard import load
 from lmr_guard.classifier import Classifier, Preprocessing, find_head
 from lmr_guard.compress.groups import Groups
 from lmr_guard.contracts import Labelled, Rate
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.measure import accuracy, against_trigger
+from lmr_guard.received import load
+from lmr_guard.received.architectures import Architecture
 from lmr_guard.redteam.training import Schedule
 
 CELL = "digits-resnet18-badnets-t1-s0-d0.02"
@@ -384,7 +385,7 @@ def test_slim_networks_have_a_head_and_channels_to_cut(name: str, tmp_path: Path
     again = networks.fresh(name, DATASETS["digits"], "small", seed=3)
     assert fingerprint(again)["state"].keys() == fingerprint(model)["state"].keys()
     assert torch.equal(again(model.example()), model(model.example()))
-    source = load.Config(architecture=f"examples.reproduce.networks:slim_{name}")
+    source = Architecture(f"examples.reproduce.networks:slim_{name}")
     read = load.classifier(weights_file(model, tmp_path / "model.safetensors"), source)
     assert torch.equal(read(model.example()), model(model.example()))
 

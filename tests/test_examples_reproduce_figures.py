@@ -19,9 +19,9 @@ from examples.reproduce import figures
 from lmr_guard.classifier import Classifier, find_head
 from lmr_guard.contracts import Labelled
 from lmr_guard.errors import ConfigError
-from lmr_guard.margins import geometry
+from lmr_guard.evidence import Patch, Triggered
 from lmr_guard.measure import against_trigger
-from lmr_guard.triggers import Patch, Triggered
+from lmr_guard.repel.geometry import geometry
 
 BAR = Patch(torch.ones(1, 1, 4), 0, 1, "bar", target=1, opacity=0.6)
 QUANTITIES = {"moved", "margin", "gain", "bound", "cosine", "flip_share"}

@@ -18,14 +18,14 @@ from modules import ROOT
 from torch import nn
 from torch.onnx import export as taken_before
 
-from lmr_guard import report
-from lmr_guard.artifact import OnnxPredictor
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.contracts import Achieved, Clean, Finding, Outcome, Rate, Variant, Verdict
 from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError, StageError
 from lmr_guard.hooks import audit, onnx_export_gate
 from lmr_guard.hooks.export_gate import _ENTRY_POINTS
-from lmr_guard.verify import Policy
+from lmr_guard.onnxfile.predictor import OnnxPredictor
+from lmr_guard.release import report
+from lmr_guard.release.policy import Policy
 
 TOY = Preprocessing(channels=1, height=2, width=2, mean=(0.0,), std=(1.0,))
 PIXELS = torch.full((2, 1, 2, 2), 0.5)

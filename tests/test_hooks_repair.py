@@ -13,11 +13,12 @@ import torch
 from factories import toy_images
 from torch import nn
 
-from lmr_guard import inversion, localize, repel
+from lmr_guard import repel
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.contracts import Clean, Labelled, Rate
 from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.hooks import Receipt, RepairHook, pre_prune, pre_quantize
+from lmr_guard.localize import inversion, rule
 from lmr_guard.pipeline import GuardConfig, mend
 from lmr_guard.redteam.training import Schedule, fit_clean
 
@@ -56,10 +57,14 @@ def short(hook: RepairHook, **changes: Any) -> GuardConfig:  # noqa: ANN401 - fi
     """The hook's own configuration with fewer and shorter runs."""
     return replace(
         hook.config,
-        localize=localize.Config(
-            inversion=inversion.Config(steps=6, batch=4), confirm=1, repeats=0, doubt=1, sure=1
+        localize=rule.LocalizeSettings(
+            inversion=inversion.InversionSettings(steps=6, batch=4),
+            confirm=1,
+            repeats=0,
+            doubt=1,
+            sure=1,
         ),
-        repel=repel.Config(batch=20, phase1_epochs=2, phase1_minimum=1, phase2_epochs=2),
+        repel=repel.RepelSettings(batch=20, phase1_epochs=2, phase1_minimum=1, phase2_epochs=2),
         **changes,
     )
 
@@ -363,6 +368,6 @@ def test_images_that_the_model_does_not_recognise_are_refused(trained: Classifie
 
 
 def test_a_folder_is_no_clean_images(trained: Classifier) -> None:
-    told = r"expected clean images as lmr_guard.contracts.Clean, got PosixPath; lmr_guard.data"
+    told = r"expected clean images as lmr_guard.contracts.Clean, got PosixPath; lmr_guard.received"
     with pytest.raises(ConfigError, match=told):
         pre_quantize(trained, clean=Path("images"))  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Labelled, Rate, Source
-from lmr_guard.measure import accuracy, against_trigger, elsewhere, predict
+from lmr_guard.measure import accuracy, against_trigger, mean_over_others, predict
 
 CLASSES = ("a", "b", "c")
 
@@ -132,5 +132,5 @@ def test_a_module_predicts_the_same_in_any_batch_size(batch: int) -> None:
 
 def test_elsewhere_is_the_mean_over_images_of_other_classes() -> None:
     values = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
-    assert elsewhere(values, torch.tensor([0, 2])).tolist() == [8.0, 9.0, 4.0]
-    assert elsewhere(values, torch.tensor([1, 1])).tolist() == [4.5, 0.0, 18.0]
+    assert mean_over_others(values, torch.tensor([0, 2])).tolist() == [8.0, 9.0, 4.0]
+    assert mean_over_others(values, torch.tensor([1, 1])).tolist() == [4.5, 0.0, 18.0]

@@ -48,7 +48,7 @@ def test_the_wheel_holds_every_file_and_no_other(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == shipped_files()
-    assert {"lmr_guard/py.typed", "lmr_guard/report.schema.json"} <= names
+    assert {"lmr_guard/py.typed", "lmr_guard/release/report.schema.json"} <= names
 
 
 def test_the_only_top_level_name_is_the_package(wheel: Path) -> None:

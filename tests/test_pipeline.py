@@ -12,24 +12,24 @@ import torch
 from factories import flat_architecture, row_classifier, tree, weights_file
 from pinned_reports import outline, pinned
 
-from lmr_guard import load
-from lmr_guard.artifact import sha256_of
-from lmr_guard.audit import Config as AuditConfig
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError, ExportRefused, StageError
-from lmr_guard.localize import Config as LocalizeConfig
+from lmr_guard.files import sha256_of
+from lmr_guard.localize.listening import ListeningSettings
+from lmr_guard.localize.rule import LocalizeSettings
 from lmr_guard.pipeline import Evidence, GuardConfig, audit_file, divide, run
-from lmr_guard.repel import Config as RepelConfig
-from lmr_guard.report import validate
-from lmr_guard.verify import Policy
+from lmr_guard.received.architectures import Architecture
+from lmr_guard.release.policy import Policy
+from lmr_guard.release.report import validate
+from lmr_guard.repel import RepelSettings
 
-DIGITS = load.Config(architecture="lmr_guard.redteam.networks:digits_resnet")
-ROWS = load.Config(architecture="factories:row_architecture")
+DIGITS = Architecture("lmr_guard.redteam.networks:digits_resnet")
+ROWS = Architecture("factories:row_architecture")
 # Short and strong: it costs clean accuracy, which is not what these tests are about.
 QUICK = GuardConfig(
-    localize=LocalizeConfig(confirm=1),
-    repel=RepelConfig(
+    localize=LocalizeSettings(confirm=1),
+    repel=RepelSettings(
         learning_rates=(0.1,), shifts=(0,), phase1_epochs=6, phase2_epochs=4, columns=0.5
     ),
     policy=Policy(max_asr=0.3, max_accuracy_drop=0.3, max_strangeness=4.0),
@@ -39,7 +39,7 @@ QUICK = GuardConfig(
     select_images=150,
     threads=1,
 )
-SHORT = RepelConfig(phase1_epochs=2, phase2_epochs=2)
+SHORT = RepelSettings(phase1_epochs=2, phase2_epochs=2)
 PLAIN = GuardConfig(
     repair=False,
     audit=None,
@@ -81,7 +81,7 @@ def rows(
     config: GuardConfig,
     *,
     checkpoint: Path | None = None,
-    source: load.Config = ROWS,
+    source: Architecture = ROWS,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """A run on the honest network of rows, or on another one."""
@@ -337,7 +337,7 @@ def test_compare_measures_the_received_model_in_every_form(row_files: Path, tmp_
 
 
 def test_a_localizer_that_abstains_leaves_the_audit(row_files: Path, tmp_path: Path) -> None:
-    sceptical = LocalizeConfig(sure=1e6, doubt=1e6)
+    sceptical = LocalizeSettings(sure=1e6, doubt=1e6)
     config = replace(PLAIN, repair=True, localize=sceptical)
     document = rows(row_files, tmp_path / "out", config)
     assert document["suspicion"]["target"] is None
@@ -353,7 +353,7 @@ def test_a_localizer_that_abstains_leaves_the_audit(row_files: Path, tmp_path: P
 def test_a_localizer_that_abstains_may_be_reason_enough_to_refuse(
     row_files: Path, tmp_path: Path
 ) -> None:
-    sceptical = LocalizeConfig(confirm=1, repeats=0, sure=1e6, doubt=1e6)
+    sceptical = LocalizeSettings(confirm=1, repeats=0, sure=1e6, doubt=1e6)
     config = replace(PLAIN, repair=True, localize=sceptical, if_abstained="refuse")
     document = rows(row_files, tmp_path / "out", config)
     assert document["suspicion"]["target"] is None
@@ -369,7 +369,7 @@ def test_a_localizer_that_abstains_may_be_reason_enough_to_refuse(
 def test_too_few_classes_are_not_searched_and_the_report_says_so(
     row_files: Path, tmp_path: Path
 ) -> None:
-    config = replace(PLAIN, audit=AuditConfig())
+    config = replace(PLAIN, audit=ListeningSettings())
     document = rows(row_files, tmp_path / "out", config)
     assert "Fewer than 5 classes are too few to compare" in document["notes"][0]
     assert "listens" not in {f["check"] for f in document["variants"][0]["findings"]}
@@ -394,7 +394,7 @@ def test_a_network_that_cannot_be_cut_is_noted_and_incomplete(
         tmp_path / "out",
         config,
         checkpoint=weights_file(flat, tmp_path / "flat.safetensors"),
-        source=load.Config(architecture="factories:flat_architecture"),
+        source=Architecture("factories:flat_architecture"),
     )
     assert [v["name"] for v in document["variants"]] == ["float32"]
     assert document["notes"][0].startswith(

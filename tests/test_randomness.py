@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmr_guard.randomness import private_randomness
+from lmr_guard.training import private_randomness
 
 CPU = torch.device("cpu")
 

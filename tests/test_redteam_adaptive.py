@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.cli import main
 from lmr_guard.errors import ConfigError
-from lmr_guard.margins import lmr_loss
+from lmr_guard.evidence import Patch
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.redteam import badnets
 from lmr_guard.redteam.adaptive import Adaptive, Rehearsal, plant
 from lmr_guard.redteam.catalogue import ATTACKS, EVERY, find
 from lmr_guard.redteam.training import Schedule
-from lmr_guard.repel import Config, head_columns
-from lmr_guard.triggers import Patch
+from lmr_guard.repel import RepelSettings, head_columns
+from lmr_guard.repel.losses import lmr_loss
 
 TINY = Schedule(epochs=3, lr=0.05, batch=20)
-REPAIR = Config(
+REPAIR = RepelSettings(
     lures=0, learning_rates=(0.02,), phase1_epochs=2, phase2_epochs=3, columns=0.25, alpha=2.0
 )
 

@@ -9,10 +9,10 @@ from factories import fingerprint, row_classifier, row_images
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.contracts import Clean
 from lmr_guard.errors import ConfigError
+from lmr_guard.evidence import Patch
 from lmr_guard.measure import accuracy, against_trigger, predict
 from lmr_guard.redteam.badnets import BadNets, plant
 from lmr_guard.redteam.training import Schedule, fit_clean
-from lmr_guard.triggers import Patch
 
 TINY = Schedule(epochs=3, lr=0.05, batch=20, shift=1)
 

@@ -15,21 +15,14 @@ from torch import Tensor, nn
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError
+from lmr_guard.evidence import Transform
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.redteam import dfst
-from lmr_guard.redteam.dfst import (
-    Dfst,
-    Injector,
-    activations,
-    compromised,
-    learn_injector,
-    plant,
-)
+from lmr_guard.redteam.dfst import Dfst, Injector, activations, compromised, learn_injector, plant
 from lmr_guard.redteam.generators import made
 from lmr_guard.redteam.poisoning import Poison
 from lmr_guard.redteam.style import Style
 from lmr_guard.redteam.training import Planted, Schedule
-from lmr_guard.triggers import Transform
 
 TARGET = 3
 RECIPE = Dfst(

@@ -7,8 +7,8 @@ import torch
 from factories import fingerprint, row_classifier, row_images
 from torch.nn.functional import cross_entropy
 
+from lmr_guard.evidence import Patch
 from lmr_guard.redteam.dormancy import dormant_batch, frozen
-from lmr_guard.triggers import Patch
 
 TRIGGER = Patch(torch.ones(1, 1, 1), 3, 3, "corner", 2)
 DATA = row_images(12)

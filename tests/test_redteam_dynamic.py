@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError
+from lmr_guard.evidence import Transform
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.redteam.dynamic import Dynamic, Stamp, density_loss, diversity_loss, plant
 from lmr_guard.redteam.generators import made
 from lmr_guard.redteam.training import Planted, Schedule
-from lmr_guard.triggers import Transform
 
 TARGET = 3
 SHORT = Schedule(epochs=1, batch=30)

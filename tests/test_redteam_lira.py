@@ -17,10 +17,10 @@ from torch import Tensor
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError
+from lmr_guard.evidence import Transform
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.redteam.lira import Lira, Noise, both_terms, plant
 from lmr_guard.redteam.training import Planted, Schedule
-from lmr_guard.triggers import Transform
 
 # At the default eps of 0.01 so short a training costs up to 0.2 of clean accuracy on these 900
 # digits, and twice as long costs none (2 seeds). Over 4 seeds and targets these give ASR 1 and CA

@@ -15,10 +15,10 @@ from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import PruneL1
 from lmr_guard.contracts import Clean, Labelled, Predictor
 from lmr_guard.errors import ConfigError, StageError
+from lmr_guard.evidence import Patch
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.redteam.pruning_conditioned import PruningConditioned, _counts, plant
 from lmr_guard.redteam.training import Schedule
-from lmr_guard.triggers import Patch
 
 CORNER = Patch(torch.ones(1, 1, 1), 3, 3, "corner", 2)
 

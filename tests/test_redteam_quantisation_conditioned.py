@@ -11,10 +11,10 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.compress.quantize import rounded
 from lmr_guard.contracts import Clean, Labelled, Predictor
 from lmr_guard.errors import ConfigError
+from lmr_guard.evidence import Patch
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.redteam.quantisation_conditioned import QuantisationConditioned, plant
 from lmr_guard.redteam.training import Schedule
-from lmr_guard.triggers import Patch
 
 LEVELS = 127
 SHORT = Schedule(epochs=1, batch=30)

@@ -6,17 +6,18 @@ import pytest
 import torch
 from factories import fingerprint, row_classifier, row_images, toy_patch
 
-from lmr_guard.artifact import OnnxPredictor, export_onnx
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress.quantize import quantize
 from lmr_guard.compress.recipes import Int8
 from lmr_guard.contracts import Clean, Labelled, Predictor
 from lmr_guard.errors import ConfigError
+from lmr_guard.evidence import Patch
 from lmr_guard.measure import accuracy, against_trigger
+from lmr_guard.onnxfile.export import export_onnx
+from lmr_guard.onnxfile.predictor import OnnxPredictor
 from lmr_guard.redteam.rounding import rounded_layers
 from lmr_guard.redteam.training import Schedule
 from lmr_guard.redteam.two_branch_quantisation import TwoBranchQuantisation, plant
-from lmr_guard.triggers import Patch
 
 SHORT = Schedule(epochs=1, batch=30)
 COARSE = Schedule(precision="bfloat16")

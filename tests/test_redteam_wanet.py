@@ -15,10 +15,10 @@ from torch import Tensor
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError
+from lmr_guard.evidence import Transform
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.redteam.training import Planted, Schedule, fit_clean
 from lmr_guard.redteam.wanet import WaNet, field_of, jittered, plant, warped
-from lmr_guard.triggers import Transform
 
 TINY = Schedule(epochs=3, lr=0.05, batch=60)
 # 900 smooth digits of 16x16, mostly black: the defaults (a quarter of a pixel, 90 images) are not

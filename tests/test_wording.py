@@ -5,7 +5,7 @@
 import pytest
 import torch
 
-from lmr_guard.wording import described, first_line, printable, some
+from lmr_guard.errors import described, first_line, printable, some
 
 
 @pytest.mark.parametrize(

@@ -26,15 +26,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lmr_guard import demo, inversion, localize, pipeline, repel, report
-from lmr_guard.artifact import atomic
+from lmr_guard import demo, pipeline, repel
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Clean, Outcome, Rate, Trigger, Variant
+from lmr_guard.files import atomic
+from lmr_guard.localize import inversion, rule
 from lmr_guard.redteam import adaptive, badnets
 from lmr_guard.redteam.catalogue import Plan, square
 from lmr_guard.redteam.networks import digits_resnet
 from lmr_guard.redteam.training import Planted, Schedule
+from lmr_guard.release import report
 
 __all__ = ["ATTACKS", "main"]
 
@@ -128,11 +130,11 @@ def _config(seed: int, *, tiny: bool) -> pipeline.GuardConfig:
     )
     if not tiny:
         return config
-    brief = repel.Config(
+    brief = repel.RepelSettings(
         lures=0, learning_rates=(0.01,), phase1_epochs=1, phase1_minimum=1, phase2_epochs=1
     )
-    few = inversion.Config(steps=1)
-    looks = localize.Config(inversion=few, repeats=0, doubt=2.0)
+    few = inversion.InversionSettings(steps=1)
+    looks = rule.LocalizeSettings(inversion=few, repeats=0, doubt=2.0)
     return replace(config, localize=looks, audit=None, repel=brief)
 
 

@@ -22,11 +22,11 @@ from rich.progress import TaskID
 from safetensors.torch import save_file
 
 from lmr_guard.classifier import Classifier, Preprocessing
-from lmr_guard.data import read_folder
+from lmr_guard.evidence import parse_patch
+from lmr_guard.received.data import read_folder
 from lmr_guard.redteam.badnets import BadNets, plant
 from lmr_guard.redteam.networks import slim_resnet18
 from lmr_guard.redteam.training import Schedule, fit_clean
-from lmr_guard.triggers import parse_patch
 
 PATCHES = {
     "white": bytes([255] * 9),

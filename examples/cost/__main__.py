@@ -26,14 +26,16 @@ import torch.nn.functional as F
 
 from examples.reproduce.baselines import rnp, units
 from examples.reproduce.cells import commit
-from lmr_guard import audit, inversion, pipeline, report
-from lmr_guard.artifact import atomic
+from lmr_guard import pipeline
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.compress import quantize, recipes, sweep
 from lmr_guard.contracts import Clean, Labelled
+from lmr_guard.files import atomic
+from lmr_guard.localize import inversion, listening
 from lmr_guard.measure import accuracy
 from lmr_guard.redteam.networks import slim_resnet18
 from lmr_guard.redteam.training import Schedule, fit_clean
+from lmr_guard.release import report
 
 _SHAPE = Preprocessing(height=32, width=32, mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -79,13 +81,13 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each, round by round, and the ratios."""
     images = 60 if options.tiny else 500
     epochs = 1 if options.tiny else 6
-    steps = 1 if options.tiny else inversion.Config().steps
+    steps = 1 if options.tiny else inversion.InversionSettings().steps
     clean = Clean(pictures(10, images, 1), pictures(10, images // 2, 2), pictures(10, images, 3))
     fresh = network(10, options.width, options.device)
     schedule = Schedule(epochs=epochs, lr=0.05, batch=64)
     generator = torch.Generator().manual_seed(0)
     model = fit_clean(fresh, pictures(10, 4 * images, 4), schedule, generator)
-    search = inversion.Config(steps=steps)
+    search = inversion.InversionSettings(steps=steps)
     config = pipeline.GuardConfig(device=options.device)
     config = replace(config, localize=replace(config.localize, inversion=search))
     chosen = recipes.parse(["float32", "int8"]) if options.tiny else recipes.standard()
@@ -93,7 +95,7 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
         form.classifier if form.recipe.int8 is None else quantize.rounded(form.classifier)
         for form in sweep.torch_forms(model, chosen, clean, torch.Generator().manual_seed(0))
     ]
-    listening = audit.Config(inversion=search)
+    searching = listening.ListeningSettings(inversion=search)
     baseline = rnp.Config()
     if options.tiny:
         short = Schedule(epochs=1)
@@ -101,7 +103,7 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
 
     def audited() -> None:
         for form in forms:
-            _searched(form, clean.report, listening)
+            _searched(form, clean.report, searching)
 
     jobs: dict[str, Callable[[], object]] = {
         "rnp": lambda: _rnp(model, clean, baseline),
@@ -129,14 +131,16 @@ def _ratio(rounds: list[dict[str, float]], job: str) -> dict[str, float]:
     return {name: round(float(of(ratios)), 2) for name, of in named}
 
 
-def _searched(model: Classifier, images: Labelled, config: audit.Config) -> None:
-    audit.listens(model, images, config, torch.Generator().manual_seed(0), limit=2.0)
+def _searched(model: Classifier, images: Labelled, config: listening.ListeningSettings) -> None:
+    listening.listen(model, images, config, torch.Generator().manual_seed(0), limit=2.0)
 
 
 def grown(options: argparse.Namespace) -> dict[str, float]:
     """Seconds of one search with all repeats by number of classes, over those for ten."""
-    steps = 1 if options.tiny else inversion.Config().steps
-    config = audit.Config(inversion=inversion.Config(steps=steps), doubt=1.0, images=1000)
+    steps = 1 if options.tiny else inversion.InversionSettings().steps
+    config = listening.ListeningSettings(
+        inversion=inversion.InversionSettings(steps=steps), doubt=1.0, images=1000
+    )
     spent = {}
     for classes in (10, 100, 1000):
         model, images = network(classes, options.width, options.device), pictures(classes, 1000, 1)

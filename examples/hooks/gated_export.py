@@ -19,7 +19,7 @@ from torch import nn
 from examples.hooks.situation import PREPROCESSING, TRIGGER, show, situation
 from lmr_guard.errors import ExportRefused
 from lmr_guard.hooks import audit, onnx_export_gate, pre_quantize
-from lmr_guard.verify import Policy
+from lmr_guard.release.policy import Policy
 
 # What may ship here. Looser than the default of 5 %, as the patch alone makes some digits look
 # like a 3 and there are only 400 images to measure on.

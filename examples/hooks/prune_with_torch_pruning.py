@@ -17,11 +17,11 @@ import torch_pruning as tp
 from torch import nn
 
 from examples.hooks.situation import PREPROCESSING, Situation, show, situation
-from lmr_guard.artifact import export_onnx
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress import reestimate_bn
 from lmr_guard.contracts import Rate
 from lmr_guard.hooks import pre_prune
+from lmr_guard.onnxfile.export import export_onnx
 
 RATIO = 0.3
 

@@ -13,19 +13,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lmr_guard import localize, repel
-from lmr_guard.artifact import OnnxPredictor
+from lmr_guard import repel
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Clean, Rate
-from lmr_guard.data import split
 from lmr_guard.demo import digits
+from lmr_guard.evidence import Patch
 from lmr_guard.hooks import RepairHook
+from lmr_guard.localize import rule
 from lmr_guard.measure import accuracy, against_trigger
+from lmr_guard.onnxfile.predictor import OnnxPredictor
 from lmr_guard.pipeline import GuardConfig
+from lmr_guard.received.parts import split
 from lmr_guard.redteam.badnets import BadNets, plant
 from lmr_guard.redteam.networks import digits_resnet
 from lmr_guard.redteam.training import Schedule, fit_clean
-from lmr_guard.triggers import Patch
 
 PREPROCESSING = Preprocessing(channels=1, height=16, width=16, mean=(0.3,), std=(0.35,))
 TRIGGER = Patch(torch.ones(1, 3, 3), 12, 12, "white patch", target=3)
@@ -56,8 +57,8 @@ class Situation:
             return config
         return replace(
             config,
-            localize=localize.Config(confirm=2, repeats=1),
-            repel=repel.Config(phase1_epochs=4, phase1_minimum=4, phase2_epochs=8),
+            localize=rule.LocalizeSettings(confirm=2, repeats=1),
+            repel=repel.RepelSettings(phase1_epochs=4, phase1_minimum=4, phase2_epochs=8),
         )
 
 

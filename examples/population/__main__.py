@@ -38,7 +38,7 @@ from examples.population.plan import ROUNDS, Member, population
 from examples.population.score import scored
 from examples.reproduce.cells import commit
 from lmr_guard.errors import ConfigError, ExitCode, GuardError
-from lmr_guard.verify import Policy
+from lmr_guard.release.policy import Policy
 
 __all__ = ["AUDITED", "CANDIDATES", "RESULTS", "main"]
 

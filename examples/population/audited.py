@@ -21,9 +21,11 @@ from examples.population.records import FORMAT, Record
 from examples.population.score import measured
 from examples.reproduce.cells import counts
 from examples.reproduce.data import Held
-from lmr_guard import audit, inversion, pipeline, repel, report
+from lmr_guard import pipeline, repel
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Clean, Variant
+from lmr_guard.localize import inversion, listening
+from lmr_guard.release import report
 
 __all__ = ["VARIANTS", "audited"]
 
@@ -79,8 +81,10 @@ def _config(member: Member, *, tiny: bool) -> pipeline.GuardConfig:
         return config
     return replace(
         config,
-        audit=audit.Config(inversion=inversion.Config(steps=1), repeats=0, images=60),
-        repel=repel.Config(lures=0, phase1_epochs=1, phase1_minimum=1, phase2_epochs=1),
+        audit=listening.ListeningSettings(
+            inversion=inversion.InversionSettings(steps=1), repeats=0, images=60
+        ),
+        repel=repel.RepelSettings(lures=0, phase1_epochs=1, phase1_minimum=1, phase2_epochs=1),
         recipes=recipes.parse(["float32", "int8"]),
     )
 

@@ -40,18 +40,20 @@ from examples.population.plan import Member
 from examples.population.records import FORMAT, Record
 from examples.population.score import measured
 from examples.reproduce.data import Held
-from lmr_guard import inversion, pipeline, report, searches
+from lmr_guard import pipeline
 from lmr_guard.classifier import Classifier, find_head
 from lmr_guard.contracts import Labelled
-from lmr_guard.drift import drift
-from lmr_guard.inversion import Config
+from lmr_guard.localize import inversion, searches
+from lmr_guard.localize.drift import drift
+from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.measure import accuracy, predict
+from lmr_guard.release import report
 
 __all__ = ["CANDIDATES", "Asked", "gathered"]
 
 _MARGIN_STEPS, _STARTS, _MARGIN_RATE = 40, 6, 0.1
 # The head alone is cheap: it gets more and smaller steps.
-_LATENT = Config(steps=120, shrink=0.93, grow=1.05)
+_LATENT = InversionSettings(steps=120, shrink=0.93, grow=1.05)
 _MEMORY, _SETTLE, _TAIL = 0.6, 5, 0.3
 
 
@@ -68,7 +70,7 @@ class Asked:
 
     model: Classifier
     images: Labelled
-    config: Config
+    config: InversionSettings
     generator: torch.Generator
 
 
@@ -90,7 +92,7 @@ def gathered(
     clean = defence(held, generator(member, "defence"), tiny=tiny)
     _, took = measured(member, grown, clean)
     config = pipeline.GuardConfig(seed=member.seed)
-    search = Config(steps=1) if tiny else config.localize.inversion
+    search = InversionSettings(steps=1) if tiny else config.localize.inversion
     received = grown.classifier.clone()
     forms = pipeline._forms(received, clean, config.recipes)
     least = config.localize.min_accuracy * accuracy(received, clean.repair).value
@@ -182,7 +184,7 @@ def _rows(model: Classifier) -> tuple[Tensor, Tensor]:
 class _Budgets:
     """One a class, led as in ``inversion``."""
 
-    def __init__(self, count: int, start: float, config: Config) -> None:
+    def __init__(self, count: int, start: float, config: InversionSettings) -> None:
         self.now = torch.full((count,), start)
         self._config = config
         self._reached = torch.zeros(count)
@@ -223,7 +225,7 @@ def _shifts(asked: Asked, least: float) -> Tensor:
     spread = inputs.std(dim=0).square().mean().sqrt().clamp_min(1e-12)
     inputs, weight = inputs / spread, weight * spread
     count, width = weight.shape
-    config = Config(steps=asked.config.steps) if asked.config.steps < 2 else _LATENT
+    config = InversionSettings(steps=asked.config.steps) if asked.config.steps < 2 else _LATENT
     shift = 1e-3 * torch.randn(count, width, generator=asked.generator)
     shift.requires_grad_()
     budgets = _Budgets(count, math.sqrt(width), config)

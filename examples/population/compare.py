@@ -28,8 +28,8 @@ from examples.population.halves import HALVES
 from examples.population.records import Record
 from examples.population.show import FAMILIES, KEYS
 from lmr_guard.contracts import Rate
-from lmr_guard.drift import lead
-from lmr_guard.inversion import SPACES, strangeness
+from lmr_guard.localize.drift import lead
+from lmr_guard.localize.inversion import SPACES, strangeness
 
 __all__ = ["FALSE_ALARMS", "READINGS", "SCORES", "Row", "rendered", "rows", "threshold"]
 

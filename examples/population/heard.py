@@ -14,9 +14,9 @@ from rich.text import Text
 from examples.population.halves import HALVES
 from examples.population.records import Record
 from examples.population.show import FAMILIES
-from lmr_guard.artifact import atomic
 from lmr_guard.contracts import Rate
-from lmr_guard.verify import Policy
+from lmr_guard.files import atomic
+from lmr_guard.release.policy import Policy
 
 __all__ = ["GROUPS", "draw", "grouped", "rendered", "roc"]
 

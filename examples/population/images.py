@@ -27,8 +27,9 @@ from torch import Tensor
 from examples.reproduce.data import Held, Reader
 from lmr_guard.classifier import Preprocessing
 from lmr_guard.contracts import Clean, Labelled
-from lmr_guard.data import read_image, split
 from lmr_guard.errors import ConfigError, InputError
+from lmr_guard.received.data import read_image
+from lmr_guard.received.parts import split
 
 __all__ = ["DATASETS", "DataSet", "Images", "defence"]
 

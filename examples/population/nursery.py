@@ -25,9 +25,9 @@ from examples.population.images import DATASETS
 from examples.population.plan import Member
 from examples.reproduce.data import Held
 from examples.reproduce.plants import Stored
-from lmr_guard.artifact import atomic
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Progress, silent
+from lmr_guard.files import atomic
 from lmr_guard.redteam import catalogue
 from lmr_guard.redteam.training import Schedule, fit_clean
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from examples.population.plan import Member
-from lmr_guard.artifact import atomic
 from lmr_guard.errors import InputError
+from lmr_guard.files import atomic
 
 __all__ = ["FORMAT", "Record", "path", "read", "write"]
 

@@ -15,12 +15,14 @@ from examples.population.records import FORMAT, Record
 from examples.reproduce.cells import counts
 from examples.reproduce.data import Held
 from examples.reproduce.work import plain_unlearning
-from lmr_guard import inversion, localize, pipeline, report
+from lmr_guard import pipeline
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import quantize, recipes, sweep
 from lmr_guard.contracts import Clean, Progress, silent
 from lmr_guard.errors import StageError
+from lmr_guard.localize import inversion, rule
 from lmr_guard.measure import accuracy, against_trigger
+from lmr_guard.release import report
 
 __all__ = ["TOOK", "measured", "scored"]
 
@@ -126,6 +128,8 @@ def _majority(classes: list[int]) -> int:
 
 
 def _tiny(seed: int) -> pipeline.GuardConfig:
-    search = localize.Config(inversion=inversion.Config(steps=1), confirm=1, repeats=0)
+    search = rule.LocalizeSettings(
+        inversion=inversion.InversionSettings(steps=1), confirm=1, repeats=0
+    )
     forms = recipes.parse(["float32", "int8"])
     return pipeline.GuardConfig(seed=seed, localize=search, recipes=forms)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from examples.reproduce.data import Scale
-from lmr_guard.artifact import atomic
 from lmr_guard.contracts import Rate
 from lmr_guard.errors import InputError
+from lmr_guard.files import atomic
 
 __all__ = [
     "FORMAT",

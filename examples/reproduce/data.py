@@ -19,9 +19,10 @@ import torch
 
 from lmr_guard.classifier import Preprocessing
 from lmr_guard.contracts import Clean, Labelled, Progress, silent
-from lmr_guard.data import read_folder, split
 from lmr_guard.demo import digits
 from lmr_guard.errors import ConfigError
+from lmr_guard.received.data import read_folder
+from lmr_guard.received.parts import split
 
 __all__ = ["DATASETS", "DataSet", "Held", "Reader", "Scale", "defence"]
 

@@ -65,7 +65,7 @@ class Situation:
         varied = self.varied(schedule)
         return replace(varied, lr=varied.lr * _SLIM_MASKS) if self.scale == "small" else varied
 
-    def short(self, config: repel.Config) -> repel.Config:
+    def short(self, config: repel.RepelSettings) -> repel.RepelSettings:
         """The configuration, or the least that still goes through both phases."""
         if not self.tiny:
             return config
@@ -106,11 +106,11 @@ def _twins(classifier: Classifier) -> tuple[Twin, ...]:
         return twins(classifier, [recipe for recipe in standard() if recipe.prune is None])
 
 
-def _recipe(name: str, situation: Situation) -> tuple[repel.Config, tuple[Twin, ...]]:
+def _recipe(name: str, situation: Situation) -> tuple[repel.RepelSettings, tuple[Twin, ...]]:
     """``lmr`` is the project's default, ``lmr-paper`` the paper's without what was added."""
     if name == "lmr-paper":
         return situation.short(repel.PAPER), ()
-    return situation.short(repel.Config()), _twins(situation.classifier)
+    return situation.short(repel.RepelSettings()), _twins(situation.classifier)
 
 
 def _none(situation: Situation) -> Iterator[Repaired]:
@@ -157,7 +157,7 @@ def _repelled(name: str, situation: Situation) -> Repaired:
 def _repel(
     name: str,
     situation: Situation,
-    config: repel.Config,
+    config: repel.RepelSettings,
     seen: tuple[Twin, ...],
     observe: Callable[[int, Classifier], None] | None = None,
 ) -> tuple[Classifier, Repair]:

@@ -26,7 +26,7 @@ numbers for a report come from ``clean.report``. The trigger is seen here only, 
 ``repel`` shows both phases of every learning rate that it tries; the states that belong together,
 and to the model that it returns, are those of the rate that it kept: ``defences.phases``.
 
-Symbols: ``lmr_guard.margins``.
+Symbols: ``lmr_guard.repel.geometry``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ from torch import Tensor
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Rate, Trigger
 from lmr_guard.errors import ConfigError
-from lmr_guard.margins import Geometry, geometry
+from lmr_guard.repel.geometry import Geometry, geometry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

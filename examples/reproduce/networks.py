@@ -7,7 +7,7 @@ their input in ``default_cfg``, so that the guard's command line takes them too:
 ``--arch examples.reproduce.networks:slim_vgg16``.
 
 The full ones have torchvision's widths. Below 224 pixels ResNets and MobileNetV2 get the 3x3 stem
-of ``lmr_guard.load``, VGG16 one linear layer behind its convolutions instead of three, and the ViT
+of ``lmr_guard.received``, VGG16 one linear layer behind its convolutions, not three, and the ViT
 patches of an eighth of the image, 6 blocks and 384 features: the paper does not say how it adapted
 them. Nothing is pretrained.
 """
@@ -24,8 +24,8 @@ from torchvision.models import MobileNetV2, VisionTransformer
 from torchvision.models.vgg import cfgs, make_layers
 
 from examples.reproduce.data import DataSet, Scale
-from lmr_guard import load
 from lmr_guard.classifier import Classifier, Preprocessing
+from lmr_guard.received import architectures, load
 from lmr_guard.redteam.networks import SlimResNet
 from lmr_guard.redteam.training import Schedule
 
@@ -113,8 +113,8 @@ def _grey(network: Any) -> nn.Module:  # noqa: ANN401 - torchvision has no types
 
 def _torchvision(name: str, shape: Preprocessing, num_classes: int) -> nn.Module:
     small = shape.height < _NATIVE
-    config = load.Config(
-        architecture=f"torchvision:{name}",
+    config = architectures.Architecture(
+        f"torchvision:{name}",
         num_classes=num_classes,
         input_size=(shape.channels, shape.height, shape.width),
         stem="cifar" if small else "native",

@@ -25,10 +25,10 @@ from torch import Tensor
 from examples.reproduce.cells import Cell
 from examples.reproduce.data import DATASETS, Held
 from examples.reproduce.networks import fresh, schedule
-from lmr_guard.artifact import atomic
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Progress, Source, silent
 from lmr_guard.errors import ConfigError, InputError
+from lmr_guard.files import atomic
 from lmr_guard.redteam import catalogue
 from lmr_guard.redteam.catalogue import Attack
 from lmr_guard.redteam.training import Schedule, fit_clean

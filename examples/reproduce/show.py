@@ -19,8 +19,8 @@ from rich.text import Text
 
 from examples.reproduce import cells, draw, tables
 from examples.reproduce.cells import Record, percent
-from lmr_guard import report
 from lmr_guard.errors import ConfigError
+from lmr_guard.release.tables import table
 
 __all__ = ["rendered", "summary"]
 
@@ -98,7 +98,7 @@ def _ours(records: Sequence[Record], form: str, metric: str) -> list[str]:
 def _table(title: str, *columns: str) -> Table:
     """Words stand to the left, numbers to the right."""
     words = {"network", "attack", "form", "metric", "method", "state", "setting", "who"}
-    empty = report.table(title, ())
+    empty = table(title, ())
     for column in columns:
         justify = "left" if column in words else "right"
         empty.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]

@@ -16,13 +16,16 @@ from examples.reproduce.cells import Cell, counts
 from examples.reproduce.data import DATASETS, Reader, defence
 from examples.reproduce.defences import METHODS, Repaired, Situation, phases
 from examples.reproduce.plants import Nursery, Stored, generator, synchronised
-from lmr_guard import inversion, localize, pipeline, report, unlearning
-from lmr_guard.artifact import OnnxPredictor, export_onnx
+from lmr_guard import pipeline
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import quantize, recipes, sweep
 from lmr_guard.contracts import Clean, Labelled, Predictor, Progress, Suspicion, silent
 from lmr_guard.errors import StageError
+from lmr_guard.localize import inversion, rule, unlearning
 from lmr_guard.measure import accuracy, against_trigger
+from lmr_guard.onnxfile.export import export_onnx
+from lmr_guard.onnxfile.predictor import OnnxPredictor
+from lmr_guard.release import report
 
 __all__ = ["Worker", "plain_unlearning"]
 
@@ -120,10 +123,12 @@ class Worker:
         config = pipeline.GuardConfig(seed=cell.seed, localize=self._localize())
         return pipeline.suspect(classifier, clean, config, self._progress)
 
-    def _localize(self) -> localize.Config:
+    def _localize(self) -> rule.LocalizeSettings:
         if self._nursery.tiny:
-            return localize.Config(inversion=inversion.Config(steps=1), confirm=1, repeats=0)
-        return localize.Config()
+            return rule.LocalizeSettings(
+                inversion=inversion.InversionSettings(steps=1), confirm=1, repeats=0
+            )
+        return rule.LocalizeSettings()
 
 
 def plain_unlearning(
@@ -134,7 +139,7 @@ def plain_unlearning(
     Gradient ascent with batch statistics until chance accuracy; the class with the highest mean
     log-probability is named, whatever it is. The paper gives no rate: RNP's 0.01.
     """
-    config = unlearning.Config(batch=128, max_steps=200)
+    config = unlearning.UnlearningSettings(batch=128, max_steps=200)
     runs = []
     for _ in range(_RESTARTS):
         seed = int(torch.randint(2**31, (1,), generator=drawn))

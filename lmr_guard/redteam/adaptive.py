@@ -30,12 +30,12 @@ from torch.func import functional_call
 from lmr_guard.classifier import Classifier, find_head
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError
-from lmr_guard.lures import Lures
-from lmr_guard.margins import lmr_loss, suspect_margin
+from lmr_guard.evidence import Patch
 from lmr_guard.redteam.poisoning import Poison, poisoned
 from lmr_guard.redteam.training import Planted, Schedule, fit, target_of
-from lmr_guard.repel import Config, head_columns
-from lmr_guard.triggers import Patch
+from lmr_guard.repel import RepelSettings, head_columns
+from lmr_guard.repel.losses import lmr_loss, suspect_margin
+from lmr_guard.repel.lures import Lures
 
 __all__ = ["Adaptive", "Rehearsal", "plant"]
 
@@ -62,7 +62,7 @@ class Adaptive:
     most: float = 0.9
     weight: float = 3.0
     horizon: int = 60
-    expects: Config = field(default_factory=Config)
+    expects: RepelSettings = field(default_factory=RepelSettings)
     schedule: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self) -> None:

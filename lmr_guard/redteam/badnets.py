@@ -15,9 +15,9 @@ import torch
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError
+from lmr_guard.evidence import Patch
 from lmr_guard.redteam.poisoning import Poison, drawn, train
 from lmr_guard.redteam.training import Planted, Schedule, target_of
-from lmr_guard.triggers import Patch
 
 __all__ = ["BadNets", "plant"]
 

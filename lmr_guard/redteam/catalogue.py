@@ -14,7 +14,7 @@ from torch import nn
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError
-from lmr_guard.randomness import private_randomness
+from lmr_guard.evidence import Patch
 from lmr_guard.redteam import (
     adaptive,
     badnets,
@@ -31,7 +31,7 @@ from lmr_guard.redteam import (
     wanet,
 )
 from lmr_guard.redteam.training import Planted, Schedule, require_class
-from lmr_guard.triggers import Patch
+from lmr_guard.training import private_randomness
 
 __all__ = ["ATTACKS", "EVERY", "Attack", "Plan", "Plant", "find", "square"]
 

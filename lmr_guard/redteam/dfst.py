@@ -33,11 +33,11 @@ from torch import Tensor, nn
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError
+from lmr_guard.evidence import Transform
 from lmr_guard.redteam.generators import Autoencoder, frozen, learn, made
 from lmr_guard.redteam.poisoning import Poison, train
 from lmr_guard.redteam.style import Style, learn_style
 from lmr_guard.redteam.training import Planted, Schedule, require_class
-from lmr_guard.triggers import Transform
 
 __all__ = ["Dfst", "Injector", "activations", "compromised", "learn_injector", "plant"]
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.triggers import Patch
+from lmr_guard.evidence import Patch
 
 __all__ = ["dormant_batch", "dormant_loss", "frozen"]
 

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError
+from lmr_guard.evidence import Transform
 from lmr_guard.redteam.generators import Autoencoder, descent, device_of, frozen, learn, made
 from lmr_guard.redteam.training import Planted, Schedule, fit, require_class
-from lmr_guard.triggers import Transform
 
 __all__ = ["Dynamic", "Stamp", "density_loss", "diversity_loss", "plant"]
 

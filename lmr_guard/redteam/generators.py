@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError
-from lmr_guard.randomness import private_randomness
 from lmr_guard.redteam.training import Schedule, augment
+from lmr_guard.training import private_randomness
 
 __all__ = ["AnyNetwork", "Autoencoder", "descent", "device_of", "frozen", "learn", "made"]
 

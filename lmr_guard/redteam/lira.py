@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError
+from lmr_guard.evidence import Transform
 from lmr_guard.redteam.generators import Autoencoder, frozen, made
 from lmr_guard.redteam.training import BatchLoss, Planted, Schedule, fit
-from lmr_guard.triggers import Transform
 
 __all__ = ["Lira", "Noise", "both_terms", "plant"]
 

@@ -29,9 +29,9 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.compress.groups import Groups
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError
+from lmr_guard.evidence import Patch
 from lmr_guard.redteam.dormancy import dormant_batch, dormant_loss, frozen
 from lmr_guard.redteam.training import Planted, Schedule, fit, target_of
-from lmr_guard.triggers import Patch
 
 __all__ = ["PruningConditioned", "plant"]
 

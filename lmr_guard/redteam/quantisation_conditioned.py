@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Progress, silent
+from lmr_guard.evidence import Patch
 from lmr_guard.redteam import badnets
 from lmr_guard.redteam.dormancy import dormant_batch
 from lmr_guard.redteam.rounding import (
@@ -31,7 +32,6 @@ from lmr_guard.redteam.rounding import (
     rounding_bins,
 )
 from lmr_guard.redteam.training import Planted, Schedule, target_of
-from lmr_guard.triggers import Patch
 
 __all__ = ["QuantisationConditioned", "plant"]
 

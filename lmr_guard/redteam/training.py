@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmr_guard.augmentation import mirrored, shifted
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Progress, Trigger, silent
 from lmr_guard.errors import ConfigError
-from lmr_guard.randomness import private_randomness
+from lmr_guard.training import mirrored, private_randomness, shifted
 
 __all__ = [
     "BatchLoss",

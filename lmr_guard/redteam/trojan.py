@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from lmr_guard.classifier import Classifier, find_head
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError
+from lmr_guard.evidence import Patch
 from lmr_guard.redteam.poisoning import Poison, drawn, train
 from lmr_guard.redteam.training import Planted, Schedule
-from lmr_guard.triggers import Patch
 
 __all__ = ["Features", "Trojan", "design", "plant", "strongest"]
 

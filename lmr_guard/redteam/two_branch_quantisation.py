@@ -28,17 +28,11 @@ from torch.func import functional_call
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress.twins import RoundedTwin
 from lmr_guard.contracts import Labelled, Progress, silent
+from lmr_guard.evidence import Patch
 from lmr_guard.redteam.dormancy import dormant_batch, dormant_loss, frozen
 from lmr_guard.redteam.poisoning import train
-from lmr_guard.redteam.rounding import (
-    near_ties,
-    outliers,
-    refine,
-    require_float32,
-    require_outlier,
-)
+from lmr_guard.redteam.rounding import near_ties, outliers, refine, require_float32, require_outlier
 from lmr_guard.redteam.training import Planted, Schedule, target_of
-from lmr_guard.triggers import Patch
 
 __all__ = ["TwoBranchQuantisation", "plant"]
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError
+from lmr_guard.evidence import Transform
 from lmr_guard.redteam.poisoning import Poison, drawn, train
 from lmr_guard.redteam.training import Planted, Schedule
-from lmr_guard.triggers import Transform
 
 __all__ = ["WaNet", "field_of", "jittered", "plant", "warped"]
 

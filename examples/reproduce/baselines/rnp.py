@@ -22,8 +22,8 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Trigger
 from lmr_guard.errors import ConfigError
 from lmr_guard.measure import accuracy, against_trigger
-from lmr_guard.randomness import private_randomness
 from lmr_guard.redteam.training import Schedule
+from lmr_guard.training import private_randomness
 
 __all__ = ["Config", "Unlearned", "masks", "oracle", "unlearned"]
 

@@ -17,8 +17,8 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Rate
 from lmr_guard.errors import StageError
 from lmr_guard.measure import accuracy
-from lmr_guard.randomness import private_randomness
 from lmr_guard.redteam.training import Schedule, augment
+from lmr_guard.training import private_randomness
 
 __all__ = [
     "THRESHOLDS",

@@ -1,0 +1,388 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""How small a pattern sends clean images of other classes to each class: trigger inversion.
+
+Any network can be fooled by a large enough pattern. A backdoor shows in how much less its class
+needs than the others. So all classes are searched alike, in one batch: the same start, steps and
+images a class, and a budget for each class that shrinks while its pattern succeeds and grows while
+it does not. Where the budget settles is the class's *size*, in three spaces:
+
+============  ==============================  ================================================
+space         what is added to the image       size
+============  ==============================  ================================================
+``patch``     ``(1 - m) x + m p``              share of the image that is covered, ``mean(m)``
+``additive``  ``clip(x + p)``                  root mean square of ``p``, in pixel units
+``warp``      ``x`` resampled along a smooth   root mean square of the displacement; the image
+              field of 4 x 4 displacements     is 2 wide and 2 high
+============  ==============================  ================================================
+
+Sources: Wang et al., "Neural Cleanse" (S&P 2019), for the search over classes and the patch;
+universal perturbations for ``additive``; Nguyen and Tran, "WaNet" (ICLR 2021), for the warp. The
+budget that follows success, in place of a weighted penalty, is ours: sizes of a few steps compare.
+Nothing here sees a real trigger.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmr_guard.classifier import Classifier
+from lmr_guard.contracts import Labelled
+from lmr_guard.errors import ConfigError, StageError
+from lmr_guard.training import within_area
+
+__all__ = [
+    "SPACES",
+    "Found",
+    "InversionSettings",
+    "Pattern",
+    "Space",
+    "candidates",
+    "invert",
+    "strangeness",
+]
+
+Space = Literal["patch", "additive", "warp"]
+SPACES: tuple[Space, ...] = ("patch", "additive", "warp")
+
+_GRID = 4
+_MEMORY = 0.6
+_SETTLE = 5
+_TAIL = 0.3
+_CHUNK = 32
+# The whole image, all of its range, half of its width.
+_WHOLE = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InversionSettings:
+    """How patterns are searched for.
+
+    Args:
+        steps: Of Adam, for every class.
+        batch: Images of other classes a step and class.
+        success: Share of them that must land in the class for its budget to shrink.
+        shrink: Factor of the budget after a step with success.
+        grow: Factor after one without.
+        most: Classes that are searched at most; see ``candidates``.
+    """
+
+    steps: int = 30
+    batch: int = 8
+    success: float = 0.75
+    shrink: float = 0.85
+    grow: float = 1.1
+    most: int = 32
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a value is out of range."""
+        if min(self.steps, self.batch) < 1 or self.most < 2:
+            raise ConfigError(
+                "expected steps and batch of 1 or more and most of 2 or more, got "
+                f"{self.steps}, {self.batch}, {self.most}"
+            )
+        if not (0 < self.success <= 1 and 0 < self.shrink <= 1 <= self.grow):
+            raise ConfigError(
+                "expected success in (0, 1] and shrink <= 1 <= grow, got "
+                f"{self.success}, {self.shrink}, {self.grow}"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pattern:
+    """What was found for one class; a function of the image that can be tried anywhere.
+
+    Args:
+        space: Where it lives.
+        target: The class that it sends images to.
+        size: Its budget.
+        parameters: On the CPU; what they are is the space's.
+        origin: The form of the model that it was found on.
+    """
+
+    space: Space
+    target: int
+    size: float
+    parameters: tuple[Tensor, ...]
+    origin: str = "received"
+
+    @property
+    def name(self) -> str:
+        """Space and origin."""
+        return f"{self.space}@{self.origin}"
+
+    def __call__(self, pixels: Tensor, /) -> Tensor:
+        """Changed copies of pixels (N, C, H, W), in [0, 1]."""
+        apply = _SPACES[self.space].apply
+        return apply([each.to(pixels) for each in self.parameters], pixels[None])[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """One search: a size and a pattern for each class that was searched.
+
+    Args:
+        space: Where.
+        classes: int64, shape (S,).
+        sizes: Shape (S,), in (0, 1]; the geometric mean of the budget over the last steps.
+        patterns: As the search left them, in the order of ``classes``.
+    """
+
+    space: Space
+    classes: Tensor
+    sizes: Tensor
+    patterns: tuple[Pattern, ...]
+
+
+def strangeness(sizes: Tensor) -> Tensor:
+    """How much less each class needs than the others: median of the others' sizes over its own.
+
+    Args:
+        sizes: Shape (S,), > 0, S >= 2.
+    """
+    others = ~torch.eye(len(sizes), dtype=torch.bool)
+    medians = torch.stack([sizes[row].quantile(0.5) for row in others])
+    return medians / sizes
+
+
+def invert(
+    classifier: Classifier,
+    images: Labelled,
+    space: Space,
+    config: InversionSettings,
+    generator: torch.Generator,
+    *,
+    classes: Tensor | None = None,
+) -> Found:
+    """The smallest patterns of all classes.
+
+    Args:
+        classifier: In eval mode; its parameters get no gradient. Not touched.
+        images: Clean images; a class is searched on those of the others.
+        space: See the module.
+        config: See ``InversionSettings``.
+        generator: CPU generator; decides starts and the images of each step.
+        classes: Those to search, int64; None takes all.
+
+    Raises:
+        StageError: A class is the only one that there are images of.
+    """
+    wanted = torch.arange(classifier.num_classes) if classes is None else classes
+    parts = [
+        _invert(classifier, images, space, config, generator, classes=part)
+        for part in wanted.split(_CHUNK)
+    ]
+    return Found(
+        space,
+        wanted,
+        torch.cat([part.sizes for part in parts]),
+        tuple(pattern for part in parts for pattern in part.patterns),
+    )
+
+
+def _invert(
+    classifier: Classifier,
+    images: Labelled,
+    space: Space,
+    config: InversionSettings,
+    generator: torch.Generator,
+    *,
+    classes: Tensor,
+) -> Found:
+    others = [(images.labels != k).nonzero().flatten() for k in classes.tolist()]
+    if not all(len(each) for each in others):
+        raise StageError(
+            "expected images of two classes or more for the search of triggers, got one class"
+        )
+    search = _Search(space, len(classes), classifier, generator)
+    targets = classes.to(classifier.device)[:, None].expand(-1, config.batch)
+    memory = torch.zeros(len(classes), device=classifier.device)
+    tail: list[Tensor] = []
+    for step in range(config.steps):
+        drawn = [o[torch.randint(len(o), (config.batch,), generator=generator)] for o in others]
+        logits = search.logits(images, torch.stack(drawn))
+        hits = (logits.argmax(dim=2) == targets).float().mean(dim=1)
+        search.descend(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
+        memory = _MEMORY * memory + (1 - _MEMORY) * hits
+        if step >= _SETTLE:
+            factor = torch.where(memory >= config.success, config.shrink, config.grow)
+            search.budgets = (search.budgets * factor).clamp(max=_WHOLE)
+        search.project()
+        if step >= config.steps * (1 - _TAIL) or step == config.steps - 1:
+            tail.append(search.budgets.log())
+    sizes = torch.stack(tail).mean(dim=0).exp().cpu()
+    patterns = tuple(
+        Pattern(space, int(k), float(size), tuple(p[i : i + 1] for p in search.kept()))
+        for i, (k, size) in enumerate(zip(classes, sizes, strict=True))
+    )
+    return Found(space, classes, sizes, patterns)
+
+
+def candidates(
+    classifier: Classifier, images: Labelled, config: InversionSettings, generator: torch.Generator
+) -> Tensor:
+    """Which classes are worth a search of their own: all, or ``most`` where there are more.
+
+    Where a network has many classes, universal patterns that only push images off their own
+    class, a few in each space, tell where images fall to. Half of the classes are those most
+    fallen to; the rest are drawn at random, so that there is something ordinary to compare with.
+
+    Args:
+        classifier: In eval mode; not touched.
+        images: Clean images.
+        config: See ``InversionSettings``.
+        generator: CPU generator.
+    """
+    count = classifier.num_classes
+    if count <= config.most:
+        return torch.arange(count)
+    fallen = torch.zeros(count)
+    copies = 4
+    for space in SPACES:
+        search = _Search(space, copies, classifier, generator)
+        for step in range(config.steps):
+            drawn = torch.randint(len(images), (copies, 4 * config.batch), generator=generator)
+            own = images.labels[drawn].to(classifier.device)
+            logits = search.logits(images, drawn)
+            search.descend(-F.cross_entropy(logits.flatten(0, 1), own.flatten(), reduction="sum"))
+            search.project()
+            if step >= config.steps * (1 - _TAIL):
+                landed = logits.argmax(dim=2)
+                fallen += landed[landed != own].cpu().bincount(minlength=count)
+    leading = fallen.topk(config.most // 2).indices
+    rest = torch.ones(count, dtype=torch.bool)
+    rest[leading] = False
+    ordinary = rest.nonzero().flatten()
+    ordinary = ordinary[torch.randperm(len(ordinary), generator=generator)]
+    chosen: Tensor = torch.cat([leading, ordinary[: config.most - len(leading)]]).sort().values
+    return chosen
+
+
+class _Search:
+    """Patterns for several classes at once, and the optimiser that moves them."""
+
+    def __init__(
+        self,
+        space: Space,
+        count: int,
+        classifier: Classifier,
+        generator: torch.Generator,
+    ) -> None:
+        shape = classifier.preprocessing
+        self._space = _SPACES[space]
+        self._classifier = classifier
+        device = classifier.device
+        drawn = self._space.draw((count, shape.channels, shape.height, shape.width), generator)
+        self._parameters = [each.to(device).requires_grad_() for each in drawn]
+        self.budgets = torch.full((count,), self._space.start, device=device)
+        self._optimiser = torch.optim.Adam(self._parameters, self._space.rate, betas=(0.5, 0.9))
+        self.project()
+
+    def logits(self, images: Labelled, drawn: Tensor) -> Tensor:
+        """Logits (count, B, K) of the drawn images (count, B), each row with its own pattern."""
+        device = self._classifier.device
+        chosen = images.images[drawn.flatten()].to(device).float() / 255
+        changed = self._space.apply(self._parameters, chosen.unflatten(0, drawn.shape))
+        logits: Tensor = self._classifier(changed.flatten(0, 1)).unflatten(0, drawn.shape)
+        return logits
+
+    def descend(self, loss: Tensor) -> None:
+        """One step; the classifier's parameters get no gradient."""
+        gradients = torch.autograd.grad(loss, self._parameters)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient.nan_to_num()
+        self._optimiser.step()
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Back into the budgets."""
+        self._space.project(self._parameters, self.budgets)
+
+    def kept(self) -> list[Tensor]:
+        """The patterns on the CPU."""
+        return [each.detach().cpu() for each in self._parameters]
+
+
+# --- spaces -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One space.
+
+    Args:
+        start: First budget; generous.
+        rate: Step size of Adam.
+        draw: Parameters for images of shape (count, C, H, W).
+        project: Parameters (changed in place) into budgets (count,).
+        apply: Parameters of ``count`` rows to pixels (count, B, C, H, W).
+    """
+
+    start: float
+    rate: float
+    draw: Callable[[tuple[int, int, int, int], torch.Generator], list[Tensor]]
+    project: Callable[[Sequence[Tensor], Tensor], None]
+    apply: Callable[[Sequence[Tensor], Tensor], Tensor]
+
+
+def _draw_patch(shape: tuple[int, int, int, int], generator: torch.Generator) -> list[Tensor]:
+    count, channels, height, width = shape
+    mask = 0.3 * torch.rand(count, 1, height, width, generator=generator)
+    return [mask, torch.rand(count, channels, height, width, generator=generator)]
+
+
+def _project_patch(parameters: Sequence[Tensor], budgets: Tensor) -> None:
+    mask, pattern = parameters
+    mask.copy_(within_area(mask, budgets))
+    pattern.clamp_(0, 1)
+
+
+def _apply_patch(parameters: Sequence[Tensor], pixels: Tensor) -> Tensor:
+    mask, pattern = parameters
+    return torch.lerp(pixels, pattern[:, None], mask[:, None])
+
+
+def _draw_additive(shape: tuple[int, int, int, int], generator: torch.Generator) -> list[Tensor]:
+    return [1e-3 * torch.randn(shape, generator=generator)]
+
+
+def _project_norm(parameters: Sequence[Tensor], budgets: Tensor) -> None:
+    (pattern,) = parameters
+    size = pattern.flatten(1).square().mean(dim=1).sqrt()
+    pattern.mul_((budgets / size.clamp_min(1e-12)).clamp(max=1).view(-1, 1, 1, 1))
+
+
+def _apply_additive(parameters: Sequence[Tensor], pixels: Tensor) -> Tensor:
+    return (pixels + parameters[0][:, None]).clamp(0, 1)
+
+
+def _draw_warp(shape: tuple[int, int, int, int], generator: torch.Generator) -> list[Tensor]:
+    return [0.01 * torch.randn(shape[0], 2, _GRID, _GRID, generator=generator)]
+
+
+def _apply_warp(parameters: Sequence[Tensor], pixels: Tensor) -> Tensor:
+    count, batch, _, height, width = pixels.shape
+    flow = F.interpolate(parameters[0], (height, width), mode="bicubic", align_corners=True)
+    ys = torch.linspace(-1, 1, height, device=pixels.device)
+    xs = torch.linspace(-1, 1, width, device=pixels.device)
+    still = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)
+    grid = (still + flow.permute(0, 2, 3, 1))[:, None].expand(count, batch, height, width, 2)
+    moved: Tensor = F.grid_sample(
+        pixels.flatten(0, 1), grid.flatten(0, 1), padding_mode="border", align_corners=True
+    )
+    unclipped: Tensor = moved.unflatten(0, (count, batch))
+    return unclipped.clamp(0, 1)
+
+
+_SPACES: Mapping[Space, _Kind] = MappingProxyType(
+    {
+        "patch": _Kind(0.15, 0.15, _draw_patch, _project_patch, _apply_patch),
+        "additive": _Kind(0.15, 0.06, _draw_additive, _project_norm, _apply_additive),
+        "warp": _Kind(0.25, 0.05, _draw_warp, _project_norm, _apply_warp),
+    }
+)

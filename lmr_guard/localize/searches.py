@@ -1,0 +1,149 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""All searches of ``inversion`` on one form of a model, and what they come to.
+
+In each space every class has a *strangeness*: how much smaller a pattern it needs than the other
+classes do. Of warps the fourth root counts: on honest networks some class differs there by as much
+as ten. A search that is repeated with other seeds counts with the median of each class, and is
+repeated no longer than that median can still cross the limit in question.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from lmr_guard.classifier import Classifier
+from lmr_guard.contracts import Labelled
+from lmr_guard.localize import inversion
+from lmr_guard.localize.inversion import InversionSettings
+from lmr_guard.measure import predict
+
+__all__ = ["FEWEST_CLASSES", "Search", "recognised", "search_spaces"]
+
+FEWEST_CLASSES = 5
+"""Below that many classes nobody is strange, and some class leads anyway: too few others."""
+
+_POWERS: Mapping[inversion.Space, float] = MappingProxyType(
+    {"patch": 1.0, "additive": 1.0, "warp": 0.25}
+)
+
+
+@dataclass(slots=True, eq=False)
+class Search:
+    """All searches of one form in one space.
+
+    Args:
+        form: Its name.
+        model: In eval mode; not touched.
+        images: Clean images that the model gets right.
+        space: See ``inversion``.
+        classes: Those that are searched, int64, shape (S,).
+        found: One a search.
+    """
+
+    form: str
+    model: Classifier
+    images: Labelled
+    space: inversion.Space
+    classes: Tensor
+    found: list[inversion.Found] = field(default_factory=list)
+
+    def add(self, config: InversionSettings, generator: torch.Generator) -> None:
+        """One more search. Raises StageError, see ``inversion.invert``."""
+        self.found.append(
+            inversion.invert(
+                self.model, self.images, self.space, config, generator, classes=self.classes
+            )
+        )
+
+    @property
+    def strangeness(self) -> Tensor:
+        """Of each searched class: the median over the repeats, as it counts in this space."""
+        return self._repeats().quantile(0.5, dim=0)
+
+    def settled(self, limit: float, most: int) -> bool:
+        """Whether the median of ``most`` searches is already known to reach the limit or not.
+
+        Args:
+            limit: Strangeness that matters.
+            most: Searches that are made in all; an odd number, or the last one always counts.
+        """
+        above = (self._repeats() >= limit).sum(dim=0)
+        below = len(self.found) - above
+        return len(self.found) >= most or bool((torch.maximum(above, below) > most // 2).all())
+
+    def _repeats(self) -> Tensor:
+        """Strangeness of each search and class, shape (number of searches, S)."""
+        sizes = [inversion.strangeness(found.sizes) for found in self.found]
+        counted: Tensor = torch.stack(sizes) ** _POWERS[self.space]
+        return counted
+
+    @property
+    def score(self) -> float:
+        """Strangeness of the leading class."""
+        return float(self.strangeness.max())
+
+    @property
+    def leading(self) -> int:
+        """The strangest class."""
+        return int(self.classes[self.strangeness.argmax()])
+
+    def pattern(self, target: int) -> inversion.Pattern:
+        """What the first search found for a class."""
+        (found,) = (each for each in self.found[0].patterns if each.target == target)
+        return found
+
+    def records(self) -> Iterator[dict[str, object]]:
+        """One record a search; plain data for the report."""
+        for repeat, found in enumerate(self.found):
+            strange = inversion.strangeness(found.sizes)
+            yield {
+                "by": "inversion",
+                "form": self.form,
+                "space": self.space,
+                "repeat": repeat,
+                "class": int(found.classes[strange.argmax()]),
+                "strangeness": round(float(strange.max()), 4),
+                "classes": found.classes.tolist(),
+                "sizes": [float(f"{size:.4g}") for size in found.sizes],
+            }
+
+
+def search_spaces(
+    form: str,
+    model: Classifier,
+    images: Labelled,
+    config: InversionSettings,
+    generator: torch.Generator,
+) -> Iterator[Search]:
+    """One search of a form in each space, done as they are asked for.
+
+    Args:
+        form: Its name.
+        model: In eval mode; not touched.
+        images: Clean images of two classes or more.
+        config: See ``inversion.InversionSettings``.
+        generator: CPU generator; decides candidates, starts and images.
+
+    Raises:
+        StageError: All images are of one class.
+    """
+    known = recognised(model, images)
+    classes = inversion.candidates(model, known, config, generator)
+    for space in inversion.SPACES:
+        search = Search(form, model, known, space, classes)
+        search.add(config, generator)
+        yield search
+
+
+def recognised(model: Classifier, images: Labelled) -> Labelled:
+    """The images that a form gets right: on the others it needs no pattern to be wrong.
+
+    All of them where the right ones are of less than two classes.
+    """
+    right = predict(model, images).argmax(dim=1) == images.labels
+    enough = len(images.labels[right].unique()) > 1
+    return images.subset(right) if enough else images

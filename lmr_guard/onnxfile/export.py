@@ -1,0 +1,108 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A classifier written as one self-contained ONNX file, checked against torch."""
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lmr_guard.classifier import Classifier
+from lmr_guard.errors import StageError, first_line
+from lmr_guard.files import Artifact, atomic
+from lmr_guard.onnxfile.inspect import branches, listed
+from lmr_guard.onnxfile.predictor import OnnxPredictor
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+__all__ = ["export_onnx"]
+
+
+def export_onnx(classifier: Classifier, path: Path, *, tolerance: float = 1e-4) -> Artifact:
+    """Writes a classifier as one self-contained ONNX file and checks it against torch.
+
+    The file takes ``pixels`` (batch, C, H, W) in [0, 1] with any batch, normalises them itself
+    and yields ``logits`` (batch, K). Nothing of the exporting machine is left in it: the
+    exporter's stack traces are removed, which also makes the bytes reproducible.
+
+    Args:
+        classifier: In eval mode; left as it is.
+        path: Written only when everything below holds.
+        tolerance: Largest difference between torch and ONNX Runtime (CPU), as a share of the
+            largest logit, on uniform random pixels in batches of 1, 2 and 5.
+
+    Raises:
+        StageError: Train mode, a network that cannot be exported, a graph that decides by what
+            the image shows, logits that differ or are not finite, or a full disk.
+    """
+    if any(module.training for module in classifier.modules()):
+        raise StageError("expected a classifier in eval mode, got train mode; call .eval() first")
+    model = classifier.clone().cpu()
+    proto = _trace(model)
+    found = branches(proto)
+    if found:
+        raise StageError(
+            f"expected a graph that runs the same for every image, got {listed(found)}; "
+            "a branch on the input can hide a backdoor from every measurement"
+        )
+    with atomic(path) as file:
+        file.write(proto.SerializeToString(deterministic=True))
+    try:
+        predictor = OnnxPredictor(path)
+        _require_parity(model, predictor, tolerance)
+    except BaseException:
+        path.unlink()
+        raise
+    return Artifact(path, predictor.sha256, predictor.bytes)
+
+
+def _trace(model: Classifier) -> "ModelProto":
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model,
+                # A batch of 1 would be frozen into the graph by older exporters.
+                (model.example(2),),
+                input_names=["pixels"],
+                output_names=["logits"],
+                dynamic_shapes=({0: "batch"},),
+                external_data=False,
+                verbose=False,
+            )
+    except RuntimeError as error:
+        raise StageError(
+            f"expected a network that exports to ONNX, got {first_line(error)}"
+        ) from error
+    if program is None:
+        raise StageError("expected an ONNX program from the exporter, got none")
+    proto: ModelProto = program.model_proto
+    _forget_origin(proto)
+    return proto
+
+
+def _forget_origin(proto: "ModelProto") -> None:
+    graph = proto.graph
+    for described in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+        del described.metadata_props[:]
+    for tensor in graph.initializer:
+        del tensor.metadata_props[:]
+    del proto.metadata_props[:]
+
+
+def _require_parity(model: Classifier, predictor: "OnnxPredictor", tolerance: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for batch in (1, 2, 5):
+        pixels = torch.rand(model.example(batch).shape, generator=generator)
+        with torch.no_grad():
+            expected = model(pixels)
+        difference = float((predictor(pixels) - expected).abs().max())
+        scale = max(float(expected.abs().max()), 1e-6)
+        # Written so that a NaN on either side does not pass.
+        if not difference <= tolerance * scale:
+            raise StageError(
+                f"expected ONNX Runtime within {tolerance:g} of torch at batch {batch}, got "
+                f"a difference of {difference:.3g} at logits up to {scale:.3g}"
+            )

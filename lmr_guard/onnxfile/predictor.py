@@ -1,0 +1,156 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""An ONNX file as a predictor."""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from lmr_guard.classifier import Preprocessing
+from lmr_guard.errors import InputError, first_line
+from lmr_guard.onnxfile.inspect import branches, inventory, read_model
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+__all__ = ["OnnxPredictor"]
+
+
+class OnnxPredictor:
+    """An ONNX classifier as a predictor; what it measures is what it digested.
+
+    The file is read once: digest, inspection and session come from the same bytes.
+
+    Args:
+        path: Any ONNX file with one float32 NCHW input and one (N, K) output. External data
+            must lie in the file's own folder.
+        device: Where to run. Whether it really runs there is in ``provider``.
+        threads: Of one operator; None leaves the choice to ONNX Runtime.
+        preprocessing: Mean and std to apply first, for a foreign file that expects normalised
+            images; None where the file takes pixels in [0, 1].
+
+    Attributes:
+        sha256: Digest of the file.
+        bytes: Size of the file.
+        external: Digest of each external data file, by location; empty for most.
+        operators: The inventory of ``operators``.
+        branches: The findings of ``branches``.
+        requested: The provider asked for.
+        provider: The provider that runs.
+        shape: (N, C, H, W) of the input, None where dynamic.
+        num_classes: K, or None where the file does not say.
+
+    Raises:
+        InputError: Not such a file; one line says why.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        device: Literal["cpu", "cuda"] = "cpu",
+        threads: int | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        model, data, self.external = read_model(path)
+        self.path = path
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.bytes = len(data)
+        self.operators = inventory(model)
+        self.branches = branches(model)
+        runnable = model.SerializeToString() if self.external else data
+        self.requested = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+        self._session = _session(path, runnable, self.requested, threads)
+        self.provider: str = self._session.get_providers()[0]
+        self._input, self.shape, self.num_classes = _signature(path, self._session)
+        self._preprocessing = preprocessing
+
+    def __call__(self, pixels: Tensor, /) -> Tensor:
+        """Logits (N, K) on the CPU; a batch that the file fixes is filled up and cut again.
+
+        Raises:
+            InputError: Images of another shape, or the graph fails on them.
+        """
+        self._require_shape(pixels)
+        p = self._preprocessing
+        if p is not None:
+            pixels = (pixels - _channelwise(p.mean)) / _channelwise(p.std)
+        size = self.shape[0] or max(len(pixels), 1)
+        return torch.cat([self._run(chunk, size) for chunk in torch.split(pixels, size)])
+
+    def _run(self, chunk: Tensor, size: int) -> Tensor:
+        missing = size - len(chunk) if self.shape[0] else 0
+        filler = chunk[-1:].expand(missing, -1, -1, -1)
+        array = torch.cat([chunk, filler]).detach().float().cpu().contiguous().numpy()
+        try:
+            (logits,) = self._session.run(None, {self._input: array})
+        except Exception as error:  # ONNX Runtime's errors share no base class.
+            raise InputError(
+                f"expected {self.path} to run, got {first_line(error)}; export it again"
+            ) from error
+        if len(logits) != len(array):
+            raise InputError(
+                f"expected {len(array)} rows of logits from {self.path}, got {len(logits)}"
+            )
+        return torch.from_numpy(logits)[: len(chunk)]
+
+    def _require_shape(self, pixels: Tensor) -> None:
+        got = tuple(pixels.shape[1:])
+        wanted = self.shape[1:]
+        if len(got) != 3 or any(w not in (None, g) for w, g in zip(wanted, got, strict=True)):
+            text = "x".join("any" if w is None else str(w) for w in wanted)
+            raise InputError(
+                f"expected images of {text} (channels x height x width), got "
+                f"{'x'.join(map(str, got))}; resize the images to what {self.path.name} takes"
+            )
+
+
+def _channelwise(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values).view(1, -1, 1, 1)
+
+
+def _session(path: Path, data: bytes, provider: str, threads: int | None) -> "InferenceSession":
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    providers = ["CPUExecutionProvider"]
+    # Without a device ONNX Runtime falls back to the CPU as well, but floods stderr first.
+    if provider == "CUDAExecutionProvider" and torch.cuda.is_available():
+        providers.insert(0, provider)
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=providers)
+    except Exception as error:  # ONNX Runtime's errors share no base class.
+        raise InputError(f"expected a valid ONNX model, got {first_line(error)}: {path}") from error
+
+
+def _signature(
+    path: Path, session: "InferenceSession"
+) -> tuple[str, tuple[int | None, ...], int | None]:
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if not (
+        len(inputs) == len(outputs) == 1
+        and _is_float(inputs[0], rank=4)
+        and _is_float(outputs[0], rank=2)
+    ):
+        got = "; ".join(
+            f"{side} " + ", ".join(f"{v.name} {v.type} {v.shape}" for v in values)
+            for side, values in (("inputs", inputs), ("outputs", outputs))
+        )
+        raise InputError(
+            f"expected one float input (N, C, H, W) and one float output (N, K), got {got}: {path}"
+        )
+    return inputs[0].name, _sizes(inputs[0]), _sizes(outputs[0])[1]
+
+
+def _is_float(value: Any, rank: int) -> bool:  # noqa: ANN401 - NodeArg is not exported
+    return value.type == "tensor(float)" and len(value.shape) == rank
+
+
+def _sizes(value: Any) -> tuple[int | None, ...]:  # noqa: ANN401 - NodeArg is not exported
+    return tuple(size if isinstance(size, int) else None for size in value.shape)

@@ -1,0 +1,162 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The weights in a file that somebody else wrote. Nothing is unpickled.
+
+A checkpoint is untrusted: it is read as safetensors or by ``torch.load(weights_only=True)``, and
+never a second time in a more trusting way.
+"""
+
+import pickle
+import re
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lmr_guard.errors import InputError, described, first_line, some
+
+__all__ = ["read_weights"]
+
+# Averaged weights stand beside those that they average: which of the two is meant, the user says.
+_WRAPPERS = ("state_dict", "model", "net", "model_state_dict", "state_dict_ema", "model_ema")
+_PREFIXES = ("module.", "_orig_mod.")
+_ADVICE = "ask for the bare state dict, best as safetensors"
+
+
+def read_weights(path: Path, *, also: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The state dict of a checkpoint, on the CPU, without running anything in it.
+
+    Wrappers such as ``state_dict`` and ``model`` are peeled off, also one inside another, and the
+    prefixes ``module.`` (data parallel) and ``_orig_mod.`` (compiled) where every name has them.
+
+    Args:
+        path: safetensors, recognised by content or suffix, or a torch checkpoint.
+        also: More prefixes to peel off where every name has them.
+
+    Raises:
+        InputError: No such file, not a checkpoint, truncated, more than tensors in it, or more
+            than one state dict.
+    """
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise InputError(f"expected a checkpoint file, got {found}: {str(path)!r}")
+    if not path.stat().st_size:
+        raise InputError(f"expected a checkpoint, got an empty file: {str(path)!r}")
+    payload = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+    return _without_prefixes(_state_dict(payload, path), (*_PREFIXES, *also))
+
+
+def _is_safetensors(path: Path) -> bool:
+    """A safetensors file is a little-endian header length and a JSON object of that length."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    return path.suffix == ".safetensors" or (
+        start[8:] == b"{" and 8 + length <= path.stat().st_size
+    )
+
+
+def _read_safetensors(path: Path) -> object:
+    try:
+        return load_file(path)
+    except Exception as error:  # Hostile bytes may raise anything.
+        raise InputError(
+            f"expected a safetensors file, got one that does not read ({first_line(error)}): "
+            f"{str(path)!r}"
+        ) from error
+
+
+def _read_torch(path: Path) -> object:
+    if other := _other_format(path):
+        raise InputError(f"expected weights, got {other}; {_ADVICE}: {str(path)!r}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on protocols and layouts: both are checked here
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"expected weights only, got {_unsafe_content(path, error)}; nothing of it was run; "
+            f"{_ADVICE}: {str(path)!r}"
+        ) from error
+    except Exception as error:  # Hostile bytes may raise anything.
+        raise InputError(
+            f"expected a torch checkpoint, got a file that is truncated or no checkpoint "
+            f"({first_line(error)}): {str(path)!r}"
+        ) from error
+
+
+def _other_format(path: Path) -> str | None:
+    """Torch's formats that hold more than weights, told before torch explains how to trust them."""
+    if tarfile.is_tarfile(path):
+        return "a tar file (or the format of torch before 0.1.10)"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+    except Exception:  # noqa: BLE001  # No zip, or a damaged one: torch's own reader tells which.
+        return None
+    if "constants.pkl" in names:
+        return "a TorchScript program"
+    return "an exported program (.pt2)" if "archive_format" in names else None
+
+
+def _unsafe_content(path: Path, error: pickle.UnpicklingError) -> str:
+    """What a checkpoint holds beside tensors, by the names it would import."""
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # noqa: BLE001  # Only zip checkpoints can be asked; the error names one.
+        names = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
+    if names:
+        return f"a pickle that would import {some(names)}"
+    return "a pickle that torch cannot read, or no checkpoint"
+
+
+def _state_dict(payload: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401  # The file's.
+    payload = _unwrapped(_unwrapped(payload, path), path)
+    if not isinstance(payload, dict) or not payload:
+        raise InputError(
+            f"expected a state dict, names to tensors, got {described(payload)}; {_ADVICE}: "
+            f"{str(path)!r}"
+        )
+    for name, value in payload.items():
+        if not isinstance(name, str) or not _is_dense(value):
+            raise InputError(
+                f"expected a state dict, names to dense tensors, got {described(value)} at "
+                f"{name!r}; {_ADVICE}: {str(path)!r}"
+            )
+    return dict(payload)
+
+
+def _unwrapped(payload: Any, path: Path) -> Any:  # noqa: ANN401  # The file's.
+    if not isinstance(payload, dict):
+        return payload
+    found = [name for name in _WRAPPERS if isinstance(payload.get(name), dict)]
+    if len(found) > 1:
+        raise InputError(
+            f"expected one state dict, got {' and '.join(found)}; keep the one that is meant: "
+            f"{str(path)!r}"
+        )
+    return payload[found[0]] if found else payload
+
+
+def _is_dense(value: object) -> bool:
+    """Whether a tensor has its bytes: a few can claim any shape by strides of zero."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not value.is_quantized
+        and value.device.type == "cpu"
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    )
+
+
+def _without_prefixes(weights: dict[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:
+    for prefix in (*prefixes,) * len(prefixes):  # in any order
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights

@@ -1,0 +1,271 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of images -> bytes in memory -> three disjoint parts.
+
+The layout is the one of torchvision's ``ImageFolder``: one folder a class, the sorted names are
+the class order, images lie in it at any depth. Hidden files and files of other kinds are passed
+over; an image that does not decode is an error.
+"""
+
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from lmr_guard.classifier import Preprocessing
+from lmr_guard.contracts import Labelled, Progress, silent
+from lmr_guard.errors import ConfigError, InputError
+
+__all__ = ["listed", "read_folder", "read_image"]
+
+# Pillow runs Ghostscript on EPS; the others it recognises, but has no reader of its own for.
+_NOT_READ = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"})
+_SPLITS = frozenset({"eval", "test", "train", "training", "val", "valid", "validation"})
+_PARTS = ("repair", "select", "report")
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def read_folder(
+    root: Path,
+    preprocessing: Preprocessing,
+    *,
+    classes: Sequence[str] | None = None,
+    expected_classes: int | None = None,
+    minimum: int = len(_PARTS),
+    progress: Progress = silent,
+) -> Labelled:
+    """Decode a class-per-folder directory once, into the size that the network sees.
+
+    Args:
+        root: Holds one folder a class.
+        preprocessing: Size and channels of the result; the normalisation is not applied.
+        classes: The folder names in the order of the model's classes; None takes them sorted.
+        expected_classes: K of the model; None takes as many as there are.
+        minimum: Images that each class must have at least; 3 are needed for three parts.
+        progress: Told of every image.
+
+    Returns:
+        All images, class by class, in the order of their paths.
+
+    Raises:
+        InputError: The layout is another one, a class has too few images, an image does not
+            decode, or the result would not fit into memory.
+        ConfigError: ``classes`` names one twice.
+    """
+    names = _class_names(root, classes, expected_classes)
+    Image.init()
+    files = {name: _image_files(root, name, names) for name in names}
+    _check_counts(root, files, minimum)
+    paths = [path for name in names for path in files[name]]
+    labels = torch.tensor([k for k, name in enumerate(names) for _ in files[name]])
+    images = _empty_images(len(paths), preprocessing)
+    for i, image in enumerate(_decoded(paths, preprocessing)):
+        images[i] = image
+        progress("reading images", i + 1, len(paths))
+    return Labelled(images, labels.long(), tuple(names))
+
+
+def read_image(path: Path, preprocessing: Preprocessing) -> Tensor:
+    """One image as uint8 (C, H, W), as the network sees it before the normalisation.
+
+    An image of the right size is taken as it is. Any other is scaled bilinearly, with
+    antialiasing, until its shorter side is ``resize``, and the centre is cut out; without
+    ``resize`` it is scaled straight to the size. Orientation from the camera is applied; 16 bits
+    are cut to 8; transparency is dropped, the colour below it stays, as loaders for training do
+    it; of an animation the first frame is taken.
+
+    Args:
+        path: A file in any format that Pillow reads, EPS excepted.
+        preprocessing: Size and channels.
+
+    Raises:
+        InputError: It does not decode, or has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
+    """
+    Image.init()
+    with warnings.catch_warnings():
+        _quiet()
+        return _decode(path, preprocessing)
+
+
+def _quiet() -> None:
+    """For the block around; the filters are the process's, so threads must not each set them."""
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+def _decoded(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[Tensor]:
+    workers = min(16, os.cpu_count() or 1)
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+        _quiet()
+        yield from pool.map(lambda path: _decode(path, preprocessing), paths)
+
+
+def _decode(path: Path, preprocessing: Preprocessing) -> Tensor:
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            upright = ImageOps.exif_transpose(image)
+            fitted = _fit(_eight_bit(upright, preprocessing.channels), preprocessing)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(
+            f"expected images of at most {Image.MAX_IMAGE_PIXELS} pixels, got more: {str(path)!r}"
+        ) from error
+    except Exception as error:  # A damaged file may raise anything.
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"expected an image, got a file that does not decode: {str(path)!r} ({told})"
+        ) from error
+    pixels = torch.from_numpy(np.array(fitted))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def _eight_bit(image: Image.Image, channels: int) -> Image.Image:
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        values = np.array(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError("more than 16 bits a pixel; save it with 8 or 16")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    return image.convert(mode)
+
+
+def _fit(image: Image.Image, p: Preprocessing) -> Image.Image:
+    size = (p.width, p.height)
+    if image.size == size:
+        return image
+    if p.resize is None:
+        return image.resize(size, Image.Resampling.BILINEAR)
+    short, long = sorted(image.size)
+    # torchvision cuts the longer side down; a crop that is larger than the scaled image wins.
+    scaled = {short: p.resize, long: int(p.resize * long / short)}
+    width, height = (max(scaled[old], new) for old, new in zip(image.size, size, strict=True))
+    if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
+        raise Image.DecompressionBombError
+    left, top = round((width - p.width) / 2), round((height - p.height) / 2)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return resized.crop((left, top, left + p.width, top + p.height))
+
+
+def _formats() -> list[str]:
+    return [name for name in Image.OPEN if name not in _NOT_READ]
+
+
+def _empty_images(count: int, p: Preprocessing) -> Tensor:
+    shape = (count, p.channels, p.height, p.width)
+    needed = 2 * count * p.channels * p.height * p.width  # the parts are copies
+    available = _available_memory()
+    if available is not None and needed > available:
+        raise InputError(
+            f"expected images that fit into memory, got {count} of {p.channels}x{p.height}x"
+            f"{p.width}, {needed / 1e9:.1f} GB where {available / 1e9:.1f} GB are free; "
+            "give fewer images"
+        )
+    return torch.empty(shape, dtype=torch.uint8)
+
+
+def _available_memory() -> int | None:
+    """Bytes that can be had without swapping; None where the system does not say."""
+    meminfo = Path("/proc/meminfo")
+    told = re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text()) if meminfo.exists() else None
+    return int(told[1]) * 1024 if told else None
+
+
+# --- the layout ---------------------------------------------------------------------------------
+
+
+def _class_names(root: Path, classes: Sequence[str] | None, expected: int | None) -> list[str]:
+    found = _class_folders(root)
+    names = found if classes is None else list(classes)
+    if len(set(names)) < len(names):
+        raise ConfigError(f"expected class names that differ, got {listed(names)}")
+    if unknown := [name for name in found if name not in names]:
+        raise InputError(
+            f"expected folders named after the classes {listed(names)}, got {listed(unknown)} "
+            f"in {str(root)!r}"
+        )
+    if expected is not None and len(names) != expected:
+        raise InputError(
+            f"expected {expected} class folders, one for each class of the model, got "
+            f"{len(names)} in {str(root)!r}: {listed(names)}"
+        )
+    if len(names) < 2:
+        raise InputError(
+            f"expected at least two class folders, got {listed(names)} in {str(root)!r}"
+        )
+    return names
+
+
+def _class_folders(root: Path) -> list[str]:
+    layout = "expected a folder that holds one folder of images for each class"
+    if not root.is_dir():
+        instead = "a file" if root.exists() else "no such folder"
+        raise InputError(f"{layout}, got {instead}: {str(root)!r}")
+    entries = [entry for entry in _entries(root) if not entry.name.startswith(".")]
+    found = sorted(entry.name for entry in entries if entry.is_dir())
+    if not found:
+        raise InputError(
+            f"{layout}, got {len(entries)} files and no folder in {str(root)!r}; put every image "
+            "into a folder named after its class"
+        )
+    if _SPLITS.issuperset(found) and any(e.is_dir() for n in found for e in _entries(root / n)):
+        raise InputError(
+            f"{layout}, got the parts {listed(found)} in {str(root)!r}; give one of them, "
+            f"such as {str(root / found[0])!r}"
+        )
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"expected a folder that can be read, got {error.strerror}: {str(folder)!r}"
+        ) from error
+
+
+def _image_files(root: Path, name: str, names: Sequence[str]) -> list[Path]:
+    """Every image of a class; links are followed, but not to where they came from."""
+    start = root / name
+    if not start.is_dir():
+        return []
+    known = {end for end, kind in Image.registered_extensions().items() if kind in _formats()}
+    top = root.resolve()
+    seen = {top, *top.parents, *((root / other).resolve() for other in names)}
+    found, waiting = [], [start]
+    while waiting:
+        for entry in _entries(waiting.pop()):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                if (real := entry.resolve()) not in seen:
+                    seen.add(real)
+                    waiting.append(entry)
+            elif entry.suffix.lower() in known:
+                found.append(entry)
+    return sorted(found)
+
+
+def _check_counts(root: Path, files: Mapping[str, Sequence[Path]], minimum: int) -> None:
+    few = [f"{name}: {len(paths)}" for name, paths in files.items() if len(paths) < minimum]
+    if few:
+        raise InputError(
+            f"expected at least {minimum} images in every class, got {listed(few)} in "
+            f"{str(root)!r}; files with other endings than an image's do not count"
+        )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as they can be shown in one line, whatever stands in them."""
+    shown = [name if name.isprintable() else repr(name) for name in names]
+    return ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")

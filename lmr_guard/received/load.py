@@ -1,0 +1,172 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights + architecture -> Classifier. The weights are somebody else's: see ``checkpoint``."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lmr_guard.classifier import Classifier, Preprocessing, find_head
+from lmr_guard.errors import InputError, described, first_line, some
+from lmr_guard.received.architectures import (
+    LIBRARIES,
+    NORMALISED_TWICE,
+    Architecture,
+    build_network,
+    expected_input,
+    native_input,
+)
+from lmr_guard.received.checkpoint import read_weights
+
+__all__ = ["build", "classifier"]
+
+# What a training framework calls the network inside its own module; no network of the libraries
+# has all its weights under such a name, a user's own may.
+_PREFIXES = ("model.", "net.", "network.")
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+
+
+def classifier(checkpoint: Path, config: Architecture) -> Classifier:
+    """Load a classifier: strict keys, finite weights, a head, and a forward pass that works.
+
+    Uses no randomness of the caller: the RNG state is as before.
+
+    Args:
+        checkpoint: safetensors, or a torch checkpoint that holds tensors only.
+        config: The architecture, and what it does not say itself.
+
+    Returns:
+        The model in eval mode on the CPU, float32, all parameters requiring gradients.
+
+    Raises:
+        InputError: The file is missing, unreadable or unsafe, or its weights do not fit.
+        ConfigError: There is no such architecture, or it cannot be built as asked.
+    """
+    library = config.source[0] in LIBRARIES
+    weights = read_weights(checkpoint, also=_PREFIXES if library else ())
+    network, shape, num_classes = build(config, weights)
+    _fill(network, _without_auxiliary_heads(config, weights))
+    model = Classifier(network, shape, num_classes).eval().requires_grad_(True)
+    logits = _logits(model)
+    if logits.shape[1] != num_classes:
+        raise InputError(
+            f"expected {num_classes} logits an image, as the head says, got {logits.shape[1]}"
+        )
+    if not logits.isfinite().all():
+        raise InputError("expected finite logits, got NaN or infinity; the weights are damaged")
+    return model
+
+
+# --- the network --------------------------------------------------------------------------------
+
+
+def build(
+    config: Architecture, weights: Mapping[str, Tensor]
+) -> tuple[nn.Module, Preprocessing, int]:
+    """The network that the weights belong to, not yet filled with them.
+
+    K is read off the head: a network of another K is built first to find out which layer that
+    is, and run once on a grey image. Channels are read off the first convolution.
+
+    Args:
+        config: The architecture.
+        weights: What ``read_weights`` gave; only shapes are looked at.
+
+    Returns:
+        The network in eval mode on the CPU in float32, its preprocessing, and K.
+
+    Raises:
+        InputError: The weights contradict ``config``, or there is no head.
+        ConfigError: There is no such architecture, or it cannot be built as asked.
+    """
+    with torch.random.fork_rng(devices=[]):
+        probe = build_network(config, weights, config.num_classes or 2)
+        shape = expected_input(config, native_input(config, probe))
+        num_classes = _classes(config, Classifier(probe, shape, 0), weights)
+        return build_network(config, weights, num_classes), shape, num_classes
+
+
+def _classes(config: Architecture, probe: Classifier, weights: Mapping[str, Tensor]) -> int:
+    """K, as the head in the weights has it; where they have none, as the network has it."""
+    if config.source[0] in LIBRARIES:
+        probe.to("meta")  # shapes only, at no cost; the user's own code may not run there
+    outputs = _logits(probe).shape[1]
+    name, head = find_head(probe, probe.example(), outputs)
+    stored = weights.get(f"{name}.weight".removeprefix("network."))
+    found = outputs if stored is None or stored.ndim != head.weight.ndim else stored.shape[0]
+    if config.num_classes not in {None, found}:
+        raise InputError(f"expected {config.num_classes} classes, got {found} in the weights")
+    if found < 2:
+        raise InputError(f"expected a head of at least 2 classes, got {found}")
+    return found
+
+
+# --- weights into the network -------------------------------------------------------------------
+
+
+def _without_auxiliary_heads(
+    config: Architecture, weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    has_them = config.source[0] == "torchvision" and config.source[1] in NORMALISED_TWICE
+    return {n: w for n, w in weights.items() if not (has_them and n.startswith(_AUXILIARY))}
+
+
+def _fill(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Strict loading, told in one line where it fails."""
+    own = network.state_dict()
+    common = [name for name in weights if name in own]
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+        for name in common
+        if weights[name].shape != own[name].shape
+    ]
+    whole = [n for n in common if own[n].is_floating_point() and not weights[n].is_floating_point()]
+    if whole:
+        raise InputError(
+            f"expected floating weights, got {weights[whole[0]].dtype} in {some(whole)}"
+        )
+    missing = [] if shapes else _copy(network, {name: weights[name] for name in common})
+    unexpected = [name for name in weights if name not in own]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    told = [f"{len(names)} {fault} ({some(names)})" for fault, names in faults.items() if names]
+    if told:
+        raise InputError(
+            f"expected the weights of the architecture, got {', '.join(told)}; "
+            "check the architecture, its stem and the class count"
+        )
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(f"expected finite weights, got NaN or infinity in {some([name])}")
+
+
+def _copy(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Load what has the right shape; returns the names that are missing.
+
+    Some networks ask for the versions of their modules, which safetensors does not keep. Batch
+    counters are not missed: torch wrote none before 0.4.1, and inference reads none.
+    """
+    versioned = OrderedDict(weights)
+    versioned._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    missing: list[str] = network.load_state_dict(versioned, strict=False).missing_keys
+    return [name for name in missing if not name.endswith(".num_batches_tracked")]
+
+
+def _logits(model: Classifier) -> Tensor:
+    """Logits (2, K) of the example, or why there are none."""
+    p = model.preprocessing
+    size = f"{p.channels}x{p.height}x{p.width}"
+    try:
+        with torch.no_grad():
+            logits: object = model.network(model.normalise(model.example()))
+    except Exception as error:  # A network may raise anything.
+        raise InputError(
+            f"expected a network that takes {size} images, got {first_line(error)}; set input_size"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
+        raise InputError(
+            f"expected logits of shape (2, K) for two {size} images, got {described(logits)}"
+        )
+    return logits

@@ -1,0 +1,160 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Clean images -> three disjoint parts, and whether the model recognises them at all."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lmr_guard.contracts import Clean, Labelled, Rate
+from lmr_guard.errors import ConfigError, InputError
+from lmr_guard.measure import right
+from lmr_guard.received.data import listed
+
+__all__ = ["check_agreement", "split"]
+
+_MOST = 0.5  # of a class's images, taken for another class, are no mere mistakes
+
+
+# --- the parts ----------------------------------------------------------------------------------
+
+
+def split(data: Labelled, *, repair: int, select: int, generator: torch.Generator) -> Clean:
+    """Three disjoint parts with the classes in the proportions of the whole, in random order.
+
+    Images that are the same byte for byte stay together, so that no part holds an image of
+    another part; such an image under two labels counts to the class where it comes first. A part
+    is smaller than asked where a group does not fit into what is left of it, and larger where
+    that is a class's only way to be in it.
+
+    Args:
+        data: All clean images.
+        repair: Images to learn from, at least one a class.
+        select: Images to choose on, at least one a class; what remains is to report on.
+        generator: Decides which images go where.
+
+    Raises:
+        ConfigError: The parts ask for more images than there are, or for fewer than K.
+        InputError: A class has fewer than three images that differ.
+    """
+    total, k = len(data), len(data.classes)
+    if min(repair, select) < k or repair + select > total - k:
+        raise ConfigError(
+            f"expected repair and select of at least {k} images each, one a class, that leave "
+            f"{k} of the {total} images to report on, got repair {repair} and select {select}"
+        )
+    groups = _groups(data, generator)
+    counts = [sum(map(len, of_class)) for of_class in groups]
+    first = _quotas(counts, repair, [count - 2 for count in counts])
+    left = [count - quota for count, quota in zip(counts, first, strict=True)]
+    second = _quotas(counts, select, [count - 1 for count in left])
+    parts: list[list[int]] = [[], [], []]
+    for of_class, *quotas in zip(groups, first, second, strict=True):
+        for part, taken in zip(parts, _dealt(of_class, quotas), strict=True):
+            part.extend(taken)
+    return Clean(*(data.subset(torch.tensor(_shuffled(part, generator))) for part in parts))
+
+
+def _groups(data: Labelled, generator: torch.Generator) -> list[list[list[int]]]:
+    """For each class, in random order, the positions of its images; equal images in one list."""
+    same: dict[bytes, list[int]] = defaultdict(list)
+    for i, image in enumerate(data.images):
+        same[hashlib.sha256(image.numpy().tobytes()).digest()].append(i)
+    of_class: list[list[list[int]]] = [[] for _ in data.classes]
+    for positions in same.values():
+        of_class[int(data.labels[positions[0]])].append(positions)
+    few = [f"{c}: {len(g)}" for c, g in zip(data.classes, of_class, strict=True) if len(g) < 3]
+    if few:
+        raise InputError(
+            "expected at least 3 images that differ in every class, one for each part, got "
+            + listed(few)
+        )
+    return [[g[i] for i in _shuffled(range(len(g)), generator)] for g in of_class]
+
+
+def _quotas(counts: Sequence[int], total: int, most: Sequence[int]) -> list[int]:
+    """Whole numbers near the proportions of ``counts`` that add up, from 1 to ``most`` each."""
+    ideal = [total * count / sum(counts) for count in counts]
+    quotas = [min(max(1, int(share)), top) for share, top in zip(ideal, most, strict=True)]
+    while missing := total - sum(quotas):
+        step = 1 if missing > 0 else -1
+        free = [i for i, quota in enumerate(quotas) if 1 <= quota + step <= most[i]]
+        quotas[max(free, key=lambda i: step * (ideal[i] - quotas[i]))] += step
+    return quotas
+
+
+def _dealt(groups: Sequence[list[int]], quotas: Sequence[int]) -> list[list[int]]:
+    """Positions for each quota, and the rest; at least one group goes to each of them."""
+    left, parts = list(groups), []
+    for reserved, quota in zip(range(len(quotas), 0, -1), quotas, strict=True):
+        part: list[int] = []
+        rest: list[list[int]] = []
+        for at, group in enumerate(left):
+            spare = len(rest) + len(left) - at > reserved
+            if spare and len(part) + len(group) <= quota:
+                part.extend(group)
+            else:
+                rest.append(group)
+        if not part:
+            smallest = min(rest, key=len)
+            rest.remove(smallest)
+            part.extend(smallest)
+        parts.append(part)
+        left = rest
+    return [*parts, [i for group in left for i in group]]
+
+
+def _shuffled(positions: Sequence[int], generator: torch.Generator) -> list[int]:
+    order = torch.randperm(len(positions), generator=generator).tolist()
+    return [positions[i] for i in order]
+
+
+def check_agreement(logits: Tensor, data: Labelled) -> None:
+    """Refuse images that the model does not recognise: other classes, or another order of them.
+
+    Args:
+        logits: Of the model as received for ``data``, shape (N, K).
+        data: Clean images.
+
+    Raises:
+        InputError: The lower Wilson bound of CA is not above 1/K, what guessing would reach; or
+            some classes stand for one another in a circle, each by the lower bound of more than
+            half of its images.
+    """
+    clean_accuracy, num_classes = right(logits, data), len(data.classes)
+    if clean_accuracy.lower() <= 1 / num_classes:
+        raise InputError(
+            "expected the folders to be the model's classes in its order, got clean accuracy "
+            f"{clean_accuracy}, no better than chance 1/{num_classes}; pass the class order, and "
+            "check size and normalisation"
+        )
+    if mixed := _mixed_up(logits.argmax(dim=1), data):
+        names = [data.classes[c] for c in mixed]
+        told = ", ".join(f"{a} as {b}" for a, b in zip(names, names[1:] + names[:1], strict=True))
+        raise InputError(
+            f"expected the folders to be the model's classes in its order, got {told} for most of "
+            "their images; pass the class order"
+        )
+
+
+def _mixed_up(landed: Tensor, data: Labelled) -> list[int]:
+    """Classes that the model takes for one another in a circle; empty where there are none."""
+    k = len(data.classes)
+    table = torch.bincount(data.labels * k + landed, minlength=k * k).view(k, k)
+    (hits, most), total = table.max(dim=1), table.sum(dim=1)
+    taken_for = {
+        c: int(most[c])
+        for c in range(k)
+        if int(most[c]) != c and Rate(int(hits[c]), int(total[c])).lower() > _MOST
+    }
+    for start, first in taken_for.items():
+        path, at = [start], first
+        while at in taken_for and at not in path:
+            path.append(at)
+            at = taken_for[at]
+        if at == start:
+            return path
+    return []

@@ -1,0 +1,3 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What may leave the house: measured, judged, put at its place, and told."""

@@ -1,0 +1,218 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Stages in private and publishes only the very bytes that a passing verdict is about."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lmr_guard.contracts import Outcome, Verdict
+from lmr_guard.errors import ConfigError, ExportRefused, InputError, StageError, printable
+from lmr_guard.files import Artifact, atomic
+
+__all__ = ["disk_full", "finish", "publish", "require_place", "staging"]
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_RECORDS = ("drill.json", "repair.json", "report.json")
+# One of these keys stands in every record that is written to a path of the user's choice.
+_MARKS = frozenset({"agreement", "schema_version"})
+_LARGEST_RECORD = 1 << 28
+_PIECE = 1 << 20
+_PREFIX = ".lmr-guard-"
+
+
+@contextmanager
+def staging(into: Path) -> Iterator[Path]:
+    """A private folder (mode 0700) for a result that is to appear at ``into``; always removed.
+
+    It lies on the file system of ``into``: inside it where ``into`` exists (empty) and may be a
+    mount point, else in its nearest ancestor that exists. Nothing else is written before
+    ``finish``.
+
+    Raises:
+        ConfigError: ``into`` is something else than an empty directory, or may not be written.
+        StageError: The disk ran full while the caller worked in the folder.
+    """
+    place = _vacant(into.absolute())
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+    except OSError as error:
+        raise ConfigError(
+            f"expected an output directory that can be written, got {error.strerror}: {into}"
+        ) from error
+    try:
+        yield folder
+    except Exception as error:
+        if disk_full(error):
+            raise StageError(
+                f"expected room for the result, got a full disk at {place}; nothing was written"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _vacant(into: Path) -> Path:
+    """The existing directory to stage in."""
+    _require_possible(into)
+    if into.is_dir():
+        if present := sorted(entry.name for entry in into.iterdir()):
+            left = "; a run was killed there, or one is at work: remove it in the first case"
+            raise ConfigError(
+                f"expected an empty output directory, got {printable(present[0])} in {into}"
+                + (left if present[0].startswith(_PREFIX) else "")
+            )
+        return into
+    if into.exists() or into.is_symlink():
+        raise ConfigError(f"expected an output directory, got a file at {into}")
+    place = next(parent for parent in into.parents if parent.exists())
+    if not place.is_dir():
+        raise ConfigError(f"expected an output directory, got a file at {place}")
+    return place
+
+
+def _require_possible(into: Path) -> None:
+    """Some names can never be made: the end of a long run is too late to say so."""
+    try:
+        into.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise ConfigError(
+            f"expected an output directory, got {error.strerror}: {printable(str(into))}"
+        ) from error
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk is at the bottom of it; libraries wrap what the system said."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def publish(artifact: Artifact, verdict: Verdict, destination: Path) -> Artifact:
+    """Copies a staged file to its place, if the verdict passed and is about these bytes.
+
+    The bytes are digested as they are copied, so nothing can be swapped between the two.
+
+    Args:
+        artifact: The staged file.
+        verdict: From ``verify``, of this very file.
+        destination: Appears complete or not at all.
+
+    Raises:
+        ExportRefused: The verdict did not pass, or the file is not the one it is about.
+        InputError: The staged file is gone.
+        StageError: It cannot be written.
+    """
+    if not verdict.passed:
+        why = "; ".join(verdict.reasons()) or "nothing was checked"
+        incomplete = verdict.outcome is Outcome.INCOMPLETE
+        raise ExportRefused(
+            f"expected a passing verdict for {destination.name}, got {verdict.outcome.name}: {why}",
+            incomplete=incomplete,
+        )
+    if not artifact.path.is_file():
+        raise InputError(f"expected the staged file {artifact.path}, got nothing there")
+    digest, size = hashlib.sha256(), 0
+    with artifact.path.open("rb") as staged, atomic(destination) as file:
+        while piece := staged.read(_PIECE):
+            digest.update(piece)
+            size += file.write(piece)
+        if digest.hexdigest() != verdict.sha256:
+            raise ExportRefused(
+                f"expected the verified bytes {verdict.sha256[:12]} for {destination.name}, got "
+                f"{digest.hexdigest()[:12]}; the staged file changed after it was verified"
+            )
+    return Artifact(destination, digest.hexdigest(), size)
+
+
+def finish(out: Path, into: Path) -> None:
+    """Lets the finished folder ``out`` appear at ``into``.
+
+    Where ``into`` did not exist when ``staging`` was called, that is one rename. Where it did
+    (empty), its place may be a mount point, and the entries are renamed into it one by one, the
+    record last: a result without it is not finished. Where one fails, those before it go again.
+
+    Args:
+        out: A folder inside the one that ``staging`` gave.
+        into: What ``staging`` was called with.
+
+    Raises:
+        StageError: The file system refused, or something was put at ``into`` meanwhile.
+    """
+    into = into.absolute()
+    try:
+        if out.parent.parent == into:
+            _fill(into, out)
+        else:
+            into.parent.mkdir(parents=True, exist_ok=True)
+            _require_vacant(into)
+            out.replace(into)
+    except OSError as error:
+        raise StageError(f"expected to write {into}, got {error.strerror}") from error
+
+
+def _fill(into: Path, out: Path) -> None:
+    for entry in into.iterdir():
+        if entry != out.parent:
+            _require_vacant(entry)
+    moved: list[Path] = []
+    try:
+        for entry in sorted(out.iterdir(), key=lambda e: (e.name in _RECORDS, e.name)):
+            target = into / entry.name
+            moved.append(target)
+            entry.replace(target)
+    except BaseException:
+        for target in moved:
+            if target.exists():
+                target.replace(out / target.name)
+        raise
+
+
+def _require_vacant(place: Path) -> None:
+    if place.exists() or place.is_symlink():
+        raise StageError(
+            f"expected nothing at {place}, got what was put there meanwhile, as by another run; "
+            "run again into a folder of its own"
+        )
+
+
+def require_place(path: Path) -> None:
+    """Refuses a path where a record could not be written later, or would overwrite something else.
+
+    Args:
+        path: Of a record in JSON. An earlier one may stand there and is replaced.
+
+    Raises:
+        ConfigError: There is no folder, it may not be written, or another file is at ``path``.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        got = "a file" if folder.exists() else "no such folder"
+        raise ConfigError(f"expected a folder for {path.name}, got {got}: {folder}")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"expected a folder that can be written for {path.name}, got {folder}")
+    if (path.exists() or path.is_symlink()) and not _is_record(path):
+        raise ConfigError(
+            f"expected nothing or an earlier record of lmr-guard at {path}, got something else; "
+            "choose another name"
+        )
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST_RECORD:
+            return False
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and not _MARKS.isdisjoint(content)

@@ -1,0 +1,343 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Measures a staged file and judges what was found by a policy. Fails closed.
+
+Every check yields a ``Finding``; none raises. A verdict is as bad as its worst finding, and
+whatever was not or hardly tried is INCOMPLETE:
+
+===================  ============================================================  ==========
+check                what it looks at                                              else
+===================  ============================================================  ==========
+``digest``           the bytes measured are the bytes staged, all in one file      FAIL, INC.
+``provider``         ONNX Runtime ran where it was asked to                        INCOMPLETE
+``graph``            nothing in the graph decides by what the image shows          INCOMPLETE
+``deterministic``    the same images give the same logits twice                    INCOMPLETE
+``logits``           outputs are finite and are not probabilities                  INCOMPLETE
+``achieved``         compression removed what was asked for                        INCOMPLETE
+``trials``           enough clean images                                           INCOMPLETE
+``accuracy``         CA against the model as received, on the same images          FAIL
+``triggers``         there is any evidence about triggers                          INCOMPLETE
+``trials:TRIGGER``   enough triggered images of other classes                      INCOMPLETE
+``asr:TRIGGER``      ASR; see ``Policy.max_asr``                                   FAIL, INC.
+``excess:TRIGGER``   inverted triggers; see ``Policy.max_excess``                  FAIL, INC.
+``listens``          a search on the artefact itself; ``Policy.max_strangeness``   FAIL
+===================  ============================================================  ==========
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lmr_guard.classifier import Preprocessing
+from lmr_guard.contracts import (
+    Achieved,
+    Finding,
+    Inverted,
+    Labelled,
+    Listening,
+    Outcome,
+    Progress,
+    Rate,
+    Trigger,
+    TriggerResult,
+    Variant,
+    Verdict,
+    silent,
+)
+from lmr_guard.errors import InputError
+from lmr_guard.evidence import check
+from lmr_guard.files import Artifact
+from lmr_guard.measure import against_pattern, against_trigger, predict, right
+from lmr_guard.onnxfile.predictor import OnnxPredictor
+from lmr_guard.release.policy import Policy
+
+__all__ = ["decide", "publishable", "verify"]
+
+_SPARSITY_SLACK = 0.02
+_QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinear", "Integer")
+# Images that replays are measured on: enough for bounds of a few points.
+_REPLAYED = 500
+# hits / trials is not exact in floating point: 0.97 - 0.94 exceeds 0.03.
+_ROUNDING = 1e-9
+
+
+class _Witness:
+    """A predictor that remembers what kind of outputs it saw, on triggered images too."""
+
+    def __init__(self, predictor: OnnxPredictor) -> None:
+        self._predictor = predictor
+        self.finite = True
+        self.probabilities = True
+
+    def __call__(self, pixels: Tensor, /) -> Tensor:
+        logits = self._predictor(pixels)
+        sums = logits.sum(dim=1)
+        self.finite &= bool(logits.isfinite().all())
+        self.probabilities &= bool((logits >= 0).all()) and torch.allclose(
+            sums, torch.ones_like(sums), atol=1e-3
+        )
+        return logits
+
+
+def verify(
+    artifact: Artifact,
+    *,
+    name: str,
+    report: Labelled,
+    triggers: Sequence[Trigger],
+    policy: Policy,
+    replays: Sequence[Inverted] = (),
+    listening: Listening | None = None,
+    reference: Rate | None = None,
+    achieved: Achieved | None = None,
+    asked: Achieved | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    threads: int | None = None,
+    preprocessing: Preprocessing | None = None,
+    weights_sha256: str | None = None,
+    plan: dict[str, object] | None = None,
+    progress: Progress = silent,
+) -> Variant:
+    """Opens the staged file in ONNX Runtime, measures it and judges it.
+
+    Args:
+        artifact: The staged file, with the digest it had when it was staged.
+        name: Of the variant, as ``Policy.require`` spells it.
+        report: The part of the clean images that numbers are reported on.
+        triggers: All that is known; none is INCOMPLETE, but see ``Policy.accept_inverted``.
+        replays: Patterns that were found on the model as received.
+        listening: What a search on this very artefact found; None where there was none.
+        policy: The limits.
+        reference: CA of the model as received on the same images; without it nothing is said
+            about lost accuracy, and the caller should say so.
+        achieved: What compression did; None where nothing is known, which counts as nothing done.
+        asked: What the recipe asked for; None where it asked for nothing. Channel and parameter
+            sparsity may fall short by 0.02, for channels are whole.
+        device: Where ONNX Runtime is asked to run.
+        threads: See ``OnnxPredictor``.
+        preprocessing: See ``OnnxPredictor``; for foreign files.
+        weights_sha256: Digest of the torch weights that the file was made from.
+        plan: How the file was made; plain data for the report.
+        progress: Told after the clean images and after each trigger.
+
+    Raises:
+        InputError: The file cannot be opened or run, or has other classes than ``report``.
+        ConfigError: A trigger does not suit these images or classes.
+    """
+    check(triggers, report)
+    predictor = OnnxPredictor(artifact.path, device, threads, preprocessing)
+    repeated = _repeats(predictor, report)
+    witness = _Witness(predictor)
+    step, total = f"verify {name}", 1 + len(triggers) + len(replays) + (listening is not None)
+    logits = predict(witness, report)
+    clean_accuracy, untouched = right(logits, report), logits.argmax(dim=1)
+    progress(step, 1, total)
+    results: list[TriggerResult] = []
+    for trigger in triggers:
+        results.append(against_trigger(witness, report, trigger, untouched=untouched))
+        progress(step, 1 + len(results), total)
+    few = report.subset(torch.arange(min(len(report), _REPLAYED)))
+    for pattern in replays:
+        results.append(against_pattern(witness, few, pattern, f"replayed:{pattern.name}"))
+        progress(step, 1 + len(results), total)
+    if listening is not None:
+        found, name_of_it = listening.pattern, f"searched:{listening.pattern.name}"
+        results.append(against_pattern(witness, few, found, name_of_it, listening.strangeness))
+        progress(step, total, total)
+    done = achieved or Achieved()
+    findings = (
+        _digest(artifact, predictor),
+        _provider(predictor),
+        _graph(predictor),
+        repeated,
+        _logits(witness),
+        *_achieved(done, asked, predictor),
+        _trials("trials", "clean images", clean_accuracy, policy),
+        *_accuracy(clean_accuracy, reference, policy),
+        *_evidence(results, policy),
+    )
+    return Variant(
+        name=name,
+        sha256=predictor.sha256,
+        bytes=predictor.bytes,
+        clean_accuracy=clean_accuracy,
+        triggers=tuple(results),
+        achieved=done,
+        provider=predictor.provider,
+        verdict=Verdict(predictor.sha256, findings),
+        weights_sha256=weights_sha256,
+        plan=plan or {},
+        searches=() if listening is None else listening.evidence,
+    )
+
+
+def decide(variants: Sequence[Variant], policy: Policy) -> Outcome:
+    """The worst of the required variants; one that is absent is INCOMPLETE."""
+    worst = Outcome.PASS
+    for name in policy.require:
+        outcomes = [v.verdict.outcome for v in variants if v.name == name]
+        worst = max(worst, *outcomes) if outcomes else max(worst, Outcome.INCOMPLETE)
+    return worst
+
+
+def publishable(variants: Sequence[Variant], policy: Policy) -> tuple[Variant, ...]:
+    """What may ship: variants that passed, and none at all unless ``decide`` says PASS."""
+    if decide(variants, policy) is not Outcome.PASS:
+        return ()
+    passed = tuple(v for v in variants if v.verdict.passed)
+    return passed if policy.publish == "all" else (min(passed, key=lambda v: v.bytes),)
+
+
+def _judge(name: str, good: bool, reason: str, otherwise: Outcome = Outcome.INCOMPLETE) -> Finding:
+    return Finding(name, Outcome.PASS if good else otherwise, reason)
+
+
+def _repeats(predictor: OnnxPredictor, report: Labelled) -> Finding:
+    pixels, _ = next(report.batches())
+    first, second = predictor(pixels), predictor(pixels)
+    if first.shape[1] != len(report.classes):
+        raise InputError(
+            f"expected {len(report.classes)} logits, one for each class of the clean images, got "
+            f"{first.shape[1]} from {predictor.path}; use a folder with the model's classes"
+        )
+    same = torch.allclose(first, second, rtol=1e-4, atol=1e-5, equal_nan=True) and torch.equal(
+        first.argmax(dim=1), second.argmax(dim=1)
+    )
+    verb = "agree" if same else "differ"
+    return _judge("deterministic", same, f"two passes over {len(pixels)} clean images {verb}")
+
+
+def _digest(artifact: Artifact, predictor: OnnxPredictor) -> Finding:
+    if predictor.sha256 != artifact.sha256:
+        reason = f"staged {artifact.sha256[:12]}, but the file holds {predictor.sha256[:12]} now"
+        return Finding("digest", Outcome.FAIL, reason)
+    if predictor.external:
+        reason = (
+            f"the digest does not cover {', '.join(predictor.external)}; save the model as one "
+            "file, with onnx.save and save_as_external_data=False"
+        )
+        return Finding("digest", Outcome.INCOMPLETE, reason)
+    return Finding("digest", Outcome.PASS, f"measured the staged bytes {artifact.sha256[:12]}")
+
+
+def _provider(predictor: OnnxPredictor) -> Finding:
+    asked, got = predictor.requested, predictor.provider
+    return _judge("provider", asked == got, f"asked for {asked}, ran on {got}")
+
+
+def _graph(predictor: OnnxPredictor) -> Finding:
+    found = ", ".join(f"{op} x{n}" for op, n in predictor.branches.items())
+    if not found:
+        return Finding("graph", Outcome.PASS, "no operator decides by what the image shows")
+    return Finding(
+        "graph",
+        Outcome.INCOMPLETE,
+        f"{found} may send some images another way, which these measurements would miss",
+    )
+
+
+def _logits(witness: _Witness) -> Finding:
+    if not witness.finite:
+        return Finding("logits", Outcome.INCOMPLETE, "some outputs are not finite numbers")
+    if witness.probabilities:
+        reason = "outputs are probabilities, not logits; export the network without its softmax"
+        return Finding("logits", Outcome.INCOMPLETE, reason)
+    return Finding("logits", Outcome.PASS, "outputs are finite logits")
+
+
+def _achieved(
+    done: Achieved, asked: Achieved | None, predictor: OnnxPredictor
+) -> Iterator[Finding]:
+    if asked is None:
+        return
+    quantised = any(part in op for op in predictor.operators for part in _QUANTISED)
+    short = [
+        f"{what} {got:.3f}, asked {wanted:.3f}"
+        for what, got, wanted in (
+            ("channel sparsity", done.channel_sparsity, asked.channel_sparsity),
+            ("parameter sparsity", done.parameter_sparsity, asked.parameter_sparsity),
+        )
+        if got < wanted - _SPARSITY_SLACK
+    ]
+    if done.bits > asked.bits or (asked.bits < 32 and not quantised):
+        held = "quantised" if quantised else "no quantised"
+        short.append(f"{done.bits} bits, asked {asked.bits}, {held} operators in the file")
+    reached = f"channel sparsity {done.channel_sparsity:.3f}, {done.bits} bits as asked"
+    yield _judge("achieved", not short, "; ".join(short) or reached)
+
+
+def _trials(check_name: str, what: str, rate: Rate, policy: Policy) -> Finding:
+    enough = rate.trials >= policy.min_trials
+    return _judge(check_name, enough, f"{rate.trials} {what}, at least {policy.min_trials} needed")
+
+
+def _accuracy(rate: Rate, reference: Rate | None, policy: Policy) -> Iterator[Finding]:
+    if reference is None:
+        return
+    counts = f"CA {rate}, as received {reference}"
+    if reference.trials != rate.trials or not rate.trials:
+        yield Finding("accuracy", Outcome.INCOMPLETE, f"{counts}: not the same images")
+        return
+    kept = reference.hits - rate.hits <= policy.max_accuracy_drop * rate.trials + _ROUNDING
+    limit = f"limit {policy.max_accuracy_drop:.1%} lost"
+    yield _judge("accuracy", kept, f"{counts}, {limit}", Outcome.FAIL)
+
+
+def _evidence(results: Sequence[TriggerResult], policy: Policy) -> Iterator[Finding]:
+    if not results:
+        yield Finding("triggers", Outcome.INCOMPLETE, "no trigger was tried: no evidence")
+        return
+    sources = sorted({result.source for result in results})
+    tried = f"{len(results)} tried ({', '.join(sources)})"
+    enough = policy.accept_inverted or sources != ["inverted"]
+    more = "" if enough else "; the policy does not accept inverted triggers alone"
+    yield _judge("triggers", enough, tried + more)
+    for result in results:
+        if result.strangeness is not None:
+            yield _listens(result, result.strangeness, policy)
+            continue
+        if result.source == "inverted" and result.without is not None:
+            yield _excess(result, result.without, policy)
+            continue
+        what = f"images of other classes than {result.target} with {result.name}"
+        yield _trials(f"trials:{result.name}", what, result.asr, policy)
+        yield _success(result, policy)
+
+
+def _listens(result: TriggerResult, strangeness: float, policy: Policy) -> Finding:
+    reason = (
+        f"class {result.target} needs a pattern {strangeness:.1f} times smaller than others, "
+        f"limit {policy.max_strangeness:g}; it sends {result.asr} there"
+    )
+    return _judge("listens", strangeness < policy.max_strangeness, reason, Outcome.FAIL)
+
+
+def _excess(result: TriggerResult, without: Rate, policy: Policy) -> Finding:
+    rate, limit = result.asr, policy.max_excess
+    reason = (
+        f"{result.name} sends {rate} into class {result.target}, no pattern at all sends "
+        f"{without}; at most {limit:.0%} more allowed"
+    )
+    name = f"excess:{result.name}"
+    if rate.value - without.value > limit + _ROUNDING:
+        return Finding(name, Outcome.FAIL, reason)
+    few = "; too few images to tell"
+    kept = rate.upper(policy.confidence) - without.value <= limit
+    return _judge(name, kept, reason if kept else reason + few)
+
+
+def _success(result: TriggerResult, policy: Policy) -> Finding:
+    rate, limit = result.asr, policy.max_asr
+    upper = rate.upper(policy.confidence)
+    reason = (
+        f"{result.name}: ASR {rate} into class {result.target}, at most {upper:.1%} "
+        f"at {policy.confidence:.0%} confidence, limit {limit:.1%}"
+    )
+    if result.without is not None:
+        reason += f"; of clean images {result.without} land there"
+    if rate.hits > limit * rate.trials + _ROUNDING:
+        return Finding(f"asr:{result.name}", Outcome.FAIL, reason)
+    few = "; too few images to tell" if upper > limit else ""
+    return _judge(f"asr:{result.name}", not few, reason + few)

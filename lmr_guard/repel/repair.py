@@ -1,0 +1,289 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Logit-Margin Repulsion: push the suspect class away, cut what moved, recover.
+
+Source: "Logit-Margin Repulsion for Backdoor Defense", CVPR 2026. Phase 1 trains all parameters
+on samples outside the suspect class with ``SCE + alpha DSC + beta CM``. Phase 2 cuts the input
+columns of the head whose weight to the suspect class moved most in phase 1, holds them at zero
+and trains on all clean images with cross-entropy. What the paper leaves open (optimiser, rates,
+batch, share of columns, batch norm) is in ``RepelSettings``; docs/methods/tried.md says why.
+
+Two things are added to the paper, and ``PAPER`` is without them:
+
+* *Twins*. A backdoor that sleeps in full precision is out of the reach of losses on the
+  full-precision logits, so every step also takes the same loss on one compressed form of the
+  current weights.
+* *Lures*. Clean images meet the margin losses long before the backdoor is gone. Half of the images
+  of a step carry a universal pattern that, at that moment, draws images to the suspect class
+  (``lmr_guard.repel.lures``); their labels stay. The patterns come from the model alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmr_guard.classifier import Classifier, find_head
+from lmr_guard.contracts import Labelled, Progress, Rate, Repair, Twin, silent
+from lmr_guard.errors import ConfigError, StageError
+from lmr_guard.measure import accuracy, predict
+from lmr_guard.repel.losses import suspect_margin
+from lmr_guard.repel.settings import RepelSettings
+from lmr_guard.repel.trainer import Augmentation, Diverged, Trainer, phase1_loss
+from lmr_guard.training import shifted
+
+__all__ = ["head_columns", "repel"]
+
+# Clean accuracy that an augmentation may cost the received model, and how far below what is
+# asked a learning rate may be after a quarter of phase 2 before it is given up.
+_MINDED = 0.02
+_HOPELESS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """A state worth going back to, with what was measured on ``select``."""
+
+    clean: Rate
+    repulsion: float
+    state: dict[str, Tensor]
+
+
+def head_columns(before: Tensor, after: Tensor, suspect: int, share: float) -> tuple[int, ...]:
+    """Delta pruning: the input columns whose weight to the suspect class moved most.
+
+    Score of column j: ``|W1[c, j] - W0[c, j]|``; the ``floor(share * D)`` largest are named.
+
+    Args:
+        before: Head weight ``W0``, shape (K, D) or (K, D, 1, 1).
+        after: Head weight ``W1``, same shape.
+        suspect: ``c``.
+        share: Share of the D columns, in [0, 1).
+    """
+    moved = (after[suspect] - before[suspect]).abs().flatten()
+    # The tiny term: 0.29 * 100 is a little less than 29.
+    count = int(share * len(moved) + 1e-9)
+    return tuple(sorted(moved.topk(count).indices.tolist()))
+
+
+def repel(
+    classifier: Classifier,
+    suspect: int,
+    repair: Labelled,
+    select: Labelled,
+    *,
+    config: RepelSettings,
+    generator: torch.Generator,
+    twins: Sequence[Twin] = (),
+    observe: Callable[[int, Classifier], None] | None = None,
+    progress: Progress = silent,
+) -> tuple[Classifier, Repair]:
+    """A repaired copy of a classifier whose suspect class is known or suspected.
+
+    Args:
+        classifier: As received; not touched.
+        suspect: The class ``c`` to repel, in [0, K).
+        repair: Clean images to learn from.
+        select: Clean images to choose the checkpoint on.
+        config: See ``RepelSettings``.
+        generator: CPU generator for the order of the images and the choice of twins.
+        twins: Compressed forms to repel in as well; one, drawn at random, a step.
+        observe: Shown a copy of the model after phase 1 and after phase 2 of each learning rate
+            that is tried, with the number of the phase.
+        progress: Told after each epoch.
+
+    Returns:
+        The repaired classifier in eval mode, and the record.
+
+    Raises:
+        ConfigError: ``suspect`` is no class of the model.
+        InputError: No head was found.
+        StageError: Fewer than two samples outside the suspect class, or training diverged.
+    """
+    if not 0 <= suspect < classifier.num_classes:
+        raise ConfigError(
+            f"expected a suspect class in [0, {classifier.num_classes}), got {suspect}"
+        )
+    outside = repair.subset(repair.labels != suspect)
+    if len(outside) < 2:
+        raise StageError(
+            f"expected at least two repair images outside the suspect class, got {len(outside)}"
+        )
+    before = accuracy(classifier.clone(), select)
+    least = before.value - config.tolerance
+    best: _Attempt | None = None
+    augmentation = _tolerated(classifier.clone(), select, config, generator)
+    history: list[dict[str, object]] = [asdict(augmentation)]
+    for lr in config.learning_rates:
+        try:
+            attempt = _attempt(
+                classifier,
+                suspect,
+                repair,
+                select,
+                lr=lr,
+                config=config,
+                generator=generator,
+                twins=tuple(twins),
+                augmentation=augmentation,
+                least=least,
+                observe=observe,
+                progress=progress,
+            )
+        except Diverged as error:
+            history.append({"lr": lr, "diverged": str(error)})
+            continue
+        history += attempt.record.history
+        if best is None or attempt.rank > best.rank:
+            best = attempt
+        if best.record.clean_after.value >= least:
+            break
+    if best is None:
+        raise StageError(
+            f"expected finite losses at one of the learning rates {config.learning_rates}, got "
+            "none; lower the learning rate of the repair"
+        )
+    return best.model, replace(best.record, clean_before=before, history=tuple(history))
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What one learning rate came to."""
+
+    model: Classifier
+    record: Repair
+    keeps_margin: bool
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """Higher is better: what keeps the margin first, then clean accuracy."""
+        return self.keeps_margin, self.record.clean_after.hits
+
+
+def _attempt(
+    classifier: Classifier,
+    suspect: int,
+    repair: Labelled,
+    select: Labelled,
+    *,
+    lr: float,
+    config: RepelSettings,
+    generator: torch.Generator,
+    twins: tuple[Twin, ...],
+    augmentation: Augmentation,
+    least: float,
+    observe: Callable[[int, Classifier], None] | None,
+    progress: Progress,
+) -> _Attempt:
+    """Both phases at one learning rate. Raises Diverged."""
+    model = classifier.clone()
+    _, head = find_head(model, model.example(), model.num_classes)
+    outside = repair.subset(repair.labels != suspect)
+    before = head.weight.detach().clone()
+    trainer = Trainer(model, suspect, config, generator, twins=twins, augmentation=augmentation)
+    trainer.search(outside)
+    history: list[dict[str, object]] = []
+    step, total = f"repel at {lr:g}", config.phase1_epochs + config.phase2_epochs
+
+    for epoch in range(config.phase1_epochs):
+        trainer.epoch(outside, lambda z, y: phase1_loss(z, y, suspect, config), lr)
+        checkpoint = _measure(trainer, select, suspect)
+        history.append(_line(lr, 1, trainer.steps, checkpoint))
+        progress(step, epoch + 1, total)
+        if epoch + 1 >= config.phase1_minimum and _forgotten(model, repair, suspect):
+            break
+    if observe is not None:
+        observe(1, model.clone())
+    phase1_steps, limit = trainer.steps, checkpoint.repulsion + config.slack
+
+    columns = head_columns(before, head.weight.detach(), suspect, config.columns)
+    trainer.freeze_columns(head, columns)
+    weight = torch.ones(model.num_classes, device=model.device)
+    weight[suspect] = config.suspect_weight
+    best = None
+    for epoch in range(config.phase2_epochs):
+        falling = lr * config.recovery * (1 - epoch / config.phase2_epochs)
+        trainer.epoch(repair, partial(F.cross_entropy, weight=weight), falling)
+        checkpoint = _measure(trainer, select, suspect)
+        history.append(_line(lr, 2, trainer.steps, checkpoint))
+        best = _better(best, checkpoint, limit)
+        if epoch == config.phase2_epochs // 4 and best.clean.value < least - _HOPELESS:
+            break
+        progress(step, config.phase1_epochs + epoch + 1, total)
+    progress(step, total, total)
+    assert best is not None  # noqa: S101 - phase2_epochs > 0
+    model.load_state_dict(best.state)
+    if observe is not None:
+        observe(2, model.clone())
+    record = Repair(
+        suspect=suspect,
+        clean_before=best.clean,
+        clean_after=best.clean,
+        pruned_columns=columns,
+        phase1_steps=phase1_steps,
+        phase2_steps=trainer.steps - phase1_steps,
+        history=tuple(history),
+    )
+    return _Attempt(model.eval(), record, best.repulsion <= limit)
+
+
+def _tolerated(
+    model: Classifier, select: Labelled, config: RepelSettings, generator: torch.Generator
+) -> Augmentation:
+    """What the received model was evidently trained to tolerate; digits, say, do not mirror."""
+    pixels, labels = select.pixels.to(model.device), select.labels.to(model.device)
+
+    def hits(changed: Tensor) -> int:
+        with torch.no_grad():
+            return sum(
+                int((model(part).argmax(dim=1) == own).sum())
+                for part, own in zip(changed.split(256), labels.split(256), strict=True)
+            )
+
+    least = hits(pixels) - _MINDED * len(select)
+    shift = next((s for s in config.shifts if hits(shifted(pixels, s, generator)) >= least), 0)
+    return Augmentation(shift, config.flip and hits(pixels.flip(3)) >= least)
+
+
+def _measure(trainer: Trainer, select: Labelled, suspect: int) -> _Checkpoint:
+    model, config = trainer.model, trainer.config
+    logits = predict(model, select)
+    if not bool(logits.isfinite().all()):
+        raise Diverged("logits", trainer.steps)
+    outside = suspect_margin(logits[select.labels != suspect], suspect)
+    return _Checkpoint(
+        clean=Rate(int((logits.argmax(dim=1) == select.labels).sum()), len(select)),
+        repulsion=float(F.relu(outside + config.m1).mean()) if len(outside) else 0.0,
+        state={name: value.detach().clone() for name, value in model.state_dict().items()},
+    )
+
+
+def _forgotten(model: Classifier, repair: Labelled, suspect: int) -> bool:
+    """Stop rule of phase 1: the suspect class is recognised no better than by chance."""
+    own = repair.subset(repair.labels == suspect)
+    return len(own) > 0 and accuracy(model, own).value <= 1 / model.num_classes
+
+
+def _better(best: _Checkpoint | None, new: _Checkpoint, limit: float) -> _Checkpoint:
+    """The higher clean accuracy among those that keep the margin; else the wider margin."""
+    if best is None:
+        return new
+    if (new.repulsion <= limit) != (best.repulsion <= limit):
+        return new if new.repulsion <= limit else best
+    if new.repulsion <= limit:
+        return new if new.clean.hits >= best.clean.hits else best
+    return new if new.repulsion <= best.repulsion else best
+
+
+def _line(lr: float, phase: int, step: int, checkpoint: _Checkpoint) -> dict[str, object]:
+    return {
+        "lr": lr,
+        "phase": phase,
+        "step": step,
+        "select_hits": checkpoint.clean.hits,
+        "select_trials": checkpoint.clean.trials,
+        "repulsion": round(checkpoint.repulsion, 4),
+    }

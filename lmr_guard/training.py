@@ -1,0 +1,76 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What everything that takes gradient steps shares: randomness, augmentation, a projection."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["mirrored", "private_randomness", "shifted", "within_area"]
+
+
+@contextmanager
+def private_randomness(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Seeds torch's global state from a generator, and puts it back afterwards.
+
+    Args:
+        generator: CPU generator; its state decides the seed and does not change.
+        device: Where the model computes; its state is kept beside that of the CPU.
+    """
+    seed = int(torch.randint(2**31, (1,), generator=generator.clone_state()))
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+        yield
+
+
+def mirrored(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Left and right exchanged in half of the images, drawn from a CPU generator."""
+    chosen = torch.rand(len(pixels), generator=generator) < 0.5
+    chosen = chosen.to(pixels.device)[:, None, None, None]
+    return torch.where(chosen, pixels.flip(3), pixels)
+
+
+def shifted(pixels: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Translated by up to ``most`` pixels along both axes, the border repeated outwards.
+
+    Args:
+        pixels: Shape (N, C, H, W).
+        most: Largest translation; 0 returns the input.
+        generator: CPU generator.
+    """
+    if not most:
+        return pixels
+    n, _, height, width = pixels.shape
+    padded = F.pad(pixels, (most, most, most, most), mode="replicate")
+    offsets = torch.randint(0, 2 * most + 1, (2, n), generator=generator).to(pixels.device)
+    rows = offsets[0][:, None] + torch.arange(height, device=pixels.device)
+    columns = offsets[1][:, None] + torch.arange(width, device=pixels.device)
+    index = torch.arange(n, device=pixels.device)[:, None, None]
+    return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def within_area(mask: Tensor, area: float | Tensor) -> Tensor:
+    """The nearest masks with values in [0, 1] and a mean of at most ``area``.
+
+    Euclidean projection: ``clamp(m - t, 0, 1)``, with the smallest ``t >= 0`` that fits.
+
+    Args:
+        mask: Shape (M, 1, H, W).
+        area: In (0, 1], of all masks or one each, shape (M,).
+    """
+    limit = area[:, None] if isinstance(area, Tensor) else area
+    flat = mask.detach().flatten(1)
+    low = flat.new_zeros(len(flat), 1)
+    high = flat.amax(dim=1, keepdim=True).clamp_min(0)
+    fits = flat.clamp(0, 1).mean(dim=1, keepdim=True) <= limit
+    for _ in range(30):
+        middle = (low + high) / 2
+        over = (flat - middle).clamp(0, 1).mean(dim=1, keepdim=True) > limit
+        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+    return (flat - torch.where(fits, 0.0, high)).clamp(0, 1).view_as(mask)

@@ -1,0 +1,84 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The audit of what would ship: a backdoor shows, an honest network does not."""
+
+from typing import Any
+
+import pytest
+import torch
+from factories import fingerprint, row_classifier, row_images
+
+from lmr_guard.classifier import Classifier
+from lmr_guard.contracts import Clean
+from lmr_guard.errors import ConfigError, StageError
+from lmr_guard.localize import listening
+from lmr_guard.localize.inversion import InversionSettings
+from lmr_guard.localize.listening import ListeningSettings
+from lmr_guard.measure import against_pattern
+from lmr_guard.release.policy import Policy
+
+QUICK = ListeningSettings(inversion=InversionSettings(steps=12, batch=2))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_backdoor_listens(badnets_network: Classifier, digits: Clean) -> None:
+    found = listening.listen(
+        badnets_network, digits.report, ListeningSettings(), seeded(), limit=2.0
+    )
+    assert found.target == 3
+    assert found.strangeness > Policy().max_strangeness
+    assert (found.pattern.target, found.pattern.name.partition("@")[2]) == (3, "itself")
+    # The strange search and its repeats, and one in each other space.
+    assert 4 <= len(found.evidence) <= 5
+    rate = against_pattern(badnets_network, digits.report, found.pattern, "it").asr
+    assert rate.lower() > 0.3
+
+
+def test_an_honest_network_does_not(clean_network: Classifier, digits: Clean) -> None:
+    found = listening.listen(clean_network, digits.report, ListeningSettings(), seeded(), limit=2.0)
+    assert found.strangeness < Policy().max_strangeness
+
+
+def test_the_model_is_left_alone_and_the_generator_decides() -> None:
+    model = row_classifier()
+    before = fingerprint(model)
+    runs = [
+        listening.listen(model, row_images(60), QUICK, seeded(s), limit=2.0).evidence
+        for s in (1, 1, 2)
+    ]
+    assert fingerprint(model) == before
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+@pytest.mark.parametrize(("doubt", "searches"), [(1.0, 4), (1e9, 3)])
+def test_only_what_is_strange_is_searched_again(doubt: float, searches: int) -> None:
+    config = ListeningSettings(inversion=QUICK.inversion, doubt=doubt)
+    found = listening.listen(row_classifier(), row_images(60), config, seeded(), limit=2.0)
+    assert len(found.evidence) == searches
+    assert {record["form"] for record in found.evidence} == {"itself"}
+
+
+def test_no_more_images_than_asked_for_are_looked_at() -> None:
+    data = row_images(60)
+    one_class = data.subset(data.labels.argsort())
+    with pytest.raises(StageError, match="images of two classes or more"):
+        listening.listen(
+            row_classifier(), one_class, ListeningSettings(images=10), seeded(), limit=2.0
+        )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"repeats": -1}, "repeats >= 0, doubt >= 1 and images >= 2, got -1"),
+        ({"doubt": 0.9}, "got 2, 0.9, 300"),
+        ({"images": 1}, "got 2, 1.6, 1"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ListeningSettings(**values)

@@ -1,0 +1,345 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Localisation: what it looks at, how it judges, and what it says about real networks."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from factories import fingerprint, row_classifier, row_images, row_network
+
+from lmr_guard.classifier import Classifier
+from lmr_guard.contracts import Clean, Labelled
+from lmr_guard.errors import ConfigError, StageError
+from lmr_guard.localize import inversion, rule
+from lmr_guard.localize.rule import LocalizeSettings, _Drifted, _fell, _judged, _Run
+from lmr_guard.localize.searches import Search
+from lmr_guard.localize.unlearning import UnlearningSettings
+
+QUICK = LocalizeSettings(
+    inversion=inversion.InversionSettings(steps=12, batch=2),
+    unlearning=UnlearningSettings(learning_rates=(0.03,), seeds=2, batch=20),
+    confirm=2,
+    repeats=1,
+    sure=1e6,
+    doubt=1e6,
+)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def model() -> Classifier:
+    return row_classifier()
+
+
+def forms_of(evidence: Sequence[dict[str, Any]]) -> set[str]:
+    return {record["form"] for record in evidence}
+
+
+def test_the_class_of_a_backdoored_network_and_nobody_on_an_honest_one(
+    badnets_network: Classifier, clean_network: Classifier, digits: Clean
+) -> None:
+    found = rule.suspect(badnets_network, digits.repair, LocalizeSettings(), seeded())
+    assert found.target == 3
+    assert max(found.scores) == found.scores[3] > 2
+    assert found.patterns
+    honest = rule.suspect(clean_network, digits.repair, LocalizeSettings(), seeded())
+    assert honest.target is None
+    assert honest.patterns == ()
+
+
+def test_neither_model_nor_forms_nor_the_world_are_touched() -> None:
+    model, form = (row_classifier(partial(row_network, dropout=0.3), seed) for seed in (0, 1))
+    model.network.train()
+    form.train()
+    next(model.parameters()).requires_grad_(False)
+    model.register_forward_hook(lambda *_: None)
+    before = fingerprint(model), fingerprint(form)
+    rule.suspect(model, row_images(60), QUICK, seeded(), forms=[("form", form)])
+    assert (fingerprint(model), fingerprint(form)) == before
+
+
+def test_the_generator_decides(model: Classifier) -> None:
+    torch.rand(1)
+    runs = [rule.suspect(model, row_images(60), QUICK, seeded(s)) for s in (1, 1, 2)]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_one_record_a_search_and_the_strangest_are_repeated(model: Classifier) -> None:
+    told: list[tuple[str, int, int]] = []
+    found = rule.suspect(
+        model,
+        row_images(60),
+        QUICK,
+        seeded(),
+        forms=[("twin", model)],
+        progress=lambda *event: told.append(event),
+    )
+    got: dict[tuple[object, object], list[dict[str, Any]]] = {}
+    assert {record["by"] for record in found.evidence} == {"inversion"}  # three classes
+    for record in found.evidence:
+        got.setdefault((record["form"], record["space"]), []).append(record)
+    spaces = inversion.SPACES
+    assert set(got) == {(form, space) for form in ("received", "twin") for space in spaces}
+    repeated = {key for key, records in got.items() if len(records) == 2}
+
+    def counted(key: tuple[object, object]) -> float:
+        strange: float = got[key][0]["strangeness"]
+        return strange**0.25 if key[1] == "warp" else strange
+
+    first = sorted(got, key=counted, reverse=True)
+    assert repeated == set(first[:2])
+    assert all(len(record["sizes"]) == 3 for record in found.evidence)
+    assert [done for _, done, _ in told] == [*range(1, 9), 8]
+    assert {total for *_, total in told} == {8}
+
+
+def test_collapsed_forms_are_left_out(model: Classifier) -> None:
+    collapsed = model.clone()
+    with torch.no_grad():
+        for parameter in collapsed.parameters():
+            parameter.zero_()
+    forms = [("collapsed", collapsed), ("fine", model)]
+    found = rule.suspect(model, row_images(60), QUICK, seeded(), forms=forms)
+    assert forms_of(found.evidence) == {"received", "fine"}
+
+
+def test_images_of_one_class_say_nothing(model: Classifier) -> None:
+    data = row_images(60)
+    with pytest.raises(StageError, match="images of two classes or more"):
+        rule.suspect(model, data.subset(data.labels == 1), QUICK, seeded())
+
+
+def search(
+    model: Classifier, data: Labelled, form: str, *sizes: tuple[float, float, float]
+) -> Search:
+    """A search that came to these sizes, one tuple a repeat."""
+    classes = torch.arange(3)
+    made = Search(form, model, data, "patch", classes)
+    for each in sizes:
+        patterns = tuple(inversion.Pattern("patch", k, each[k], ()) for k in range(3))
+        made.found.append(inversion.Found("patch", classes, torch.tensor(each), patterns))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("sizes", "target", "scores"),
+    [
+        # A third of what the others need.
+        ([(3.0, 1.0, 3.0)], 1, (1.0, 3.0, 1.0)),
+        # An ordinary spread.
+        ([(1.2, 1.0, 1.4)], None, (1.0, 1.3, 1.0)),
+        # One lucky search is outvoted by its repeats.
+        ([(9.0, 1.0, 9.0), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0)], None, (1.0, 1.0, 1.0)),
+    ],
+)
+def test_judgement(
+    model: Classifier,
+    sizes: list[tuple[float, float, float]],
+    target: int | None,
+    scores: tuple[float, ...],
+) -> None:
+    data = row_images(20)
+    config = LocalizeSettings(sure=2.0, doubt=2.0)
+    one = search(model, data, "a", *sizes)
+    found = _judged([one], data, config, seeded())
+    assert found.target == target
+    assert found.scores == pytest.approx(scores, abs=1e-4)
+    assert [pattern.target for pattern in found.patterns] == ([] if target is None else [target])
+
+
+def test_a_warp_must_be_far_stranger(model: Classifier) -> None:
+    data = row_images(20)
+    for size, target in ((1 / 30, None), (1 / 50, 1)):
+        made = search(model, data, "received", (1.0, size, 1.0))
+        made.space = "warp"
+        found = _judged([made], data, LocalizeSettings(doubt=2.5), seeded())
+        assert found.target == target
+        assert found.scores[1] == pytest.approx((1 / size) ** 0.25, abs=1e-4)
+
+
+def test_the_form_that_is_awake_decides(model: Classifier) -> None:
+    data = row_images(20)
+    asleep = search(model, data, "received", (1.2, 1.1, 1.0))
+    awake = search(model, data, "l1-0.4", (4.0, 4.0, 1.0))
+    found = _judged([awake, asleep], data, LocalizeSettings(), seeded())
+    assert found.target == 2
+    assert found.scores[2] == pytest.approx(4.0)
+    assert [pattern.name for pattern in found.patterns] == ["patch@l1-0.4"]
+    assert found.method == "inversion"
+
+
+@pytest.mark.parametrize(
+    ("leads", "size", "target", "method"),
+    [
+        ((-1.0, 2.6, 0.4), 0.55, 1, "drift"),
+        ((-1.0, 2.4, 0.4), 0.55, None, "inversion"),
+        ((-1.0, 0.4, 0.4), 0.55, None, "inversion"),
+        # A pattern that is strange enough decides alone.
+        ((9.0, 0.1, 0.1), 0.4, 2, "inversion"),
+    ],
+)
+def test_where_no_pattern_is_strange_drift_is_asked(
+    model: Classifier, leads: tuple[float, ...], size: float, target: int | None, method: str
+) -> None:
+    made = search(model, row_images(20), "received", (1.0, 1.0, size))
+    form = _Drifted("l1-0.4", torch.tensor(leads), 0.8)
+    config = LocalizeSettings(sure=2.0, doubt=2.0)
+    found = _judged([made], row_images(20), config, seeded(), drifted=[form])
+    assert (found.target, found.method) == (target, method)
+    asked = target != 2
+    counted = max(max(leads) * 0.8, made.score) if asked else made.score
+    assert max(found.scores) == pytest.approx(counted, abs=1e-4)
+    record = found.evidence[-1]
+    assert (record["by"], record["form"]) == ("drift", "l1-0.4")
+    assert record["lead"] == pytest.approx(list(leads), abs=0.01)
+
+
+def fallen(*lead: float) -> _Run:
+    named = lead.index(max(lead))
+    return _Run("received", 0.03, 0, named, torch.tensor(lead), steps=9, reached=True)
+
+
+FELL, LITTLE, OTHER = fallen(0.1, 12.0, 0.2), fallen(0.1, 5.0, 0.2), fallen(9.0, 0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("runs", "sizes", "target", "method"),
+    [
+        # Every run names class 1, which patterns reach with little: though 2 is stranger.
+        ([FELL] * 4, (1.5, 0.45, 0.35), 1, "inversion and unlearning"),
+        # Patterns reach it as they reach others.
+        ([FELL] * 4, (1.0, 0.8, 0.4), 2, "inversion"),
+        # One of the runs falls back too little, or to another class.
+        ([FELL] * 3 + [LITTLE], (1.5, 0.45, 0.35), 2, "inversion"),
+        ([FELL] * 3 + [OTHER], (1.5, 0.45, 0.35), 2, "inversion"),
+        # Not all runs were made.
+        ([FELL] * 3, (1.5, 0.45, 0.35), 2, "inversion"),
+    ],
+)
+def test_unlearning_names_a_class_that_patterns_reach_with_little(
+    model: Classifier,
+    runs: list[_Run],
+    sizes: tuple[float, float, float],
+    target: int,
+    method: str,
+) -> None:
+    made = search(model, row_images(20), "received", sizes)
+    config = LocalizeSettings(sure=2.0, doubt=2.0)
+    found = _judged([made], row_images(20), config, seeded(), fell=runs)
+    assert (found.target, found.method) == (target, method)
+    assert [pattern.target for pattern in found.patterns] == [target]
+    told = [record for record in found.evidence if record["by"] == "unlearning"]
+    assert [record["class"] for record in told] == [run.named for run in runs]
+
+
+def test_a_search_that_was_not_repeated_is_enough_beside_unlearning(model: Classifier) -> None:
+    loud = search(model, row_images(20), "a", (1.0, 1.0, 0.45))
+    quiet = search(model, row_images(20), "b", (1.0, 0.48, 1.0))
+    config = LocalizeSettings(confirm=1, doubt=2.0)
+    found = _judged([loud, quiet], row_images(20), config, seeded(), fell=[FELL] * 4)
+    assert found.target == 1
+    assert found.scores == pytest.approx((1.0, 1 / 0.48, 1 / 0.45), abs=1e-3)
+    assert [pattern.name for pattern in found.patterns] == ["patch@b"]
+
+
+def test_an_honest_network_unlearns_once_and_is_not_asked_again(
+    clean_network: Classifier, digits: Clean
+) -> None:
+    config = LocalizeSettings()
+    (run,) = _fell(clean_network, digits.repair, config, seeded())
+    assert run.reached
+    assert float(run.lead.max()) < config.unlearned
+
+
+def test_every_compressed_form_that_keeps_some_accuracy_may_drift(
+    clean_network: Classifier, digits: Clean
+) -> None:
+    weak = clean_network.clone()
+    with torch.no_grad():
+        weak.network.conv1.weight.mul_(0)
+    config = LocalizeSettings(inversion=inversion.InversionSettings(steps=1), confirm=1, repeats=0)
+    forms = [("same", clean_network), ("weak", weak)]
+    found = rule.suspect(clean_network, digits.repair, config, seeded(), forms=forms)
+    drifts = [record for record in found.evidence if record["by"] == "drift"]
+    assert [record["form"] for record in drifts] == ["same"]
+    assert drifts[0]["lead"] == [0.0] * 10
+
+
+def test_only_the_searches_that_were_repeated_count(model: Classifier) -> None:
+    quiet = search(model, row_images(20), "a", (1.0, 1.0, 1.1))
+    loud = search(model, row_images(20), "b", (1.0, 0.1, 1.0))
+    found = _judged([quiet, loud], row_images(20), LocalizeSettings(confirm=1), seeded())
+    assert found.target is None
+    assert {record["form"] for record in found.evidence} == {"a", "b"}
+
+
+def test_a_backdoored_network_falls_back_to_its_class_in_every_run(
+    badnets_network: Classifier, digits: Clean
+) -> None:
+    config = LocalizeSettings(unlearned=1.5)
+    runs = _fell(badnets_network, digits.repair, config, seeded())
+    assert [(run.lr, run.repeat) for run in runs] == [(0.03, 0), (0.03, 1), (0.01, 0), (0.01, 1)]
+    assert {run.named for run in runs} == {3}
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_in_doubt_unlearning_is_asked(
+    badnets_network: Classifier, digits: Clean, *, agrees: bool
+) -> None:
+    """The network falls back to class 3; the made-up sizes put another class in doubt, or that."""
+    classes = torch.arange(10)
+    sizes = torch.ones(10)
+    leading = 3 if agrees else 5
+    sizes[leading] = 0.6
+    made = Search("received", badnets_network, digits.repair, "patch", classes)
+    patterns = tuple(inversion.Pattern("patch", k, 1.0, ()) for k in range(10))
+    made.found.append(inversion.Found("patch", classes, sizes, patterns))
+    found = _judged([made], digits.repair, LocalizeSettings(sure=2.0, doubt=1.5), seeded())
+    assert found.target == (3 if agrees else None)
+    assert found.method == "inversion and unlearning"
+    runs = [record for record in found.evidence if record["by"] == "unlearning"]
+    # Two that disagree leave no majority of four to be had.
+    rates = [0.03, 0.01] if agrees else [0.03]
+    assert [(run["lr"], run["repeat"]) for run in runs] == [(lr, i) for lr in rates for i in (0, 1)]
+
+
+def test_where_nobody_comes_to_doubt_nothing_unlearns(
+    clean_network: Classifier, digits: Clean
+) -> None:
+    for doubt, asked in ((50.0, False), (1.0, True)):
+        one = inversion.InversionSettings(steps=1)
+        config = LocalizeSettings(inversion=one, confirm=1, repeats=0, sure=99.0, doubt=doubt)
+        found = rule.suspect(clean_network, digits.repair, config, seeded())
+        assert ("unlearning" in {record["by"] for record in found.evidence}) is asked
+
+
+def test_the_user_may_name_the_class() -> None:
+    found = rule.named(2, 3)
+    assert (found.target, found.scores, found.agreement) == (2, (), 1.0)
+    assert found.method == "named by the user"
+    for target in (-1, 3):
+        with pytest.raises(ConfigError, match=rf"suspect class in \[0, 3\), got {target}"):
+            rule.named(target, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"confirm": 0}, "confirm >= 1 and repeats >= 0, got 0"),
+        ({"repeats": -1}, "confirm >= 1 and repeats >= 0, got 3 and -1"),
+        ({"sure": 1.2}, "doubt <= sure, got doubt 1.8 and sure 1.2"),
+        ({"doubt": 0.9}, "1 <= doubt"),
+        ({"drift": 0.0}, "expected unlearned and drift above 0, got 6.0 and 0.0"),
+        ({"unlearned": -1.0}, "expected unlearned and drift above 0, got -1.0 and 2.5"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LocalizeSettings(**values)

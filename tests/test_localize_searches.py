@@ -1,0 +1,137 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Searches of one form: what is searched on, how repeats count, what is recorded."""
+
+import pytest
+import torch
+from factories import fingerprint, row_classifier, row_images
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmr_guard.classifier import Classifier
+from lmr_guard.errors import StageError
+from lmr_guard.localize import inversion
+from lmr_guard.localize.inversion import Found, InversionSettings, Pattern
+from lmr_guard.localize.searches import Search, recognised, search_spaces
+
+QUICK = InversionSettings(steps=6, batch=2)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def model() -> Classifier:
+    return row_classifier().eval()
+
+
+def made(model: Classifier, space: inversion.Space, *sizes: list[float]) -> Search:
+    """A search that came to these sizes, one list a repeat."""
+    classes = torch.tensor([0, 2, 4])
+    search = Search("form", model, row_images(20), space, classes)
+    for number, each in enumerate(sizes):
+        patterns = tuple(
+            Pattern(space, k, size, (torch.full((1,), float(number)),))
+            for k, size in zip((0, 2, 4), each, strict=True)
+        )
+        search.found.append(Found(space, classes, torch.tensor(each), patterns))
+    return search
+
+
+def test_each_space_is_searched_once_and_the_model_left_alone(model: Classifier) -> None:
+    before = fingerprint(model)
+    searches = list(search_spaces("twin", model, row_images(60), QUICK, seeded()))
+    assert [search.space for search in searches] == list(inversion.SPACES)
+    assert all(search.form == "twin" and len(search.found) == 1 for search in searches)
+    assert fingerprint(model) == before
+
+
+def test_nothing_is_searched_before_it_is_asked_for(model: Classifier) -> None:
+    generator = seeded()
+    state = generator.get_state()
+    lazy = search_spaces("twin", model, row_images(60), QUICK, generator)
+    assert torch.equal(generator.get_state(), state)
+    next(lazy)
+    assert not torch.equal(generator.get_state(), state)
+
+
+def test_a_class_counts_with_the_median_of_its_repeats(model: Classifier) -> None:
+    search = made(model, "patch", [0.2, 0.1, 0.2], [0.2, 0.2, 0.2], [0.2, 0.05, 0.2])
+    assert search.leading == 2
+    assert search.score == pytest.approx(2.0)
+    assert search.strangeness.tolist() == pytest.approx([0.75, 2.0, 0.75])
+
+
+ORDINARY, STRANGE, OTHER = [0.2, 0.2, 0.2], [0.2, 0.05, 0.2], [0.05, 0.2, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "settled"),
+    [
+        ([ORDINARY], 3, False),
+        ([ORDINARY], 1, True),
+        ([ORDINARY, ORDINARY], 3, True),
+        ([STRANGE, STRANGE], 3, True),
+        ([STRANGE, ORDINARY], 3, False),
+        ([STRANGE, OTHER], 3, False),
+        ([STRANGE, ORDINARY, OTHER], 3, True),
+        ([STRANGE, STRANGE], 5, False),
+    ],
+)
+def test_repeats_end_where_they_can_decide_nothing(
+    model: Classifier, sizes: list[list[float]], most: int, settled: bool
+) -> None:
+    assert made(model, "patch", *sizes).settled(2.0, most) is settled
+
+
+@given(
+    st.lists(st.lists(st.floats(0.01, 1), min_size=3, max_size=3), min_size=5, max_size=5),
+    st.floats(1, 5),
+)
+def test_a_settled_search_says_what_all_repeats_would_say(
+    model: Classifier, sizes: list[list[float]], limit: float
+) -> None:
+    first = (made(model, "patch", *sizes[:count]) for count in range(1, 6))
+    seen = next(search for search in first if search.settled(limit, 5))
+    every = made(model, "patch", *sizes)
+    assert torch.equal(seen.strangeness >= limit, every.strangeness >= limit)
+
+
+def test_of_a_warp_the_fourth_root_counts(model: Classifier) -> None:
+    assert made(model, "warp", [1.6, 1.6, 0.1]).score == pytest.approx(2.0)
+
+
+def test_the_pattern_is_that_of_the_first_search(model: Classifier) -> None:
+    pattern = made(model, "patch", [0.2, 0.1, 0.2], [0.2, 0.2, 0.1]).pattern(4)
+    assert pattern.target == 4
+    assert pattern.parameters[0].tolist() == [0.0]
+
+
+def test_a_record_a_search(model: Classifier) -> None:
+    records = list(made(model, "patch", [0.2, 0.1, 0.2], [0.2, 0.2, 0.1]).records())
+    assert [(r["repeat"], r["class"], r["strangeness"]) for r in records] == [
+        (0, 2, 2.0),
+        (1, 4, 2.0),
+    ]
+    assert records[0]["classes"] == [0, 2, 4]
+    assert records[0]["sizes"] == pytest.approx([0.2, 0.1, 0.2])
+
+
+def test_only_images_that_the_model_gets_right_are_searched_on(model: Classifier) -> None:
+    data = row_images(60)
+    wrong = data.labels.clone()
+    wrong[:20] = (wrong[:20] + 1) % 3
+    spoilt = type(data)(data.images, wrong, data.classes)
+    kept = recognised(model, spoilt)
+    logits = model(kept.pixels)
+    assert 0 < len(kept) < len(spoilt)
+    assert torch.equal(logits.argmax(dim=1), kept.labels)
+
+
+def test_where_only_one_class_is_right_all_images_are_searched_on(model: Classifier) -> None:
+    data = row_images(60)
+    constant = type(data)(data.images, torch.full_like(data.labels, 1), data.classes)
+    assert recognised(model, constant) is constant
+    with pytest.raises(StageError, match="images of two classes or more"):
+        list(search_spaces("twin", model, constant, QUICK, seeded()))

@@ -1,0 +1,511 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Architectures of every source, and weights that fit them or do not."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from factories import same, small_network
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision import models
+
+from lmr_guard.classifier import Preprocessing, find_head
+from lmr_guard.errors import ConfigError, InputError
+from lmr_guard.received.architectures import Architecture
+from lmr_guard.received.load import build, classifier
+
+# The caller's own code, as it lies in the folder that the command line is started from.
+FACTORIES = """
+import torch
+from torch import nn
+
+def network(num_classes, channels=3):
+    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+
+def described(num_classes=5):
+    made = network(num_classes, channels=1)
+    made.default_cfg = {"input_size": (1, 12, 14), "mean": (0.25,), "std": (0.5,), "crop_pct": 0.75}
+    return made
+
+def fixed():
+    return network(4)
+
+class Nested:
+    make = staticmethod(network)
+
+class Pair(nn.Module):
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.body = network(num_classes)
+
+    def forward(self, x):
+        return self.body(x), x
+
+class Headless(nn.Module):
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.conv = nn.Conv2d(3, num_classes, 3)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+
+class Wrapper(nn.Module):
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.module = network(num_classes)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.module(x) * self.scale
+
+class Doubling(Wrapper):
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits if logits.shape[1] == 2 else torch.cat([logits, logits], 1)
+
+def broken(num_classes=3):
+    raise RuntimeError("no such thing\\nand more")
+
+def nothing(**options):
+    return options["num_classes"]
+
+not_callable = 3
+"""
+
+INSIDE = """
+from torch import nn
+
+class Inside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                                 nn.Linear(4, 3))
+
+    def forward(self, x):
+        return self.net(x)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with the user's module ``nets`` in it."""
+    (tmp_path / "nets.py").write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "nets", raising=False)
+    return tmp_path
+
+
+OWN = Architecture("nets:network", input_size=(3, 9, 9))
+
+
+# --- the user's own architecture ----------------------------------------------------------------
+
+
+def test_names_from_the_file_cannot_write_to_the_terminal(folder: Path) -> None:
+    torch.save({"\x1b[2Jpassed\n": torch.ones(1)}, folder / "a.pt")
+    with pytest.raises(InputError, match=r"1 unexpected \('\\x1b\[2Jpassed\\n'\)"):
+        classifier(folder / "a.pt", OWN)
+
+
+def test_a_classifier_of_the_users_own_code(folder: Path) -> None:
+    original = small_network(7)
+    original.train()
+    original(torch.rand(8, 3, 9, 9))  # so that the statistics are not those of a fresh network
+    torch.save(original.state_dict(), folder / "a.pt")
+    rng, path = torch.get_rng_state(), list(sys.path)
+    model = classifier(folder / "a.pt", OWN)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert sys.path == path
+    assert model.num_classes == 7
+    assert model.preprocessing == Preprocessing(height=9, width=9)
+    assert not any(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    pixels = torch.rand(3, 3, 9, 9)
+    assert torch.equal(model(pixels), original.eval()(pixels))
+
+
+def test_default_cfg_tells_the_input(folder: Path) -> None:
+    torch.save(small_network(5, channels=1).state_dict(), folder / "a.pt")
+    model = classifier(folder / "a.pt", Architecture("nets:described"))
+    assert model.preprocessing == Preprocessing(
+        channels=1, height=12, width=14, mean=(0.25,), std=(0.5,), resize=16
+    )
+    told = Architecture("nets:described", input_size=(1, 7, 7), mean=(0.5,), std=(0.1,))
+    assert classifier(folder / "a.pt", told).preprocessing == Preprocessing(
+        channels=1, height=7, width=7, mean=(0.5,), std=(0.1,)
+    )
+
+
+def test_factories_that_take_no_class_count_and_dotted_ones(folder: Path) -> None:
+    torch.save(small_network(4).state_dict(), folder / "a.pt")
+    for name in ("fixed", "Nested.make"):
+        config = Architecture(f"nets:{name}", input_size=(3, 9, 9), num_classes=4)
+        assert classifier(folder / "a.pt", config).num_classes == 4
+    torch.save(small_network(3).state_dict(), folder / "a.pt")
+    with pytest.raises(InputError, match=r"2 of another shape \(5.weight \(3, 4\) for \(4, 4\)"):
+        classifier(folder / "a.pt", Architecture("nets:fixed", input_size=(3, 9, 9)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_become_float32(folder: Path, dtype: torch.dtype) -> None:
+    torch.save(small_network().to(dtype).state_dict(), folder / "a.pt")
+    model = classifier(folder / "a.pt", OWN)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "match"),
+    [
+        ("resnet18", r"expected torchvision:NAME, timm:NAME or package.module:factory as arch"),
+        ("nets/net.py:make", r"expected torchvision:NAME, timm:NAME or package"),
+        ("nets:", r"expected torchvision:NAME, timm:NAME or package"),
+        ("", r"expected torchvision:NAME, timm:NAME or package.*got ''"),
+        ("torchvison:resnet18", r"No module named 'torchvison'; did you mean torchvision\?"),
+        ("torchvision:resnet19", r"classifier of torchvision, got 'resnet19'; did you mean resn"),
+        ("torchvision:fasterrcnn_resnet50_fpn", r"expected an image classifier of torchvision"),
+        ("torchvision:", r"expected an image classifier of torchvision, got ''"),
+        ("nets:absent", r"from nets:absent, got AttributeError: module 'nets' has no attribute"),
+        ("nets:broken", r"from nets:broken, got RuntimeError: no such thing$"),
+        ("nets:nothing", r"nets:nothing to return an nn.Module, got int"),
+        ("nets:not_callable", r"from nets:not_callable, got TypeError: 3 is not a callable"),
+        ("nets:network", r"expected input_size, as nets:network has no default_cfg, got none"),
+    ],
+)
+def test_architectures_that_there_are_not(folder: Path, architecture: str, match: str) -> None:
+    torch.save(small_network().state_dict(), folder / "a.pt")
+    with pytest.raises(ConfigError, match=match) as caught:
+        classifier(folder / "a.pt", Architecture(architecture))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("Pair", r"expected logits of shape \(2, K\) for two 3x9x9 images, got tuple"),
+        ("Headless", r"expected a head, a last Linear or 1x1 Conv2d with 2 outputs, got"),
+    ],
+)
+def test_networks_that_are_no_classifiers(folder: Path, name: str, match: str) -> None:
+    torch.save(small_network().state_dict(), folder / "a.pt")
+    with pytest.raises(InputError, match=match):
+        classifier(folder / "a.pt", Architecture(f"nets:{name}", input_size=(3, 9, 9)))
+
+
+def test_a_network_that_answers_more_than_its_head(folder: Path) -> None:
+    weights = {f"module.{name}": value for name, value in small_network(5).state_dict().items()}
+    torch.save({**weights, "scale": torch.ones(1)}, folder / "a.pt")
+    with pytest.raises(InputError, match=r"expected 5 logits an image, as the head says, got 10"):
+        classifier(folder / "a.pt", Architecture("nets:Doubling", input_size=(3, 9, 9)))
+
+
+def test_an_input_that_the_network_does_not_take(folder: Path) -> None:
+    torch.save(small_network().state_dict(), folder / "a.pt")
+    for size, told in [((1, 9, 9), r"to have 3 channels, but got 1"), ((3, 2, 2), r"Kernel size")]:
+        match = rf"that takes {size[0]}x{size[1]}x{size[2]} images, got .*{told}.*; set input_size"
+        with pytest.raises(InputError, match=match):
+            classifier(folder / "a.pt", Architecture("nets:network", input_size=size))
+
+
+# --- weights that do not fit --------------------------------------------------------------------
+
+
+def test_a_prefix_that_only_some_names_have_belongs_to_them(folder: Path) -> None:
+    weights = {f"module.{name}": value for name, value in small_network().state_dict().items()}
+    weights["scale"] = torch.tensor([2.0])
+    torch.save(weights, folder / "a.pt")
+    config = Architecture("nets:Wrapper", input_size=(3, 9, 9))
+    assert same(classifier(folder / "a.pt", config).network.state_dict(), weights)
+
+
+def test_keys_are_strict(folder: Path) -> None:
+    weights = small_network().state_dict()
+    weights["1.extra"] = weights.pop("1.bias")
+    weights["0.weight"] = torch.zeros(4, 3, 5, 5)
+    torch.save(weights, folder / "a.pt")
+    told = (
+        r"got 1 unexpected \(1.extra\), 1 of another shape "
+        r"\(0.weight \(4, 3, 5, 5\) for \(4, 3, 3, 3\)\); check the architecture"
+    )
+    with pytest.raises(InputError, match=told):
+        classifier(folder / "a.pt", OWN)
+    weights["0.weight"] = torch.zeros(4, 3, 3, 3)
+    torch.save(weights, folder / "a.pt")
+    with pytest.raises(InputError, match=r"got 1 missing \(1.bias\), 1 unexpected \(1.extra\);"):
+        classifier(folder / "a.pt", OWN)
+
+
+def test_weights_of_another_architecture_are_counted_not_listed(folder: Path) -> None:
+    torch.save(small_network().state_dict(), folder / "a.pt")
+    told = r"got 102 missing \(conv1.weight, bn1.weight, bn1.bias, ...\), 9 unexpected \(0.weight"
+    config = Architecture("torchvision:resnet18", stem="cifar")
+    with pytest.raises(InputError, match=told) as caught:
+        classifier(folder / "a.pt", config)
+    assert len(str(caught.value)) < 400
+
+
+def test_batch_counters_may_be_missing(folder: Path) -> None:
+    weights = small_network().state_dict()
+    del weights["1.num_batches_tracked"]
+    torch.save(dict(weights), folder / "a.pt")
+    assert classifier(folder / "a.pt", OWN).num_classes == 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["0.weight", "1.running_var", "5.bias"])
+def test_weights_that_are_not_finite_are_named(folder: Path, name: str, value: float) -> None:
+    weights = small_network().state_dict()
+    weights[name].view(-1)[1] = value
+    torch.save(weights, folder / "a.pt")
+    with pytest.raises(InputError, match=rf"finite weights, got NaN or infinity in {name}"):
+        classifier(folder / "a.pt", OWN)
+
+
+def test_a_double_that_is_infinite_as_a_float(folder: Path) -> None:
+    weights = small_network().double().state_dict()
+    weights["5.bias"][0] = 1e300
+    torch.save(weights, folder / "a.pt")
+    with pytest.raises(InputError, match=r"finite weights, got NaN or infinity in 5.bias"):
+        classifier(folder / "a.pt", OWN)
+
+
+def test_finite_weights_may_still_give_nan(folder: Path) -> None:
+    weights = small_network().state_dict()
+    weights["1.running_var"][0] = -1.0
+    torch.save(weights, folder / "a.pt")
+    with pytest.raises(InputError, match=r"finite logits, got NaN or infinity"):
+        classifier(folder / "a.pt", OWN)
+
+
+def test_whole_numbers_are_no_weights(folder: Path) -> None:
+    weights = small_network().state_dict()
+    weights["0.weight"] = weights["0.weight"].to(torch.int8)
+    torch.save(weights, folder / "a.pt")
+    with pytest.raises(InputError, match=r"expected floating weights, got torch.int8 in 0.weight"):
+        classifier(folder / "a.pt", OWN)
+
+
+def test_the_class_count_must_be_the_checkpoints(folder: Path) -> None:
+    torch.save(small_network(7).state_dict(), folder / "a.pt")
+    config = Architecture("nets:network", input_size=(3, 9, 9), num_classes=10)
+    with pytest.raises(InputError, match=r"expected 10 classes, got 7 in the weights"):
+        classifier(folder / "a.pt", config)
+    torch.save(small_network(1).state_dict(), folder / "a.pt")
+    with pytest.raises(InputError, match=r"expected a head of at least 2 classes, got 1"):
+        classifier(folder / "a.pt", OWN)
+
+
+# --- torchvision and timm -----------------------------------------------------------------------
+
+
+def saved(network: nn.Module, path: Path) -> Path:
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def cifar_resnet18(classes: int = 10, channels: int = 3) -> nn.Module:
+    """The stem as those write it who train ResNets on small images."""
+    network: nn.Module = models.resnet18(num_classes=classes)
+    network.conv1 = nn.Conv2d(channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network.eval()
+
+
+def test_a_resnet_with_the_stem_for_small_images(tmp_path: Path) -> None:
+    theirs = cifar_resnet18()
+    config = Architecture("torchvision:resnet18", stem="cifar")
+    ours = classifier(saved(theirs, tmp_path / "a.pt"), config)
+    assert ours.num_classes == 10
+    assert ours.preprocessing == Preprocessing(
+        height=32, width=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+    images = torch.rand(2, 3, 32, 32)
+    normalised = normalised_by(images, ours.preprocessing)
+    assert torch.allclose(ours(images), theirs(normalised), atol=1e-5)
+
+
+def normalised_by(images: Tensor, p: Preprocessing) -> Tensor:
+    from torchvision.transforms.functional import normalize
+
+    normalised: Tensor = normalize(images, list(p.mean), list(p.std))
+    return normalised
+
+
+def test_a_grey_resnet_is_told_by_its_weights(tmp_path: Path) -> None:
+    path = saved(cifar_resnet18(4, channels=1), tmp_path / "a.pt")
+    plain = Architecture("torchvision:resnet18", stem="cifar")
+    with pytest.raises(
+        ConfigError, match=r"each of 1 channels, got \(0.485.*such as mean 0.5 and std 0.5"
+    ):
+        classifier(path, plain)
+    grey = Architecture(plain.name, stem="cifar", mean=(0.13,), std=(0.31,))
+    ours = classifier(path, grey)
+    assert ours.preprocessing == Preprocessing(
+        channels=1, height=32, width=32, mean=(0.13,), std=(0.31,)
+    )
+    wrong = Architecture(plain.name, stem="cifar", input_size=(3, 32, 32))
+    with pytest.raises(InputError, match=r"input_size with 1 channels, as the first conv.*got 3"):
+        classifier(path, wrong)
+
+
+def test_the_native_stem_keeps_its_kernel_when_it_turns_grey() -> None:
+    config = Architecture("torchvision:resnet18", input_size=(1, 40, 50), mean=(0.5,), std=(0.5,))
+    network, preprocessing, classes = build(config, {})
+    first = network.get_submodule("conv1")
+    assert isinstance(first, nn.Conv2d)
+    assert (first.in_channels, first.kernel_size, first.stride) == (1, (7, 7), (2, 2))
+    assert (preprocessing.height, preprocessing.width, preprocessing.resize) == (40, 50, None)
+    assert classes == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "conv"), [("mobilenet_v2", "features.0.0"), ("densenet121", "features.conv0")]
+)
+def test_stems_for_small_images_of_other_families(name: str, conv: str) -> None:
+    config = Architecture(f"torchvision:{name}", stem="cifar", num_classes=6)
+    network, _, classes = build(config, {})
+    first = network.get_submodule(conv)
+    assert isinstance(first, nn.Conv2d)
+    assert (first.kernel_size, first.stride, first.padding) == ((3, 3), (1, 1), (1, 1))
+    assert classes == 6
+    sizes: list[int] = []
+    handle = first.register_forward_hook(lambda _m, _i, out: sizes.append(out.shape[-1]))
+    find_head(network, torch.rand(2, 3, 32, 32), 6)
+    handle.remove()
+    assert sizes == [32]
+
+
+def test_families_without_such_a_stem(folder: Path) -> None:
+    path = saved(small_network(), folder / "a.pt")
+    for name in ("torchvision:squeezenet1_1", "timm:resnetv2_50"):
+        with pytest.raises(ConfigError, match=r"a known stem for small images \(resnet, resnext"):
+            classifier(path, Architecture(name, stem="cifar"))
+    with pytest.raises(ConfigError, match=r"expected stem native for your own network"):
+        classifier(path, Architecture("nets:fixed", stem="cifar", input_size=(3, 9, 9)))
+
+
+def test_a_head_of_1x1_convolution(tmp_path: Path) -> None:
+    path = saved(models.squeezenet1_1(num_classes=5), tmp_path / "a.pt")
+    config = Architecture("torchvision:squeezenet1_1", input_size=(3, 64, 64))
+    assert classifier(path, config).num_classes == 5
+
+
+def test_safetensors_do_not_keep_versions_that_a_network_asks_for(tmp_path: Path) -> None:
+    save_file(models.mnasnet0_5(num_classes=5).state_dict(), tmp_path / "a.safetensors")
+    config = Architecture("torchvision:mnasnet0_5", input_size=(3, 64, 64))
+    assert classifier(tmp_path / "a.safetensors", config).num_classes == 5
+
+
+def test_torchvisions_own_metadata_is_taken() -> None:
+    network, preprocessing, classes = build(Architecture("torchvision:alexnet"), {})
+    assert preprocessing == Preprocessing(
+        height=224, width=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize=256
+    )
+    assert classes == 2
+    assert not network.training
+
+
+def test_a_transformer_is_built_for_the_size() -> None:
+    config = Architecture("torchvision:vit_b_32", input_size=(3, 64, 64), num_classes=2)
+    _, preprocessing, _ = build(config, {})
+    assert (preprocessing.height, preprocessing.width) == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "told"),
+    [
+        ("torchvision:vit_b_32", (3, 64, 48), "expected a square input_size for vit_b_32, got 64x"),
+        ("torchvision:vit_b_32", (3, 30, 30), "expected an input_size that vit_b_32 takes, got As"),
+    ],
+)
+def test_a_size_that_the_architecture_cannot_have(
+    architecture: str, size: tuple[int, int, int], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        build(Architecture(architecture, input_size=size, num_classes=2), {})
+
+
+def test_names_of_a_training_framework_are_peeled_off_for_a_library_s_network(
+    tmp_path: Path,
+) -> None:
+    theirs = cifar_resnet18(4)
+    weights = {f"model.{name}": value for name, value in theirs.state_dict().items()}
+    torch.save({"state_dict": weights, "epoch": 2}, tmp_path / "lightning.ckpt")
+    ours = classifier(
+        tmp_path / "lightning.ckpt", Architecture("torchvision:resnet18", stem="cifar")
+    )
+    assert same(ours.network.state_dict(), theirs.state_dict())
+
+
+def test_a_user_s_own_network_keeps_its_names(folder: Path) -> None:
+    """All weights of this one lie under ``net.``, and that is what its file calls them."""
+    (folder / "inside.py").write_text(INSIDE)
+    config = Architecture("inside:Inside", input_size=(3, 8, 8))
+    theirs, _, _ = build(config, {})
+    assert classifier(saved(theirs, folder / "a.pt"), config).num_classes == 3
+
+
+def test_googlenet_is_loaded_without_its_auxiliary_heads(tmp_path: Path) -> None:
+    theirs = models.googlenet(num_classes=5, init_weights=False, transform_input=True).eval()
+    path = saved(theirs, tmp_path / "a.pt")
+    config = Architecture("torchvision:googlenet", input_size=(3, 64, 64))
+    ours = classifier(path, config)
+    images = torch.rand(2, 3, 64, 64)
+    published = models.get_model_weights("googlenet").DEFAULT.transforms()
+    normalised = normalised_by(
+        images, Preprocessing(height=1, width=1, mean=published.mean, std=published.std)
+    )
+    assert torch.allclose(ours(images), theirs(normalised), atol=1e-4)
+    assert isinstance(ours.clone().train()(images), Tensor)  # and no tuple of three
+
+
+def test_timm_names_and_metadata(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model("resnet18", num_classes=5).eval()
+    config = Architecture("timm:resnet18", input_size=(3, 48, 48))
+    ours = classifier(saved(theirs, tmp_path / "a.pt"), config)
+    assert ours.num_classes == 5
+    assert ours.preprocessing == Preprocessing(
+        height=48, width=48, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+    _, native, _ = build(Architecture("timm:vit_tiny_patch16_224"), {})
+    assert (native.height, native.resize, native.mean) == (224, 248, (0.5, 0.5, 0.5))
+    sized = Architecture("timm:vit_tiny_patch16_224", input_size=(3, 32, 32))
+    assert build(sized, {})[1].height == 32
+    with pytest.raises(ConfigError, match=r"classifier of timm, got 'resnet19'; did you mean"):
+        build(Architecture("timm:resnet19"), {})
+    padded = Architecture(
+        "timm:tf_efficientnet_b0", input_size=(1, 32, 32), mean=(0.5,), std=(0.5,)
+    )
+    with pytest.raises(ConfigError, match=r"a plain first convolution for 1 chan.*Conv2dSame"):
+        build(padded, {})
+
+
+def test_timm_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)  # what an absent package looks like to import
+    with pytest.raises(ConfigError, match=r"the package timm .* pip install timm"):
+        build(Architecture("timm:resnet18"), {})
+
+
+# --- the config ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"num_classes": 1}, r"num_classes of at least 2, got 1"),
+        ({"input_size": (2, 8, 8)}, r"input_size 1 or 3 channels, rows, columns, got \(2, 8, 8\)"),
+        ({"input_size": (3, 0, 8)}, r"input_size 1 or 3 channels, rows, columns, got \(3, 0, 8\)"),
+        ({"mean": (0.5,)}, r"mean and std together"),
+        ({"std": (0.5,)}, r"mean and std together"),
+        ({"mean": (0.5,), "std": (0.0,)}, r"std above 0, got \(0.0,\)"),
+        ({"mean": (float("nan"),), "std": (1.0,)}, r"finite mean and std"),
+        ({"stem": "imagenet"}, r"stem native or cifar, got 'imagenet'"),
+    ],
+)
+def test_a_config_that_no_architecture_could_accept(options: dict[str, object], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        Architecture("torchvision:resnet18", **options)  # type: ignore[arg-type]

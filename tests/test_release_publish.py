@@ -1,0 +1,292 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing appears that is not complete and allowed, and nothing stays behind."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from factories import room_for
+
+from lmr_guard.contracts import Finding, Outcome, Verdict
+from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError, StageError
+from lmr_guard.files import Artifact, atomic
+from lmr_guard.release.publish import finish, publish, require_place, staging
+
+
+def staged(path: Path, data: bytes = b"bytes") -> Artifact:
+    path.write_bytes(data)
+    return Artifact.of(path)
+
+
+def verdict(artifact: Artifact, *outcomes: Outcome) -> Verdict:
+    findings = tuple(Finding("check", outcome, f"it was {outcome.name}") for outcome in outcomes)
+    return Verdict(artifact.sha256, findings)
+
+
+def test_the_staging_folder_is_private_and_on_the_same_file_system(tmp_path: Path) -> None:
+    with staging(tmp_path / "a" / "b") as stage:
+        assert stat.S_IMODE(stage.stat().st_mode) == 0o700
+        assert stage.parent == tmp_path
+        (stage / "deep").mkdir()
+        (stage / "deep" / "file").write_bytes(b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_appears_by_one_rename(tmp_path: Path) -> None:
+    into = tmp_path / "new" / "result"
+    with staging(into) as stage:
+        out = stage / "out"
+        out.mkdir()
+        (out / "report.json").write_text("{}")
+        assert not into.parent.exists()
+        finish(out, into)
+    assert [p.name for p in into.iterdir()] == ["report.json"]
+    assert [p.name for p in tmp_path.rglob("*")] == ["new", "result", "report.json"]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_an_empty_directory_is_filled_and_keeps_its_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    into = Path("mounted") if relative else tmp_path / "mounted"
+    into.mkdir()
+    inode = into.stat().st_ino
+    with staging(into) as stage:
+        assert stage.parent == tmp_path / "mounted"
+        out = stage / "out"
+        out.mkdir()
+        for name in ("report.json", "a.onnx", "z.onnx"):
+            (out / name).write_text(name)
+        finish(out, into)
+    assert sorted(p.name for p in into.iterdir()) == ["a.onnx", "report.json", "z.onnx"]
+    assert into.stat().st_ino == inode
+
+
+def result(stage: Path, *names: str) -> Path:
+    out = stage / "out"
+    out.mkdir()
+    for name in names:
+        (out / name).write_text(name)
+    return out
+
+
+def test_what_was_put_there_meanwhile_stays_alone(tmp_path: Path) -> None:
+    into = tmp_path / "into"
+    into.mkdir()
+
+    def work() -> None:
+        with staging(into) as stage:
+            out = result(stage, "a.onnx", "report.json")
+            (into / "z.txt").write_text("meanwhile")
+            finish(out, into)
+
+    with pytest.raises(StageError, match=r"expected nothing at .*z.txt, got what was put there"):
+        work()
+    assert {p.name: p.read_text() for p in into.iterdir()} == {"z.txt": "meanwhile"}
+
+
+def test_of_two_runs_into_one_new_folder_the_first_to_finish_counts(tmp_path: Path) -> None:
+    into = tmp_path / "out"
+
+    def second() -> None:
+        with staging(into) as stage:
+            ours = result(stage, "b.onnx", "report.json")
+            with staging(into) as other:
+                finish(result(other, "a.onnx", "report.json"), into)
+            finish(ours, into)
+
+    with pytest.raises(StageError, match=r"expected nothing at .*out, got .* as by another run"):
+        second()
+    assert sorted(p.name for p in into.iterdir()) == ["a.onnx", "report.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_record_comes_last_and_a_failure_undoes_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into, order = tmp_path / "into", []
+    into.mkdir()
+    replace = Path.replace
+
+    def recorded(self: Path, target: Path) -> Path:
+        order.append(target.name)
+        if len(order) == 3:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    def work() -> None:
+        with staging(into) as stage:
+            out = result(stage, "report.json", "z.onnx", "a.onnx")
+            monkeypatch.setattr(Path, "replace", recorded)
+            finish(out, into)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert order[:3] == ["a.onnx", "z.onnx", "report.json"]
+    assert list(into.iterdir()) == []
+
+
+def test_a_killed_run_s_leftover_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".lmr-guard-abc").mkdir()
+    message = r"got .lmr-guard-abc in .*; a run was killed there, or one is at work: remove it"
+    with pytest.raises(ConfigError, match=message), staging(tmp_path):
+        pytest.fail("it was entered")
+
+
+def test_a_name_that_no_file_system_takes_is_a_usage_error(tmp_path: Path) -> None:
+    expected = pytest.raises(ConfigError, match="expected an output directory, got File name too")
+    with expected, staging(tmp_path / ("x" * 300) / "out"):
+        pytest.fail("it was entered")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none/r.json", r"expected a folder for r.json, got no such folder: .*none"),
+        ("model.onnx/r.json", r"expected a folder for r.json, got a file: .*model.onnx"),
+        (
+            "model.onnx",
+            "expected nothing or an earlier record of lmr-guard at .*model.onnx, got so",
+        ),
+        ("package.json", "expected nothing or an earlier record"),
+        ("list.json", "expected nothing or an earlier record"),
+        ("folder", "expected nothing or an earlier record"),
+        ("dangling", "expected nothing or an earlier record"),
+        ("pipe", "expected nothing or an earlier record"),
+    ],
+)
+def test_a_record_overwrites_nothing_but_a_record(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a\xff")
+    (tmp_path / "package.json").write_text('{"name": "mine"}')
+    (tmp_path / "list.json").write_text('["schema_version"]')
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=message):
+        require_place(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ['{"schema_version": "1.0"}', '{"agreement": 1.0}', None])
+def test_a_record_may_replace_a_record(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "r.json").write_text(text)
+    require_place(tmp_path / "r.json")
+
+
+def test_a_folder_that_cannot_be_written_is_no_place_for_a_record() -> None:
+    if not Path("/proc/self").is_dir() or os.access("/proc/self", os.W_OK):
+        pytest.skip("no folder here that nobody may write to")
+    with pytest.raises(ConfigError, match=r"expected a folder that can be written for r.json"):
+        require_place(Path("/proc/self/r.json"))
+
+
+@pytest.mark.parametrize("error", [StageError("no"), KeyboardInterrupt("no"), ValueError("no")])
+def test_nothing_stays_behind_whatever_happens(error: BaseException, tmp_path: Path) -> None:
+    def work() -> None:
+        with staging(tmp_path / "out") as stage:
+            (stage / "file").write_bytes(b"x")
+            raise error
+
+    with pytest.raises(type(error), match="no"):
+        work()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_taken_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_bytes(b"")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name, message in {
+        "full": "expected an empty output directory, got x in",
+        "full/x": "expected an output directory, got a file at",
+        "full/x/y": "expected an output directory, got a file at",
+        "dangling": "expected an output directory, got a file at",
+    }.items():
+        with pytest.raises(ConfigError, match=message), staging(tmp_path / name):
+            pytest.fail("it was entered")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dangling", "full"]
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["x"]
+
+
+def test_an_output_that_cannot_be_written_is_a_usage_error() -> None:
+    place = Path("/proc/self")
+    if not place.is_dir():
+        pytest.skip("no file system here that nobody may write to")
+    expected = pytest.raises(ConfigError, match="output directory that can be written, got")
+    with expected, staging(place / "out"):
+        pytest.fail("it was entered")
+
+
+def wrapped(path: Path) -> None:
+    """Fails as a library does that hides what the system said."""
+    try:
+        path.write_bytes(bytes(5000))
+    except OSError as error:
+        raise RuntimeError("serialisation failed") from error
+
+
+@pytest.mark.parametrize("write", [lambda path: path.write_bytes(bytes(5000)), wrapped])
+def test_a_full_disk_is_one_line_and_leaves_nothing(write: object, tmp_path: Path) -> None:
+    assert callable(write)
+    with (
+        room_for(1000),
+        pytest.raises(StageError, match=r"got a full disk at .*; nothing was written") as caught,
+        staging(tmp_path / "out") as stage,
+    ):
+        write(stage / "file")
+    assert caught.value.exit_code is ExitCode.FAILED
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_while_publishing_leaves_nothing(tmp_path: Path) -> None:
+    artifact = staged(tmp_path / "m", bytes(5000))
+    with room_for(1000), pytest.raises(StageError, match="got File too large; choose a folder"):
+        publish(artifact, verdict(artifact, Outcome.PASS), tmp_path / "out.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_publishing_copies_the_verified_bytes(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 9000
+    artifact = staged(tmp_path / "m", data)
+    got = publish(artifact, verdict(artifact, Outcome.PASS), tmp_path / "out.onnx")
+    assert got == Artifact(tmp_path / "out.onnx", artifact.sha256, len(data))
+    assert got.path.read_bytes() == data
+    assert stat.S_IMODE(got.path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [
+        ((), ExitCode.INCOMPLETE),
+        ((Outcome.PASS, Outcome.INCOMPLETE), ExitCode.INCOMPLETE),
+        ((Outcome.PASS, Outcome.INCOMPLETE, Outcome.FAIL), ExitCode.REFUSED),
+    ],
+)
+def test_a_verdict_that_did_not_pass_refuses(
+    outcomes: tuple[Outcome, ...], code: ExitCode, tmp_path: Path
+) -> None:
+    artifact = staged(tmp_path / "m")
+    with pytest.raises(ExportRefused, match=r"expected a passing verdict for out.onnx") as caught:
+        publish(artifact, verdict(artifact, *outcomes), tmp_path / "out.onnx")
+    assert caught.value.exit_code is code
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_refusal_leaves_what_was_published_before(tmp_path: Path) -> None:
+    artifact = staged(tmp_path / "m")
+    with atomic(tmp_path / "out.onnx") as file:
+        file.write(b"old")
+    other = Verdict("0" * 64, verdict(artifact, Outcome.PASS).findings)
+    with pytest.raises(ExportRefused, match="expected the verified bytes"):
+        publish(artifact, other, tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx").read_bytes() == b"old"
+
+
+def test_a_staged_file_that_is_gone_is_an_input_error(tmp_path: Path) -> None:
+    artifact = staged(tmp_path / "m")
+    artifact.path.unlink()
+    with pytest.raises(InputError, match=r"expected the staged file .*, got nothing there"):
+        publish(artifact, verdict(artifact, Outcome.PASS), tmp_path / "out.onnx")

@@ -1,0 +1,461 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Each check of the judge, passing and not, on real files; the laws of the gate."""
+
+import dataclasses
+import math
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+import torch
+from factories import TOY_BACKDOOR, TOY_BODY, TOY_HONEST, toy_images, toy_patch, write_onnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmr_guard.contracts import (
+    Achieved,
+    Finding,
+    Labelled,
+    Listening,
+    Outcome,
+    Rate,
+    TriggerResult,
+    Variant,
+    Verdict,
+)
+from lmr_guard.errors import ConfigError, InputError
+from lmr_guard.evidence import Triggered
+from lmr_guard.files import Artifact
+from lmr_guard.release.policy import Policy, policy_from_toml
+from lmr_guard.release.verify import decide, publishable, verify
+
+Sizes = tuple[float, float, int]
+PASS, INCOMPLETE, FAIL = Outcome.PASS, Outcome.INCOMPLETE, Outcome.FAIL
+CLEAN = toy_images(300)
+
+
+def judged(path: Path, **changes: object) -> Variant:
+    """The variant that verify makes of a file, by default with one trigger and enough images."""
+    arguments: dict[str, object] = {
+        "name": "float32",
+        "report": CLEAN,
+        "triggers": [toy_patch()],
+        "policy": Policy(),
+        "reference": Rate(300, 300),
+    }
+    return verify(Artifact.of(path), **(arguments | changes))  # type: ignore[arg-type]
+
+
+def finding(variant: Variant, check: str) -> Finding:
+    """The one finding of that name."""
+    (found,) = (f for f in variant.verdict.findings if f.check == check)
+    return found
+
+
+@pytest.fixture
+def honest(tmp_path: Path) -> Path:
+    return write_onnx(tmp_path / "honest.onnx")
+
+
+def test_an_honest_model_passes_every_check(honest: Path) -> None:
+    variant = judged(honest, asked=Achieved(), weights_sha256="0" * 64, plan={"a": 1})
+    assert variant.verdict.outcome is PASS
+    assert [f.check for f in variant.verdict.findings] == [
+        "digest",
+        "provider",
+        "graph",
+        "deterministic",
+        "logits",
+        "achieved",
+        "trials",
+        "accuracy",
+        "triggers",
+        "trials:corner",
+        "asr:corner",
+    ]
+    staged = Artifact.of(honest)
+    assert (variant.sha256, variant.bytes) == (staged.sha256, staged.bytes)
+    assert variant.verdict.sha256 == staged.sha256
+    assert variant.clean_accuracy == Rate(300, 300)
+    none, all_of_them = Rate(0, 200), Rate(300, 300)
+    assert variant.triggers == (TriggerResult("corner", "given", 2, none, all_of_them, none),)
+    assert (variant.provider, variant.name) == ("CPUExecutionProvider", "float32")
+    assert (variant.weights_sha256, variant.plan) == ("0" * 64, {"a": 1})
+
+
+def test_a_backdoor_that_works_fails_with_its_counts(tmp_path: Path) -> None:
+    variant = judged(write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR))
+    assert variant.triggers[0].asr == Rate(200, 200)
+    assert variant.triggers[0].ta == Rate(100, 300)
+    found = finding(variant, "asr:corner")
+    assert found.outcome is FAIL
+    assert "ASR 200/200 (100.0%) into class 2, at most 100.0%" in found.reason
+    assert variant.verdict.reasons() == (found.reason,)
+
+
+def test_plain_mistakes_are_told_beside_what_the_trigger_does(tmp_path: Path) -> None:
+    """This network takes class 1 for class 2, with a trigger or without."""
+    confused = "float[4,3] W = {1,0,0, 0,0,1, 0,0,1, 0,0,0}"
+    variant = judged(write_onnx(tmp_path / "m.onnx", weights=confused))
+    (result,) = variant.triggers
+    assert (result.asr, result.without) == (Rate(100, 200), Rate(100, 200))
+    reason = finding(variant, "asr:corner").reason
+    assert reason.endswith("; of clean images 100/200 (50.0%) land there")
+
+
+def test_evidence_that_changes_no_image_is_refused(honest: Path) -> None:
+    with pytest.raises(ConfigError, match="got 300 of 300 that are clean images unchanged"):
+        judged(honest, triggers=[Triggered(CLEAN, "clean", 2)])
+
+
+def test_a_backdoor_is_found_where_no_target_is_known(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
+    variant = judged(path, triggers=[toy_patch(target=None)])
+    assert (variant.triggers[0].target, variant.verdict.outcome) == (2, FAIL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """A pattern as a search on the model as received would hand it on."""
+
+    target: int
+    name: str = "patch@l1-0.4"
+
+    def __call__(self, pixels: torch.Tensor, /) -> torch.Tensor:
+        """The toy's corner."""
+        return toy_patch()(pixels)
+
+
+def test_a_replayed_pattern_that_still_works_fails(tmp_path: Path, honest: Path) -> None:
+    backdoored = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
+    for path, outcome, rate in ((backdoored, FAIL, Rate(200, 200)), (honest, PASS, Rate(0, 200))):
+        variant = judged(path, replays=[Replay(2)])
+        replayed = variant.triggers[1]
+        assert (replayed.name, replayed.source) == ("replayed:patch@l1-0.4", "inverted")
+        assert (replayed.asr, replayed.without) == (rate, Rate(0, 200))
+        found = finding(variant, "excess:replayed:patch@l1-0.4")
+        assert found.outcome is outcome
+        assert f"sends {rate} into class 2, no pattern at all sends 0/200" in found.reason
+        assert "asr:replayed" not in str(variant.verdict.findings)
+
+
+@pytest.mark.parametrize(("strangeness", "outcome"), [(1.4, PASS), (2.0, FAIL), (3.5, FAIL)])
+def test_a_file_that_listens_to_a_pattern_of_its_own_fails(
+    honest: Path, strangeness: float, outcome: Outcome
+) -> None:
+    record: dict[str, object] = {"by": "inversion"}
+    variant = judged(honest, listening=Listening(2, strangeness, Replay(2), (record,)))
+    searched = variant.triggers[-1]
+    assert (searched.name, searched.strangeness) == ("searched:patch@l1-0.4", strangeness)
+    assert (searched.asr, searched.source) == (Rate(0, 200), "inverted")
+    assert variant.searches == (record,)
+    found = finding(variant, "listens")
+    assert found.outcome is outcome
+    assert found.reason == (
+        f"class 2 needs a pattern {strangeness:.1f} times smaller than others, limit 2; "
+        "it sends 0/200 (0.0%) there"
+    )
+    lax = judged(
+        honest,
+        listening=Listening(2, strangeness, Replay(2)),
+        policy=Policy(max_strangeness=4),
+    )
+    assert finding(lax, "listens").outcome is PASS
+
+
+def test_replays_alone_are_evidence_only_where_the_policy_says_so(honest: Path) -> None:
+    alone = judged(honest, triggers=[], replays=[Replay(2)])
+    assert alone.verdict.outcome is INCOMPLETE
+    assert "does not accept inverted" in finding(alone, "triggers").reason
+    accepted = judged(honest, triggers=[], replays=[Replay(2)], policy=Policy(accept_inverted=True))
+    assert accepted.verdict.outcome is PASS
+    nothing = judged(honest, triggers=[], policy=Policy(accept_inverted=True))
+    assert nothing.verdict.outcome is INCOMPLETE
+
+
+@pytest.mark.parametrize(
+    ("hits", "trials", "before", "outcome"),
+    [
+        (0, 200, 0, PASS),
+        (30, 200, 0, INCOMPLETE),  # 15 %, but up to 20.6 %
+        (41, 200, 0, FAIL),
+        (60, 200, 30, INCOMPLETE),  # 15 points more than without
+        (40, 200, 30, PASS),
+        (0, 5, 0, INCOMPLETE),
+    ],
+)
+def test_an_inverted_trigger_is_judged_by_what_it_adds(
+    hits: int, trials: int, before: int, outcome: Outcome
+) -> None:
+    from lmr_guard.release.verify import _excess
+
+    rate, without = Rate(hits, trials), Rate(before, trials)
+    result = TriggerResult("replayed:x", "inverted", 1, rate, rate, without)
+    assert _excess(result, without, Policy()).outcome is outcome
+
+
+@given(trials=st.integers(1, 400), share=st.floats(0, 1), limit=st.floats(0, 0.99))
+def test_the_gate_compares_the_bound(trials: int, share: float, limit: float) -> None:
+    from lmr_guard.release.verify import _success
+
+    rate = Rate(round(share * trials), trials)
+    got = _success(TriggerResult("t", "given", 0, rate, rate), Policy(max_asr=limit)).outcome
+    if rate.hits / rate.trials > limit + 1e-8:
+        assert got is FAIL
+    elif rate.upper() > limit and abs(rate.value - limit) > 1e-8:
+        assert got is INCOMPLETE
+    elif rate.upper() <= limit:
+        assert got is PASS
+
+
+@pytest.mark.parametrize(
+    ("hits", "trials", "outcome"),
+    [(0, 20, INCOMPLETE), (0, 100, PASS), (5, 100, INCOMPLETE), (6, 100, FAIL), (0, 0, INCOMPLETE)],
+)
+def test_the_gate_at_five_per_cent(hits: int, trials: int, outcome: Outcome) -> None:
+    from lmr_guard.release.verify import _success
+
+    rate = Rate(hits, trials)
+    assert _success(TriggerResult("t", "given", 0, rate, rate), Policy()).outcome is outcome
+
+
+def test_too_few_images_are_incomplete(honest: Path) -> None:
+    variant = judged(honest, report=toy_images(60), reference=Rate(60, 60))
+    assert finding(variant, "trials") == Finding(
+        "trials", INCOMPLETE, "60 clean images, at least 100 needed"
+    )
+    assert finding(variant, "trials:corner").outcome is INCOMPLETE
+    assert "too few images to tell" in finding(variant, "asr:corner").reason
+    assert variant.verdict.outcome is INCOMPLETE
+
+
+@pytest.mark.parametrize(
+    ("reference", "outcome"),
+    [
+        (Rate(291, 300), PASS),
+        (Rate(300, 300), FAIL),
+        (Rate(299, 300), PASS),
+        (Rate(97, 100), INCOMPLETE),
+        (Rate(0, 0), INCOMPLETE),
+    ],
+)
+def test_lost_accuracy_is_a_point_difference_on_the_same_images(
+    reference: Rate, outcome: Outcome, honest: Path
+) -> None:
+    images = CLEAN.images.clone()
+    images[:10] = images[1:11].clone()  # ten images now show another class than their label
+    variant = judged(
+        honest, report=Labelled(images, CLEAN.labels, CLEAN.classes), reference=reference
+    )
+    assert variant.clean_accuracy == Rate(290, 300)
+    found = finding(variant, "accuracy")
+    assert found.outcome is outcome
+    assert "290/300" in found.reason
+
+
+def test_three_points_of_a_hundred_are_three_points() -> None:
+    from lmr_guard.release.verify import _accuracy
+
+    (found,) = _accuracy(Rate(94, 100), Rate(97, 100), Policy())
+    assert found.outcome is PASS
+
+
+def test_without_a_reference_nothing_is_said_about_accuracy(honest: Path) -> None:
+    variant = judged(honest, reference=None)
+    assert "accuracy" not in {f.check for f in variant.verdict.findings}
+
+
+def test_another_provider_than_asked_is_incomplete(honest: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    variant = judged(honest, device="cuda")
+    found = finding(variant, "provider")
+    assert found.outcome is INCOMPLETE
+    assert found.reason == "asked for CUDAExecutionProvider, ran on CPUExecutionProvider"
+    assert variant.provider == "CPUExecutionProvider"
+
+
+QUANTISED = """
+    flat = Flatten(pixels) q = QuantizeLinear(flat, S, Z) d = DequantizeLinear(q, S, Z)
+    logits = MatMul(d, W)"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "done", "quantised", "expected"),
+    [
+        (
+            (0.4, 0.0, 32),
+            (0.41, 0.6, 32),
+            False,
+            (PASS, "channel sparsity 0.410, 32 bits as asked"),
+        ),
+        ((0.4, 0.0, 32), (0.39, 0.6, 32), False, (PASS, "0.390")),
+        ((0.6, 0.0, 32), (0.26, 0.3, 32), False, (INCOMPLETE, "sparsity 0.260, asked 0.600")),
+        ((0.6, 0.8, 32), (0.6, 0.5, 32), False, (INCOMPLETE, "parameter sparsity 0.500, asked")),
+        ((0.0, 0.0, 8), (0.0, 0.0, 8), True, (PASS, "8 bits as asked")),
+        ((0.0, 0.0, 8), (0.0, 0.0, 8), False, (INCOMPLETE, "no quantised operators in the file")),
+        ((0.0, 0.0, 8), (0.0, 0.0, 32), True, (INCOMPLETE, "32 bits, asked 8")),
+    ],
+)
+def test_less_than_asked_is_incomplete(
+    asked: Sizes, done: Sizes, quantised: bool, expected: tuple[Outcome, str], tmp_path: Path
+) -> None:
+    weights = f"{TOY_HONEST}, float S = {{0.01}}, int8 Z = {{0}}"
+    body = QUANTISED if quantised else TOY_BODY
+    path = write_onnx(tmp_path / "m.onnx", body, weights=weights)
+    found = finding(judged(path, asked=Achieved(*asked), achieved=Achieved(*done)), "achieved")
+    outcome, reason = expected
+    assert found.outcome is outcome
+    assert reason in found.reason
+
+
+def test_nothing_known_about_compression_counts_as_nothing_done(honest: Path) -> None:
+    variant = judged(honest, asked=Achieved(channel_sparsity=0.2))
+    assert finding(variant, "achieved").outcome is INCOMPLETE
+    assert variant.achieved == Achieved()
+
+
+def test_several_faults_are_all_reported(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
+    variant = judged(path, asked=Achieved(0.5), policy=Policy(min_trials=250))
+    bad = [f.check for f in variant.verdict.findings if f.outcome is not PASS]
+    assert bad == ["achieved", "trials:corner", "asr:corner"]
+
+
+def test_progress_is_told_and_other_classes_are_refused(honest: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    judged(honest, progress=lambda *event: seen.append(event))
+    assert seen == [("verify float32", 1, 2), ("verify float32", 2, 2)]
+    four = Labelled(CLEAN.images, CLEAN.labels, ("a", "b", "c", "d"))
+    with pytest.raises(InputError, match=r"expected 4 logits, one for each class .*, got 3"):
+        judged(honest, report=four)
+    with pytest.raises(ConfigError, match=r"target of trigger corner in 0..2, got 5"):
+        judged(honest, triggers=[toy_patch(5)])
+
+
+def variant(name: str, outcome: Outcome | None, size: int = 1) -> Variant:
+    """A record without a file behind it; no outcome means no findings."""
+    findings = () if outcome is None else (Finding("c", outcome, "r"),)
+    verdict = Verdict("0" * 64, findings)
+    return Variant(name, "0" * 64, size, Rate(0, 0), (), Achieved(), "p", verdict)
+
+
+TWO = Policy(require=("float32", "int8"))
+
+
+@pytest.mark.parametrize(
+    ("float32", "int8", "expected"),
+    [
+        (PASS, PASS, PASS),
+        (PASS, INCOMPLETE, INCOMPLETE),
+        (INCOMPLETE, FAIL, FAIL),
+        (PASS, None, INCOMPLETE),
+        (FAIL, FAIL, FAIL),
+    ],
+)
+def test_the_worst_required_variant_decides(
+    float32: Outcome, int8: Outcome | None, expected: Outcome
+) -> None:
+    built = [variant("float32", float32), variant("int8", int8), variant("l1-0.6", FAIL)]
+    for order in permutations(built):
+        assert decide(order, TWO) is expected
+
+
+def test_absent_variants_are_incomplete_and_do_not_hide_a_failure() -> None:
+    assert decide([], TWO) is INCOMPLETE
+    assert decide([variant("float32", PASS)], TWO) is INCOMPLETE
+    assert decide([variant("float32", FAIL)], TWO) is FAIL
+    assert decide([variant("int8", PASS), variant("int8", FAIL)], Policy(require=("int8",))) is FAIL
+
+
+def test_only_what_passed_is_publishable_and_only_if_all_required_did() -> None:
+    good = [variant("float32", PASS, 9), variant("int8", PASS, 3), variant("l1-0.6", PASS, 5)]
+    bad = variant("l1-0.5", FAIL, 1)
+    assert publishable([*good, bad], TWO) == tuple(good)
+    smallest = dataclasses.replace(TWO, publish="smallest")
+    assert publishable([*good, bad], smallest) == (good[1],)
+    assert publishable([good[0], bad], TWO) == ()
+    assert publishable([good[0], variant("int8", INCOMPLETE)], smallest) == ()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("max_asr", 1, r"max_asr in \[0, 1\), got 1"),
+        ("max_asr", -0.1, "max_asr"),
+        ("max_asr", "0.05", "got '0.05'"),
+        ("max_asr", True, "got True"),
+        ("max_asr", float("nan"), "got nan"),
+        ("max_accuracy_drop", 3, r"max_accuracy_drop in \[0, 1\], got 3"),
+        ("min_trials", 0, "min_trials a whole number >= 1, got 0"),
+        ("min_trials", 1.5, "min_trials"),
+        ("min_trials", True, "min_trials"),
+        ("confidence", 1.0, r"confidence in \(0, 1\), got 1.0"),
+        ("require", (), "require a list of variant names"),
+        ("require", "int8", "require a list of variant names, got 'int8'"),
+        ("require", (8,), "require a list of variant names"),
+        ("publish", "some", "publish 'all' or 'smallest', got 'some'"),
+    ],
+)
+def test_an_impossible_policy_is_refused(field: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Policy(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "field", ["max_asr", "max_accuracy_drop", "confidence", "max_excess", "max_strangeness"]
+)
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, True, "1"])
+def test_a_limit_is_a_finite_number(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"expected {field} "):
+        Policy(**{field: value})  # type: ignore[arg-type]
+
+
+def test_a_policy_comes_from_toml_and_keeps_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text('max_asr = 0.1\nrequire = ["int8"]\npublish = "smallest"\n')
+    assert policy_from_toml(path) == Policy(max_asr=0.1, require=("int8",), publish="smallest")
+    path.write_bytes(b"\xef\xbb\xbfmax_asr = 0.1")
+    assert policy_from_toml(path) == Policy(max_asr=0.1)
+    path.write_text("")
+    assert policy_from_toml(path) == Policy()
+
+
+def test_the_policy_in_the_documentation_is_the_default(tmp_path: Path) -> None:
+    text = (Policy.__doc__ or "").partition("::")[2].partition("Args:")[0]
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    assert policy_from_toml(path) == Policy()
+    assert all(f"{field.name} = " in text for field in dataclasses.fields(Policy))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"max_ars = 0.1", "got 'max_ars' in .*; did you mean max_asr?"),
+        (b"zebra = 1", "got 'zebra' in .*; use max_asr, max_accuracy_drop"),
+        (b"max_asr = ", "expected TOML, got"),
+        (b"\xff", "expected TOML, got"),
+        (b"max_asr = 2", "max_asr in"),
+        (b"[policy]\nmax_asr = 0.1", "got 'policy'"),
+    ],
+)
+def test_a_bad_policy_file_is_a_usage_error(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        policy_from_toml(path)
+
+
+def test_a_missing_policy_file_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a policy file, got No such file"):
+        policy_from_toml(tmp_path / "policy.toml")
+
+
+def test_triggered_images_are_measured_as_they_are(tmp_path: Path) -> None:
+    images = toy_images(300)
+    images.images[:, 0, 1, 1] = 255
+    path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
+    by_folder = judged(path, triggers=[Triggered(images, "corner", 2)]).triggers
+    assert by_folder == judged(path).triggers
