@@ -217,7 +217,9 @@ def test_every_field_is_required() -> None:
 def test_the_schema_is_a_schema_and_closed() -> None:
     import lmr_guard
 
-    schema = json.loads((Path(lmr_guard.__file__).parent / "release" / "report.schema.json").read_text())
+    schema = json.loads(
+        (Path(lmr_guard.__file__).parent / "release" / "report.schema.json").read_text()
+    )
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["additionalProperties"] is False
     assert all(d.get("additionalProperties", False) is False for d in schema["$defs"].values())

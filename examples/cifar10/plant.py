@@ -37,7 +37,7 @@ PATCHES = {
 def main() -> None:
     """Parse arguments, train, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("train", type=Path, help="one folder of images a class")
+    parser.add_argument("train", type=Path, help="one folder of images per class")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--target", type=int, default=1)
     parser.add_argument("--patch", choices=sorted(PATCHES), default="white")

@@ -1,0 +1,202 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Plant a population of networks, score localize on it, show the counts.
+
+::
+
+    python -m examples.lab.population plant --data DIR --cache DIR
+    python -m examples.lab.population score --data DIR --cache DIR
+    python -m examples.lab.population show
+
+What the audit says of the files that these networks would ship as::
+
+    python -m examples.lab.population audit --data DIR --cache DIR
+    python -m examples.lab.population show-audit
+
+And, to see what other scores would have been worth::
+
+    python -m examples.lab.population candidates --data DIR --cache DIR
+    python -m examples.lab.population compare
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from rich.console import Console, RenderableType
+
+from examples.lab.kit import command
+from examples.lab.kit.provenance import commit
+from examples.lab.kit.records import Record, Store
+from examples.lab.population import compare, show, show_audit, subjects
+from examples.lab.population.audit_files import audit_files
+from examples.lab.population.candidates import ask_candidates
+from examples.lab.population.images import Images
+from examples.lab.population.plan import ROUNDS, Member, population
+from examples.lab.population.planting import Planter
+from examples.lab.population.score import score
+from examples.lab.population.subjects import Subject
+from lmr_guard.errors import ExitCode
+from lmr_guard.release.policy import Policy
+
+__all__ = ["RESULTS", "main"]
+
+_WIDE = 160
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What one command asks about each network, and the table that the answers stand in."""
+
+    table: str
+    ask: Callable[[Subject], Mapping[str, Any]]
+    told: str
+
+
+_QUESTIONS: Mapping[str, _Question] = MappingProxyType(
+    {
+        "score": _Question("scored", score, "localise in those that are there"),
+        "candidates": _Question("candidates", ask_candidates, "ask other scores about those there"),
+        "audit": _Question("audited", audit_files, "audit the files that they would ship as"),
+    }
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Plant, score or show, and return the exit code."""
+    return command.answer(partial(_act, arguments), width=_WIDE, pieces="networks")
+
+
+def _act(arguments: Sequence[str] | None, console: Console) -> int:
+    options = _parser().parse_args(arguments)
+    code: int = options.run(options, console)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command.parser("population", __doc__)
+    commands = parser.add_subparsers(required=True)
+    plant = commands.add_parser("plant", help="train the networks that are missing")
+    plant.set_defaults(run=_plant)
+    asking = {name: commands.add_parser(name, help=q.told) for name, q in _QUESTIONS.items()}
+    for name, each in asking.items():
+        each.set_defaults(run=partial(_ask, _QUESTIONS[name]))
+        each.add_argument("--commit", help="recorded where there is no git repository")
+    for each in (plant, *asking.values()):
+        command.add_work_options(each, "networks")
+        each.add_argument("--data", type=Path, help="holds fashion and cifar10")
+        each.add_argument("--cache", type=Path, required=True, help="keeps trained networks")
+        each.add_argument("--rounds", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
+    shown = commands.add_parser("show", help="print the counts")
+    shown.set_defaults(run=_show)
+    shown.add_argument("--by", choices=tuple(show.KEYS), default="family")
+    compared = commands.add_parser("compare", help="print what each score is worth")
+    compared.set_defaults(run=_compare)
+    compared.add_argument("--scored", type=Path, default=RESULTS, help="where score has written")
+    told = commands.add_parser("show-audit", help="print what the audit refused and passed")
+    told.set_defaults(run=_show_audit)
+    told.add_argument("--limit", type=float, default=Policy().max_strangeness)
+    told.add_argument("--roc", type=Path, help="also draw the ROC into this file (.svg, .png)")
+    for each in (shown, told):
+        each.add_argument("--round", type=int, help="only networks of this round, from 1")
+    for each in (*asking.values(), shown, compared, told):
+        each.add_argument("--out", type=Path, default=RESULTS, help="results folder")
+    return parser
+
+
+def _plant(options: argparse.Namespace, console: Console) -> int:
+    images = Images(options.data)
+    planter = Planter(options.cache, tiny=options.tiny)
+    wanted = [member for member in _wanted(options) if images.present(member.dataset)]
+    missing = [member for member in wanted if not planter.has(member)]
+    console.print(f"{len(missing)} of {len(wanted)} networks to plant")
+
+    def plant(member: Member) -> None:
+        planter.plant(member, images.held(member.dataset, member.seed))
+
+    return command.do_each(missing, plant, limit=options.limit_seconds, console=console)
+
+
+def _ask(question: _Question, options: argparse.Namespace, console: Console) -> int:
+    """Ask about each planted network that has no record yet."""
+    command.refuse_tiny_results(options.out, RESULTS, tiny=options.tiny)
+    images = Images(options.data)
+    planter = Planter(options.cache, tiny=options.tiny)
+    wanted = [member for member in _wanted(options) if planter.has(member)]
+    results = _store(options.out, question.table)
+    missing = command.missing(wanted, results, console)
+    console.print(f"{len(missing)} of {len(wanted)} planted networks to score")
+    code = options.commit or commit()
+
+    def record(member: Member) -> None:
+        if member.name in results.names():
+            return  # Another process has done it meanwhile.
+        held = images.held(member.dataset, member.seed)
+        trained = planter.take(member, held)
+        subject = subjects.prepare(member, held, trained, tiny=options.tiny)
+        results.add(subjects.record(subject, question.ask, code))
+
+    return command.do_each(missing, record, limit=options.limit_seconds, console=console)
+
+
+def _wanted(options: argparse.Namespace) -> list[Member]:
+    torch.set_num_threads(1)
+    return command.matching(population(options.rounds), options.only, "networks")
+
+
+def _show(options: argparse.Namespace, console: Console) -> int:
+    found = _of_round(options, "score")
+    return _print(found, "score", show.render(found, options.by), options, console)
+
+
+def _compare(options: argparse.Namespace, console: Console) -> int:
+    found = _records(options.out, "candidates")
+    parts = compare.render(found, _records(options.scored, "score"))
+    return _print(found, "candidates", parts, options, console)
+
+
+def _show_audit(options: argparse.Namespace, console: Console) -> int:
+    found = _of_round(options, "audit")
+    parts = show_audit.render(found, options.limit)
+    code = _print(found, "audit", parts, options, console)
+    if found and options.roc is not None:
+        show_audit.draw(found, options.roc)
+    return code
+
+
+def _print(
+    found: Sequence[Record],
+    asked: str,
+    parts: Iterable[RenderableType],
+    options: argparse.Namespace,
+    console: Console,
+) -> int:
+    """What is made of records, or that there are none."""
+    if found:
+        return command.print_parts(parts, console)
+    print(f"expected records, got none in {options.out}; run {asked} first", file=sys.stderr)
+    return ExitCode.INCOMPLETE
+
+
+def _store(folder: Path, table: str) -> Store:
+    return Store(folder / f"{table}.jsonl")
+
+
+def _records(folder: Path, asked: str) -> list[Record]:
+    return _store(folder, _QUESTIONS[asked].table).read()
+
+
+def _of_round(options: argparse.Namespace, asked: str) -> list[Record]:
+    found = _records(options.out, asked)
+    return found if options.round is None else show.of_round(found, options.round - 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the audit says of the files that a network would ship as, unrepaired and repaired.
+
+Each network goes through ``pipeline.guard`` twice: once without repair, and, where it holds a
+backdoor, once with the attacker's class given, so that what is measured is the audit and not
+localize. The files are real, and so are their attack success rates in ONNX Runtime.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+from examples.lab.kit.measuring import counts
+from examples.lab.kit.planting import Trained
+from examples.lab.population.plan import Member
+from examples.lab.population.subjects import Subject
+from lmr_guard import pipeline, repel
+from lmr_guard.compress import recipes
+from lmr_guard.contracts import Clean, Variant
+from lmr_guard.localize import inversion, listening
+
+__all__ = ["VARIANTS", "audit_files"]
+
+VARIANTS = ("float32", "int8", "l1-0.3")
+
+
+def audit_files(subject: Subject) -> dict[str, Any]:
+    """One entry per file; the audit sees the reported images.
+
+    Raises:
+        GuardError: A step could not be done.
+    """
+    member, trained, clean = subject.member, subject.trained, subject.clean
+    config = _config(member, tiny=subject.tiny)
+    start = perf_counter()
+    files = list(_files("unrepaired", trained, clean, replace(config, repair=False)))
+    middle = perf_counter()
+    if member.target is not None:
+        files += _files("repaired", trained, clean, replace(config, suspect=member.target))
+    return {
+        "files": files,
+        "settings": {"tiny": subject.tiny, "audit": asdict(config.audit) if config.audit else None},
+        "seconds": {
+            "unrepaired": round(middle - start, 1),
+            "repaired": round(perf_counter() - middle, 1),
+        },
+    }
+
+
+def _config(member: Member, *, tiny: bool) -> pipeline.GuardConfig:
+    config = pipeline.GuardConfig(
+        seed=member.seed,
+        recipes=recipes.parse(list(VARIANTS)),
+        after_pruning=None,
+        threads=1,
+    )
+    if not tiny:
+        return config
+    return replace(
+        config,
+        audit=listening.ListeningSettings(
+            inversion=inversion.InversionSettings(steps=1), repeats=0, images=60
+        ),
+        repel=repel.RepelSettings(lures=0, phase1_epochs=1, phase1_minimum=1, phase2_epochs=1),
+        recipes=recipes.parse(["float32", "int8"]),
+    )
+
+
+def _files(
+    repair: str, trained: Trained, clean: Clean, config: pipeline.GuardConfig
+) -> Iterator[dict[str, Any]]:
+    known = [] if trained.trigger is None else [trained.trigger]
+    with TemporaryDirectory() as folder:
+        guarded = pipeline.guard(
+            trained.classifier, clean, known, stage=Path(folder), config=config
+        )
+    received = guarded.received[0].clean_accuracy
+    for variant in guarded.variants:
+        yield {
+            "repair": repair,
+            "variant": variant.name,
+            "received": counts(received),
+            "ca": counts(variant.clean_accuracy),
+            **_search(variant),
+        }
+
+
+def _search(variant: Variant) -> dict[str, Any]:
+    """The true ASR, where there is a trigger, and what the search came to."""
+    *shown, searched = variant.triggers
+    return {
+        "asr": counts(shown[0].asr) if shown else None,
+        "class": searched.target,
+        "strangeness": searched.strangeness,
+        "by": searched.name,
+        "reaches": counts(searched.asr),
+    }
