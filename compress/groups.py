@@ -111,7 +111,6 @@ class Groups:
         self.all = _faithful(model, found)
         self.skipped: tuple[str, ...] = (*skipped, *(g.layer for g in found if g not in self.all))
         self._forms = {name: p.detach().to("meta") for name, p in model.named_parameters()}
-        self._device = classifier.device
         if not self.all:
             raise StageError(
                 "expected layers whose channels can be cut, got none; "
@@ -154,13 +153,12 @@ class Groups:
         """Parameter name to a 0/1 mask that broadcasts to it; only those that lose something.
 
         Multiplying by the masks equals cutting, in train and in eval mode: producers, coupled
-        layers and the input columns of every consumer are zeroed.
+        layers and the input columns of every consumer are zeroed. The masks are on the CPU.
 
         Raises:
             StageError: A cut names a layer that is no root, or a channel that it has not.
         """
-        masks = _masks(self.all, self._forms, cuts)
-        return {name: mask.to(self._device) for name, mask in masks.items()}
+        return _masks(self.all, self._forms, cuts)
 
 
 def cut(classifier: Classifier, cuts: Iterable[LayerCut]) -> Classifier:

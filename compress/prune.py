@@ -31,7 +31,7 @@ __all__ = [
     "to_json",
 ]
 
-# NNI's annealing pruner cools by 0.9 a step and moves each layer's share by up to 0.35 times
+# NNI's annealing pruner cools by 0.9 per step and moves each layer's share by up to 0.35 times
 # the heat. Its temperature accepts almost everything; ours is in units of accuracy.
 _COOLING = 0.9
 _MAGNITUDE = 0.35
@@ -54,7 +54,7 @@ class PrunePlan:
     cuts: tuple[LayerCut, ...]
 
     def __str__(self) -> str:
-        """One line a layer."""
+        """One line per layer."""
         lines = [f"{c.layer}: {len(c.channels)} channels {list(c.channels)}" for c in self.cuts]
         return "\n".join([f"L1 pruning, ratio {self.ratio:g}, {self.shares} shares", *lines])
 
@@ -105,12 +105,12 @@ def plan(
 
     Uniform shares cut the same share of each group, rounded up, so that no less goes than was
     asked for; one unit of each group always stays. Calibrated shares start there and are
-    searched by simulated annealing (METHOD card compress): a candidate moves every layer's
-    share, keeps the overall channel rate, and is scored by clean accuracy through masks; the best
-    one seen is taken. Where the recipe re-estimates BN statistics, candidates are scored with
-    those of the batch: scored with the stale ones, the search would choose shares that spare the
-    statistics and not the features. It costs ``annealing_steps + 1``
-    passes over ``calibration_images`` images.
+    searched by simulated annealing, as NNI's annealing pruner does it: a candidate moves every
+    layer's share, keeps the overall channel rate, and is scored by clean accuracy through masks;
+    the best one seen is taken. Where the recipe re-estimates BN statistics, candidates are scored
+    with those of the batch: scored with the stale ones, the search would choose shares that spare
+    the statistics and not the features. It costs ``annealing_steps + 1`` passes over
+    ``calibration_images`` images.
 
     Args:
         classifier: Left as it is.
@@ -148,7 +148,8 @@ def masks(classifier: Classifier, plan: PrunePlan) -> dict[str, Tensor]:
     Raises:
         StageError: The plan does not fit the classifier.
     """
-    return Groups(classifier).masks(plan.cuts)
+    found = Groups(classifier).masks(plan.cuts)
+    return {name: mask.to(classifier.device) for name, mask in found.items()}
 
 
 def apply(plan: PrunePlan, classifier: Classifier) -> Classifier:
@@ -212,7 +213,7 @@ def reestimate_bn(classifier: Classifier, repair: Labelled, batch: int = 64) -> 
     Args:
         classifier: Left as it is.
         repair: Clean images, at least 2.
-        batch: Images a pass.
+        batch: Images per pass.
 
     Raises:
         StageError: Fewer than 2 images.
@@ -252,7 +253,8 @@ class _Score:
 
     def __call__(self, counts: tuple[int, ...]) -> float:
         found = self.groups.masks(self.groups.cuts(self._state, counts))
-        masked = {name: self._state[name] * mask for name, mask in found.items()}
+        state = self._state
+        masked = {name: state[name] * mask.to(state[name]) for name, mask in found.items()}
 
         def predict(pixels: Tensor) -> Tensor:
             at = (pixels.to(self._model.device),)

@@ -24,7 +24,7 @@ class PruneL1:
             ``"calibrated"``, searched by simulated annealing on clean images.
         reestimate_bn: Whether BN statistics are taken anew on clean images afterwards.
         annealing_steps: Candidates that the search scores, > 0. NNI's annealing pruner, which
-            Tian et al. (TIFS 2022) used, cools from 100 to 20 by 0.9 a step: 16 steps.
+            Tian et al. (TIFS 2022) used, cools from 100 to 20 by 0.9 per step: 16 steps.
         calibration_images: Images that score a candidate, > 0.
     """
 
@@ -47,7 +47,7 @@ class PruneL1:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int8:
-    """Static INT8 in QDQ form, symmetric, one weight scale an output channel.
+    """Static INT8 in QDQ form, symmetric, one weight scale per output channel.
 
     Args:
         calibration_images: Clean images that set the activation ranges, > 0.

@@ -9,10 +9,11 @@ import torch
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress import prune
+from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import PruneL1, Recipe
 from lmr_guard.contracts import Achieved, Clean, Progress, silent
 
-__all__ = ["Form", "torch_forms"]
+__all__ = ["Form", "pruned_form", "torch_forms"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +32,11 @@ class Form:
     plan: prune.PrunePlan | None
     achieved: Achieved
 
+    def under(self, recipe: Recipe) -> "Form":
+        """The same network under the name of a recipe that prunes alike."""
+        bits = 8 if recipe.int8 else 32
+        return replace(self, recipe=recipe, achieved=replace(self.achieved, bits=bits))
+
 
 def torch_forms(
     classifier: Classifier,
@@ -38,6 +44,8 @@ def torch_forms(
     clean: Clean,
     generator: torch.Generator,
     progress: Progress = silent,
+    *,
+    groups: Groups | None = None,
 ) -> Iterator[Form]:
     """Builds the forms one by one, recipes that prune alike together and traced once.
 
@@ -47,30 +55,46 @@ def torch_forms(
         clean: Layer shares are chosen on ``select``, BN statistics taken on ``repair``.
         generator: Used by calibrated shares.
         progress: Told by calibrated shares.
+        groups: The traced structure, where the caller has it already.
 
     Raises:
         StageError: The network cannot be pruned as asked.
     """
-    groups = prune.Groups(classifier) if any(recipe.prune for recipe in recipes) else None
+    if groups is None and any(recipe.prune for recipe in recipes):
+        groups = Groups(classifier)
     for step in dict.fromkeys(recipe.prune for recipe in recipes):
         form = Form(Recipe(), classifier.clone(), None, Achieved())
         if step is not None and groups is not None:
-            form = _pruned(classifier, step, groups, clean, generator=generator, progress=progress)
+            form = pruned_form(
+                classifier, step, groups, clean, generator=generator, progress=progress
+            )
         for recipe in recipes:
             if recipe.prune == step:
-                bits = 8 if recipe.int8 else 32
-                yield replace(form, recipe=recipe, achieved=replace(form.achieved, bits=bits))
+                yield form.under(recipe)
 
 
-def _pruned(
+def pruned_form(
     classifier: Classifier,
     step: PruneL1,
-    groups: prune.Groups,
+    groups: Groups,
     clean: Clean,
     *,
     generator: torch.Generator,
-    progress: Progress,
+    progress: Progress = silent,
 ) -> Form:
+    """The float form of one pruning.
+
+    Args:
+        classifier: Left as it is.
+        step: Which pruning.
+        groups: The traced structure of ``classifier``.
+        clean: See ``torch_forms``.
+        generator: Used by calibrated shares.
+        progress: Told by calibrated shares.
+
+    Raises:
+        StageError: The network cannot be pruned as asked.
+    """
     plan = prune.plan(classifier, step, clean.select, generator, progress, groups=groups)
     pruned = prune.apply(plan, classifier)
     if step.reestimate_bn:

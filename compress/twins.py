@@ -17,7 +17,7 @@ __all__ = ["PrunedTwin", "RoundedTwin", "round_weights", "twins"]
 
 
 def round_weights(weight: Tensor, bits: int = 8) -> Tensor:
-    """Nearest values of a symmetric grid, one scale an output channel; gradients pass straight.
+    """Nearest values of a symmetric grid, one scale per output channel; gradients pass straight.
 
     Scale ``s_k = max |w_k| / (2^(bits-1) - 1)``, as ONNX Runtime's symmetric per-channel
     quantiser chooses it; ties go to the even integer.
@@ -111,8 +111,15 @@ class PrunedTwin:
         return {name: parameters[name] * mask.to(parameters[name]) for name, mask in masks.items()}
 
 
-def twins(classifier: Classifier, recipes: Sequence[Recipe]) -> tuple[Twin, ...]:
+def twins(
+    classifier: Classifier, recipes: Sequence[Recipe], groups: Groups | None = None
+) -> tuple[Twin, ...]:
     """Twins of everything that these recipes will do to a classifier; none for float32 alone.
+
+    Args:
+        classifier: Left as it is.
+        recipes: What it will be compressed by.
+        groups: Its traced structure, where the caller has it already.
 
     Raises:
         StageError: A recipe prunes and nothing in the network can be cut.
@@ -122,5 +129,5 @@ def twins(classifier: Classifier, recipes: Sequence[Recipe]) -> tuple[Twin, ...]
         found.append(RoundedTwin.of(classifier))
     ratios = [recipe.prune.ratio for recipe in recipes if recipe.prune]
     if ratios:
-        found.append(PrunedTwin(Groups(classifier), min(ratios), max(ratios)))
+        found.append(PrunedTwin(groups or Groups(classifier), min(ratios), max(ratios)))
     return tuple(found)

@@ -4,18 +4,18 @@
 
 * ``repair``: ``pre_quantize`` and ``pre_prune`` repair a model before another tool compresses it.
 * ``export_gate``: ``onnx_export_gate`` holds up ``torch.onnx.export`` unless a passing verdict is
-  about the weights; ``audit`` makes one.
+  about the weights; ``verify_model`` makes one.
 """
 
-from lmr_guard.hooks.export_gate import audit, onnx_export_gate
+from lmr_guard.hooks.export_gate import onnx_export_gate, verify_model
 from lmr_guard.hooks.repair import Guarded, Receipt, RepairHook, pre_prune, pre_quantize
 
 __all__ = [
     "Guarded",
     "Receipt",
     "RepairHook",
-    "audit",
     "onnx_export_gate",
     "pre_prune",
     "pre_quantize",
+    "verify_model",
 ]

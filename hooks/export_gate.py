@@ -4,7 +4,7 @@
 
 ::
 
-    audited = audit(network, clean=clean, triggers=triggers, preprocessing=preprocessing)
+    audited = verify_model(network, clean=clean, triggers=triggers, preprocessing=preprocessing)
     with onnx_export_gate(audited):          # or onnx_export_gate(Path("report.json"))
         torch.onnx.export(network, ...)
 
@@ -14,13 +14,12 @@ What it holds, and what it does not:
   that of the evidence. It covers the state dict: not the module's Python code, not its
   normalisation, not tensors kept outside the state dict.
 * The file that is written is not looked at. ``lmr-guard verify FILE`` does that, and
-  ``pipeline.run`` publishes only bytes that were verified.
+  ``lmr_guard.guard`` publishes only bytes that were verified.
 * It is open for the whole process. Whoever can change this process or write the report can get
   around it: it stops mistakes, not an attacker who is already inside.
 """
 
 import importlib
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ContextDecorator
@@ -34,15 +33,17 @@ import torch
 from torch import nn
 
 from lmr_guard.classifier import Preprocessing, weights_sha256
-from lmr_guard.contracts import Clean, Outcome, Progress, Rate, Trigger, Variant, Verdict, silent
-from lmr_guard.errors import ExportRefused, InputError, StageError
+from lmr_guard.contracts import Clean, Progress, Rate, Trigger, silent
+from lmr_guard.errors import ExportRefused, StageError
+from lmr_guard.evidence import Evidence
 from lmr_guard.hooks.kinds import as_classifier
 from lmr_guard.onnxfile.export import export_onnx
-from lmr_guard.release import report
 from lmr_guard.release.policy import Policy
+from lmr_guard.release.records import Build, Outcome, Variant, Verdict
+from lmr_guard.release.report import Report
 from lmr_guard.release.verify import verify
 
-__all__ = ["audit", "onnx_export_gate"]
+__all__ = ["onnx_export_gate", "verify_model"]
 
 # Every function that a host calls to export, and below them the two that these end in: they also
 # catch whoever took ``export`` into a namespace of its own before the gate was opened.
@@ -56,7 +57,7 @@ _FLOAT_BITS = 32
 _DIGITS = 12
 
 
-def audit(
+def verify_model(
     model: nn.Module,
     *,
     clean: Clean,
@@ -85,18 +86,17 @@ def audit(
 
     Raises:
         ConfigError: Model, preprocessing, images and triggers do not fit together.
-        StageError: The model cannot be staged; see ``artifact.export_onnx``.
+        StageError: The model cannot be staged; see ``onnxfile.export.export_onnx``.
     """
     classifier = as_classifier(model, clean, preprocessing)
     with tempfile.TemporaryDirectory(prefix="lmr-guard-") as folder:
         return verify(
             export_onnx(classifier, Path(folder) / "float32.onnx"),
-            name="float32",
-            report=clean.report,
-            triggers=triggers,
+            Build(name="float32", weights_sha256=weights_sha256(classifier)),
+            clean.report,
+            Evidence(triggers),
             policy=policy or Policy(),
             reference=reference,
-            weights_sha256=weights_sha256(classifier),
             progress=progress,
         )
 
@@ -117,7 +117,7 @@ class onnx_export_gate(ContextDecorator):  # noqa: N801 - used like a function, 
     points before is put back at the end, also after an exception. Evidence is read once, here.
 
     Args:
-        evidence: Paths of ``report.json`` files, and records of ``audit`` or ``verify``. A
+        evidence: Reports, or paths of ``report.json`` files, and records of ``verify_model``. A
             variant of a report counts as badly as the whole report. Only float forms count:
             an INT8 file that passed says nothing about its float weights. Where several are
             about the same weights, the worst decides. None at all refuses everything.
@@ -132,7 +132,7 @@ class onnx_export_gate(ContextDecorator):  # noqa: N801 - used like a function, 
             that must not be used.
     """
 
-    def __init__(self, *evidence: Path | str | Variant) -> None:
+    def __init__(self, *evidence: Path | str | Report | Variant) -> None:
         self._opinions = tuple(opinion for item in evidence for opinion in _opinions(item))
         self._snapshots: list[list[tuple[ModuleType, str, Callable[..., Any]]]] = []
 
@@ -179,9 +179,11 @@ class onnx_export_gate(ContextDecorator):  # noqa: N801 - used like a function, 
     def _about_others(self) -> str:
         others = {(opinion.weights_sha256 or "unknown")[:_DIGITS] for opinion in self._opinions}
         if not others:
-            return "no evidence about a float form; hand in an audit or a report.json"
+            return (
+                "no evidence about a float form; hand in a record of verify_model or a report.json"
+            )
         return (
-            f"evidence about {', '.join(sorted(others))} only; audit the very module that is "
+            f"evidence about {', '.join(sorted(others))} only; verify the very module that is "
             "exported: a Classifier is known by its network, but a wrapper such as "
             "Sequential(normalise, network) has a digest of its own"
         )
@@ -227,38 +229,25 @@ def _require_unchanged(before: str, after: str) -> None:
         )
 
 
-def _opinions(evidence: Path | str | Variant) -> list[_Opinion]:
+def _opinions(evidence: Path | str | Report | Variant) -> list[_Opinion]:
     if isinstance(evidence, Variant):
         verdict = evidence.verdict
         found = [_Opinion(evidence.weights_sha256, verdict.outcome, _why(evidence.name, verdict))]
         return found if evidence.achieved.bits == _FLOAT_BITS else []
-    document = _read_report(Path(evidence))
-    overall = Outcome[document["verdict"].upper()]
+    report = evidence if isinstance(evidence, Report) else Report.read(Path(evidence))
+    place = "in memory" if isinstance(evidence, Report) else evidence
     return [
         _Opinion(
-            variant["weights_sha256"],
-            max(overall, Outcome[variant["verdict"].upper()]),
-            f"{variant['verdict']} for {variant['name']} in a report that says "
-            f"{document['verdict']}: {evidence}",
+            variant.weights_sha256,
+            max(report.verdict, variant.verdict.outcome),
+            f"{variant.verdict.outcome.word} for {variant.name} in a report that says "
+            f"{report.verdict.word}: {place}",
         )
-        for variant in document["variants"]
-        if variant["achieved"]["bits"] == _FLOAT_BITS
+        for variant in report.variants
+        if variant.achieved.bits == _FLOAT_BITS
     ]
 
 
 def _why(name: str, verdict: Verdict) -> str:
     reasons = "; ".join(verdict.reasons()) or "nothing was checked"
-    return f"{verdict.outcome.name.lower()} for {name}: {reasons}"
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        report.validate(document)
-    except OSError as error:
-        raise InputError(f"expected a report.json, got {error.strerror}: {path}") from error
-    except ValueError as error:
-        raise InputError(f"expected JSON in a report, got {error}: {path}") from error
-    except StageError as error:
-        raise InputError(f"{error}: {path}") from error
-    return document
+    return f"{verdict.outcome.word} for {name}: {reasons}"

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Repairs a model right before another tool compresses it: ``pre_quantize`` and ``pre_prune``.
 
-Both run localize and repel, that is ``pipeline.mend``, and nothing else. They differ in the
-compressed forms that are looked at, for a backdoor may sleep in the model as received and wake in
-one of them. Each has three spellings::
+Both run localize and repel, that is ``pipeline.localize_and_repel``, and nothing else. They differ
+in the compressed forms that are looked at, for a backdoor may sleep in the model as received and
+wake in one of them. Each has three spellings::
 
     model, receipt = pre_quantize(network, clean=clean, preprocessing=preprocessing)
 
@@ -25,12 +25,13 @@ from typing import Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
 from lmr_guard.classifier import Preprocessing, weights_sha256
 from lmr_guard.compress.recipes import parse
-from lmr_guard.contracts import Clean, Progress, Rate, silent
+from lmr_guard.contracts import Clean, Method, Progress, Rate, silent
 from lmr_guard.hooks.kinds import Model, as_classifier, same_kind
 from lmr_guard.measure import predict, right
-from lmr_guard.pipeline import GuardConfig, Mended, mend
+from lmr_guard.pipeline import Repaired, localize_and_repel
 from lmr_guard.received.parts import check_agreement
 from lmr_guard.release.policy import Policy
+from lmr_guard.settings import Settings
 
 __all__ = ["Guarded", "Receipt", "RepairHook", "pre_prune", "pre_quantize"]
 
@@ -48,7 +49,7 @@ class Receipt:
         suspect: The class that was repelled; None where nobody was suspected and the model came
             back as it was.
         method: How the suspect was found.
-        scores: One a class, higher is more suspicious; empty where the user named the suspect.
+        scores: One per class, higher is more suspicious; empty where the user named the suspect.
         agreement: Share of the votes for the leading class; see ``Suspicion``.
         clean_before: CA on ``select`` as received.
         clean_after: CA on ``select`` of what came back.
@@ -59,7 +60,7 @@ class Receipt:
 
     hook: str
     suspect: int | None
-    method: str
+    method: Method
     scores: tuple[float, ...]
     agreement: float
     clean_before: Rate
@@ -93,8 +94,8 @@ class Receipt:
                 "agreement": self.agreement,
             },
             "clean_accuracy": {
-                "before": {"hits": self.clean_before.hits, "trials": self.clean_before.trials},
-                "after": {"hits": self.clean_after.hits, "trials": self.clean_after.trials},
+                "before": self.clean_before.to_json(),
+                "after": self.clean_after.to_json(),
             },
             "weights_sha256": {"before": self.weights_before, "after": self.weights_after},
             "recipes": list(self.recipes),
@@ -124,13 +125,13 @@ class RepairHook:
 
     Args:
         name: What receipts call it.
-        config: Used where a call brings none; ``dataclasses.replace`` makes others from it. Its
+        settings: Used where a call brings none; ``dataclasses.replace`` makes others from it. Its
             recipes say which compressed forms are looked at, so a model that will be pruned *and*
             quantised needs the recipes of both. Its policy is not used.
     """
 
     name: str
-    config: GuardConfig
+    settings: Settings
 
     def __call__(
         self,
@@ -138,18 +139,18 @@ class RepairHook:
         *,
         clean: Clean,
         preprocessing: Preprocessing | None = None,
-        config: GuardConfig | None = None,
+        settings: Settings | None = None,
         progress: Progress = silent,
     ) -> Guarded[Model]:
         """Localize and repel on a copy of ``model``.
 
-        Randomness comes from ``config.seed`` alone.
+        Randomness comes from ``settings.seed`` alone.
 
         Args:
             model: A ``Classifier``, or a bare network on normalised images; not touched.
             clean: ``repair`` is learnt from, ``select`` is chosen on, ``report`` is not looked at.
             preprocessing: Size and normalisation of a bare network; None with a ``Classifier``.
-            config: How; None takes the hook's own.
+            settings: How; None takes the hook's own.
             progress: Told how far each step is.
 
         Returns:
@@ -161,14 +162,14 @@ class RepairHook:
             InputError: The model does not recognise the images, or has no head.
             StageError: See ``localize`` and ``repel``.
         """
-        config = config or self.config
+        how = settings or self.settings
         classifier = as_classifier(model, clean, preprocessing)
         logits = predict(classifier, clean.select)
         check_agreement(logits, clean.select)
         before = right(logits, clean.select)
-        mended = mend(classifier, clean, config, config.generator("repel"), progress)
-        receipt = self._receipt(mended, before, weights_sha256(model), config)
-        return Guarded(same_kind(mended.classifier, model), receipt)
+        repaired = localize_and_repel(classifier, clean, how, progress)
+        receipt = self._receipt(repaired, before, weights_sha256(model), how)
+        return Guarded(same_kind(repaired.classifier, model), receipt)
 
     def hook(
         self,
@@ -176,7 +177,7 @@ class RepairHook:
         clean: Clean,
         on_receipt: Callable[[Receipt], object],
         preprocessing: Preprocessing | None = None,
-        config: GuardConfig | None = None,
+        settings: Settings | None = None,
         progress: Progress = silent,
     ) -> Callable[
         [Callable[Concatenate[Model, _Arguments], _Result]],
@@ -188,7 +189,7 @@ class RepairHook:
             clean: See ``__call__``.
             on_receipt: Called with the receipt before the function runs, e.g. ``list.append``.
             preprocessing: See ``__call__``.
-            config: See ``__call__``.
+            settings: See ``__call__``.
             progress: See ``__call__``.
         """
 
@@ -203,7 +204,7 @@ class RepairHook:
                     model,
                     clean=clean,
                     preprocessing=preprocessing,
-                    config=config,
+                    settings=settings,
                     progress=progress,
                 )
                 on_receipt(receipt)
@@ -214,30 +215,30 @@ class RepairHook:
         return decorate
 
     def _receipt(
-        self, mended: Mended, before: Rate, weights_before: str, config: GuardConfig
+        self, repaired: Repaired, before: Rate, weights_before: str, settings: Settings
     ) -> Receipt:
         return Receipt(
             hook=self.name,
-            suspect=None if mended.repair is None else mended.repair.suspect,
-            method=mended.suspicion.method,
-            scores=mended.suspicion.scores,
-            agreement=mended.suspicion.agreement,
+            suspect=None if repaired.repair is None else repaired.repair.suspect,
+            method=repaired.suspicion.method,
+            scores=repaired.suspicion.scores,
+            agreement=repaired.suspicion.agreement,
             clean_before=before,
-            clean_after=before if mended.repair is None else mended.repair.clean_after,
+            clean_after=before if repaired.repair is None else repaired.repair.clean_after,
             weights_before=weights_before,
-            weights_after=weights_sha256(mended.classifier),
-            recipes=tuple(recipe.label for recipe in config.recipes),
+            weights_after=weights_sha256(repaired.classifier),
+            recipes=tuple(recipe.label for recipe in settings.recipes),
         )
 
 
-def _config(*labels: str) -> GuardConfig:
-    return GuardConfig(recipes=parse(labels), policy=Policy(require=labels[:1]))
+def _settings(*labels: str) -> Settings:
+    return Settings(recipes=parse(labels), policy=Policy(require=labels[:1]))
 
 
-pre_quantize = RepairHook("pre_quantize", _config("float32", "int8"))
+pre_quantize = RepairHook("pre_quantize", _settings("float32", "int8"))
 """Before INT8: looks at the model as received and with its weights rounded."""
 
 pre_prune = RepairHook(
-    "pre_prune", _config("float32", "l1-0.2", "l1-0.3", "l1-0.4", "l1-0.5", "l1-0.6")
+    "pre_prune", _settings("float32", "l1-0.2", "l1-0.3", "l1-0.4", "l1-0.5", "l1-0.6")
 )
 """Before channel pruning: looks at the model as received and at L1 prunings of 0.2 to 0.6."""

@@ -22,8 +22,8 @@ class Preprocessing:
         channels: 1 (grey) or 3 (RGB).
         height: Rows the network sees.
         width: Columns the network sees.
-        mean: One value a channel, in pixel units [0, 1].
-        std: One value a channel, in pixel units, > 0.
+        mean: One value per channel, in pixel units [0, 1].
+        std: One value per channel, in pixel units, > 0.
         resize: Length of the shorter side before the centre crop; None resizes straight to
             (height, width).
     """

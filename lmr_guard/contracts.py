@@ -15,10 +15,10 @@ Conventions that hold everywhere and are not repeated:
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import StrEnum
 from math import sqrt
 from statistics import NormalDist
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,26 +26,25 @@ from torch import Tensor
 __all__ = [
     "Achieved",
     "Clean",
-    "Finding",
     "Inverted",
     "Labelled",
     "Listening",
-    "Outcome",
+    "Method",
     "Predictor",
     "Progress",
     "Rate",
     "Repair",
     "Source",
     "Suspicion",
+    "Tried",
     "Trigger",
     "TriggerResult",
     "Twin",
-    "Variant",
-    "Verdict",
     "silent",
 ]
 
 Source = Literal["given", "drilled", "inverted"]
+Tried = Literal["shown", "replayed", "searched"]
 
 
 class Predictor(Protocol):
@@ -131,6 +130,15 @@ class Rate:
     def __str__(self) -> str:
         """Counts and per cent, as a person reads them."""
         return f"{self.hits}/{self.trials} ({self.value:.1%})" if self.trials else "0/0"
+
+    def to_json(self) -> dict[str, int]:
+        """Its counts, as every record holds them."""
+        return {"hits": self.hits, "trials": self.trials}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, int]) -> Self:
+        """The rate that ``to_json`` wrote; other keys beside the counts do not matter."""
+        return cls(data["hits"], data["trials"])
 
     @property
     def value(self) -> float:
@@ -223,28 +231,46 @@ class Clean:
     report: Labelled
 
 
+class Method(StrEnum):
+    """How a suspect was found, or why there is none."""
+
+    INVERSION = "inversion"
+    UNLEARNING = "inversion and unlearning"
+    DRIFT = "drift"
+    NAMED = "named by the user"
+    NOT_LOOKED_FOR = "not looked for"
+
+
 @dataclass(frozen=True, slots=True)
 class Suspicion:
     """What ``localize`` thinks, or that it does not know.
 
     Args:
         target: The suspect class, or None: abstained.
-        scores: One score a class, higher is more suspicious; empty where the user named it.
-        method: How it was found, e.g. ``"inversion"`` or ``"named by the user"``.
+        scores: One score per class, higher is more suspicious; empty where the user named it.
+        method: How it was found.
         agreement: Share of the single runs that named ``target`` (or the leading class, where
             abstained), in [0, 1].
         evidence: One line for each single search or run: form, class, and further numbers;
             plain data for the report.
         patterns: What was found to send images to ``target``; they are evidence of their own, for
             they can be tried on what was made of the model.
+        classes: Names of the classes in index order; empty where the user named the suspect.
     """
 
     target: int | None
     scores: tuple[float, ...]
-    method: str
+    method: Method
     agreement: float = 0.0
     evidence: tuple[dict[str, object], ...] = ()
-    patterns: tuple[Inverted, ...] = ()
+    # These two stand in no record of a suspicion, hence they do not tell two of them apart.
+    patterns: tuple[Inverted, ...] = field(default=(), compare=False)
+    classes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def abstained(self) -> bool:
+        """Whether somebody was looked for and nobody found."""
+        return self.target is None and self.method is not Method.NOT_LOOKED_FOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +281,7 @@ class Listening:
         target: The class that needs the least.
         strangeness: How many times less than the median of the others, >= 1 for the leading class.
         pattern: What was found to send images to ``target``.
-        evidence: One record a search; plain data for the report.
+        evidence: One record per search; plain data for the report.
     """
 
     target: int
@@ -275,8 +301,8 @@ class Repair:
         pruned_columns: Input columns of the head that were cut and kept at zero (phase 2).
         phase1_steps: Optimiser steps of phase 1 taken.
         phase2_steps: Optimiser steps of phase 2 taken.
-        history: The augmentation, then one record a checkpoint (learning rate, phase, step,
-            accuracy on ``select``, repulsion loss) and one a learning rate that diverged.
+        history: The augmentation, then one record per checkpoint (learning rate, phase, step,
+            accuracy on ``select``, repulsion loss) and per learning rate that diverged.
     """
 
     suspect: int
@@ -286,47 +312,6 @@ class Repair:
     phase1_steps: int
     phase2_steps: int
     history: tuple[dict[str, object], ...] = ()
-
-
-class Outcome(IntEnum):
-    """Ordered by severity: a verdict is as bad as its worst finding."""
-
-    PASS = 0
-    INCOMPLETE = 1
-    FAIL = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One check of one artefact: its name, how it came out, and why in one line."""
-
-    check: str
-    outcome: Outcome
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the findings about one artefact add up to. No findings is INCOMPLETE, never PASS."""
-
-    sha256: str
-    findings: tuple[Finding, ...]
-
-    @property
-    def outcome(self) -> Outcome:
-        """The worst finding."""
-        if not self.findings:
-            return Outcome.INCOMPLETE
-        return max(finding.outcome for finding in self.findings)
-
-    @property
-    def passed(self) -> bool:
-        """Whether everything checked passed and something was checked."""
-        return self.outcome is Outcome.PASS
-
-    def reasons(self) -> tuple[str, ...]:
-        """Why it did not pass; empty where it did."""
-        return tuple(f.reason for f in self.findings if f.outcome is not Outcome.PASS)
 
 
 @runtime_checkable
@@ -357,10 +342,18 @@ class Trigger(Protocol):
 class TriggerResult:
     """One trigger against one artefact: ASR over non-target images, TA over all of them.
 
-    ``target`` is the class that ASR was counted for; where the trigger names none it is the
-    class most hit, which can only overstate the ASR. ``without`` is the rate of clean images of
-    other classes that land there as well: plain mistakes; None where nobody counted them.
-    ``strangeness`` is that of a pattern which was found on this very artefact: see ``Listening``.
+    Args:
+        name: Of the trigger, or of the pattern that a search found.
+        source: Where the evidence comes from.
+        target: The class that ASR was counted for; where the trigger names none it is the class
+            most hit, which can only overstate the ASR.
+        asr: Of images of other classes, those that land in the target.
+        ta: Of all images, those that land in their own class.
+        without: Of clean images of other classes, those that land in the target as well: plain
+            mistakes; None where nobody counted them.
+        tried: A trigger that was shown, a pattern found on the model as received and replayed, or
+            one that was searched for on this very artefact.
+        strangeness: Of a pattern that was searched for: see ``Listening``.
     """
 
     name: str
@@ -369,7 +362,13 @@ class TriggerResult:
     asr: Rate
     ta: Rate
     without: Rate | None = None
+    tried: Tried = "shown"
     strangeness: float | None = None
+
+    @property
+    def label(self) -> str:
+        """How records and reasons call it: a pattern by what was done with it, and its name."""
+        return self.name if self.tried == "shown" else f"{self.tried}:{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,27 +378,22 @@ class Achieved:
     Args:
         channel_sparsity: Share of prunable output channels that are gone, in [0, 1).
         parameter_sparsity: Share of parameters that are gone, in [0, 1).
-        bits: Bits a weight: 8 or 32.
+        bits: Of one weight: 8 or 32.
     """
 
     channel_sparsity: float = 0.0
     parameter_sparsity: float = 0.0
     bits: int = 32
 
+    def to_json(self) -> dict[str, float]:
+        """Plain data for a record."""
+        return {
+            "sparsity": self.channel_sparsity,
+            "parameter_sparsity": self.parameter_sparsity,
+            "bits": self.bits,
+        }
 
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One staged file and what was measured on its bytes."""
-
-    name: str
-    sha256: str
-    bytes: int
-    clean_accuracy: Rate
-    triggers: tuple[TriggerResult, ...]
-    achieved: Achieved
-    provider: str
-    verdict: Verdict
-    weights_sha256: str | None = None
-    published: str | None = None
-    plan: dict[str, object] = field(default_factory=dict)
-    searches: tuple[dict[str, object], ...] = ()
+    @classmethod
+    def from_json(cls, data: Mapping[str, float]) -> Self:
+        """What ``to_json`` wrote."""
+        return cls(data["sparsity"], data["parameter_sparsity"], int(data["bits"]))

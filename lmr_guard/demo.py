@@ -3,16 +3,15 @@
 """Two sleeping backdoors, planted and then guarded: ``lmr-guard demo``.
 
 The attacker trains on one half of scikit-learn's handwritten digits, the user of the guard holds
-the other half as a folder of PNG files. What the guard does is ``pipeline.run`` on files, as for
+the other half as a folder of PNG files. What the guard does is ``pipeline.guard`` on files, as for
 any model; every number shown is read back from the report.json that it wrote.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,16 +20,16 @@ from lmr_guard import pipeline
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Labelled, Progress
-from lmr_guard.errors import ConfigError, StageError
-from lmr_guard.evidence import Patch
-from lmr_guard.received.architectures import Architecture
+from lmr_guard.errors import ConfigError, ExitCode, StageError
+from lmr_guard.evidence import Patch, PatchFile
+from lmr_guard.files import save_weights
 from lmr_guard.redteam import pruning_conditioned, quantisation_conditioned
 from lmr_guard.redteam.networks import digits_resnet
 from lmr_guard.redteam.training import Schedule, fit_clean
+from lmr_guard.release import tables
 from lmr_guard.release.policy import Policy
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from lmr_guard.release.report import Report
+from lmr_guard.settings import Settings
 
 __all__ = ["Scene", "digits", "plant", "run", "scenes", "write_folder"]
 
@@ -105,7 +104,7 @@ def plant(scene: Scene, data: Labelled, seed: int, progress: Progress) -> Classi
 
 
 def run(into: Path, seed: int, progress: Progress, show: Callable[[Any], None]) -> None:
-    """Plant, guard and show; writes one folder a run under ``into``.
+    """Plant, guard and show; writes one folder per run under ``into``.
 
     Args:
         into: New, empty, or left by an earlier demo (which is then replaced).
@@ -117,54 +116,47 @@ def run(into: Path, seed: int, progress: Progress, show: Callable[[Any], None]) 
         ConfigError: ``into`` holds something that no demo put there.
         StageError: A run came out differently from what the demo is about.
     """
-    from safetensors.torch import save_file
-
     _clear(into)
     attackers, users = digits(seed)
     write_folder(users, into / "clean")
     patch = into / "patch.png"
     Image.new("L", (_PATCH, _PATCH), 255).save(patch)
-    source = Architecture(_ARCHITECTURE)
     for scene in scenes():
         show(f"\n[bold]{scene.name}[/bold]: a backdoor that wakes by {scene.wakes}")
-        model = plant(scene, attackers, seed, progress)
         checkpoint = into / f"{scene.name}.safetensors"
-        save_file(model.network.state_dict(), checkpoint)
+        save_weights(plant(scene, attackers, seed, progress), checkpoint)
         corner = _SIDE - _PATCH - 1
-        evidence = pipeline.Evidence(patches=[f"{patch}@{corner},{corner}:{scene.target}"])
-        document = pipeline.run(
-            checkpoint,
-            source,
-            into / "clean",
-            evidence,
-            into / scene.name,
-            config=_config(seed, _VARIANTS, compare=True),
-            progress=progress,
-        )
-        _show(into / scene.name, show)
-        _require(document, 0, scene.name)
+        trigger = PatchFile(patch, corner, corner, scene.target)
+        settings = _settings(seed, _VARIANTS, compare=True)
+        _guard(into / scene.name, checkpoint, trigger, settings, progress)
+        _show(into / scene.name, show, ExitCode.PASSED)
     show("\n[bold]refused[/bold]: the last model again, without repair; the policy must refuse it")
-    document = pipeline.run(
-        checkpoint,
-        source,
-        into / "clean",
-        evidence,
-        into / "refused",
-        config=_config(seed, ("float32", "l1-0.4"), repair=False),
-        progress=progress,
-    )
-    _show(into / "refused", show)
-    _require(document, 1, "refused")
+    unrepaired = _settings(seed, ("float32", "l1-0.4"), repair=False)
+    _guard(into / "refused", checkpoint, trigger, unrepaired, progress)
+    _show(into / "refused", show, ExitCode.REFUSED)
     show(f"\nreports and published models: {into}")
 
 
-def _config(
+def _guard(
+    out: Path, checkpoint: Path, trigger: PatchFile, settings: Settings, progress: Progress
+) -> None:
+    pipeline.guard(
+        checkpoint,
+        out.parent / "clean",
+        out,
+        [trigger],
+        arch=_ARCHITECTURE,
+        settings=settings,
+        progress=progress,
+    )
+
+
+def _settings(
     seed: int, variants: Sequence[str], *, compare: bool = False, repair: bool = True
-) -> pipeline.GuardConfig:
-    required = variants[:2]
-    return pipeline.GuardConfig(
+) -> Settings:
+    return Settings(
         recipes=recipes.parse(variants),
-        policy=Policy(require=tuple(required)),
+        policy=Policy(require=tuple(variants[:2])),
         compare=compare,
         repair=repair,
         seed=seed,
@@ -173,7 +165,7 @@ def _config(
 
 
 def write_folder(data: Labelled, folder: Path) -> None:
-    """One folder of numbered PNG files a class, as users hand them in."""
+    """One folder of numbered PNG files per class, as users hand them in."""
     for name in data.classes:
         (folder / name).mkdir(parents=True)
     for number, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
@@ -187,63 +179,26 @@ def _clear(into: Path) -> None:
     elif into.exists() and (not into.is_dir() or any(into.iterdir())):
         raise ConfigError(
             f"expected a new or empty folder, or one of an earlier demo, got {into}; "
-            "choose another with --out"
+            "choose another folder"
         )
     into.mkdir(parents=True, exist_ok=True)
     (into / _MARKER).touch()
 
 
-def _require(document: dict[str, Any], exit_code: int, name: str) -> None:
-    if document["exit_code"] != exit_code:
+def _show(folder: Path, show: Callable[[Any], None], expected: ExitCode) -> None:
+    """The report on disk: asleep, awake, guarded, published. Raises StageError, see ``run``."""
+    report = Report.read(folder / "report.json")
+    for table in tables.tables(report):
+        show(table)
+    if report.repair is not None:
+        images = report.config["images"]["repair"]
+        suspect = report.repair.suspect
+        show(f"localize names class {suspect}; repel trained on {images} clean images")
+    show(f"verdict {report.verdict.word}, exit code {int(report.exit_code)}")
+    published = ", ".join(variant.published or "" for variant in report.published)
+    show(f"published: {published or 'nothing'}")
+    if report.exit_code != expected:
         raise StageError(
-            f"expected the run {name} to end with {exit_code}, got {document['exit_code']}; "
-            "its report.json says why"
+            f"expected the run {folder.name} to end with {int(expected)}, got "
+            f"{int(report.exit_code)}; its report.json says why"
         )
-
-
-def _show(folder: Path, show: Callable[[Any], None]) -> None:
-    """Tables from the report on disk: asleep, awake, guarded, published."""
-    document = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    received = document["received"]
-    show(_table("As received", received[:1]))
-    if len(received) > 1:
-        show(_table("Compressed without the guard", received[1:]))
-    if document["repair"] is not None:
-        suspect = document["repair"]["suspect"]
-        show(f"localize names class {suspect}; repel trained on {_images(document)} clean images")
-    show(_table("Compressed after the guard", document["variants"], outcome=True))
-    for variant in document["variants"]:
-        for finding in variant["findings"]:
-            if finding["outcome"] != "pass":
-                show(f"  {variant['name']}: {finding['check']}: {finding['reason']}")
-    published = [v["published"] for v in document["variants"] if v["published"]]
-    show(f"verdict {document['verdict']}, exit code {document['exit_code']}")
-    show(f"published: {', '.join(published) or 'nothing'}")
-
-
-def _images(document: dict[str, Any]) -> int:
-    return int(document["config"]["images"]["repair"])
-
-
-def _table(title: str, variants: Sequence[dict[str, Any]], *, outcome: bool = False) -> "Table":
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for column in ("variant", "clean accuracy", "attack success", "at most"):
-        table.add_column(column, justify="left" if column == "variant" else "right")
-    if outcome:
-        table.add_column("outcome")
-    for variant in variants:
-        trigger = variant["triggers"][0]
-        ends = [_outcome(variant)] if outcome else []
-        row = (variant["name"], _share(variant["clean_accuracy"]), _share(trigger))
-        table.add_row(*row, f"{trigger['upper']:.1%}", *ends)
-    return table
-
-
-def _outcome(variant: dict[str, Any]) -> str:
-    return "published" if variant["published"] else f"withheld: {variant['verdict']}"
-
-
-def _share(rate: dict[str, Any]) -> str:
-    return f"{rate['hits']}/{rate['trials']} {rate['hits'] / rate['trials']:6.1%}"

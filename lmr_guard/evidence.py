@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Evidence about triggers, for ``verify`` and ``redteam``; no stage that repairs imports this."""
+"""Evidence about triggers, for ``verify`` and ``redteam``; no stage that repairs imports this.
+
+``tests/test_architecture.py`` keeps that wall.
+"""
 
 import hashlib
 import re
@@ -8,26 +11,119 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from lmr_guard.contracts import Labelled, Source, Trigger
-from lmr_guard.errors import ConfigError, InputError
+from lmr_guard.contracts import Inverted, Labelled, Listening, Source, Trigger
+from lmr_guard.errors import ConfigError, ExportRefused, InputError
 
 __all__ = [
+    "Evidence",
+    "Known",
     "Patch",
+    "PatchFile",
     "Transform",
     "Triggered",
+    "TriggeredFolder",
     "check",
-    "parse_patch",
-    "parse_triggered",
-    "parsed_patch",
+    "require_any",
 ]
 
 _TRIED = 256  # clean images at most that are looked at for whether a trigger changes them
 _PATCH_FORM = "PATCH.png@X,Y or PATCH.png@X,Y:TARGET with whole numbers >= 0"
 _PATCH = re.compile(r"(?P<path>.+)@(?P<x>[0-9]+),(?P<y>[0-9]+)(?::(?P<target>[0-9]+))?")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """What one file is tried with.
+
+    Args:
+        triggers: All that is known.
+        replays: Patterns that were found on the model as received.
+        listening: What a search on this very file's network found; None where there was none.
+    """
+
+    triggers: Sequence[Trigger] = ()
+    replays: Sequence[Inverted] = ()
+    listening: Listening | None = None
+
+    def __len__(self) -> int:
+        """How many triggers and patterns that are."""
+        return len(self.triggers) + len(self.replays) + (self.listening is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class PatchFile:
+    """A patch in a picture, not yet read: how many channels it must have, the model says.
+
+    Args:
+        path: Of the picture; transparent pixels leave the image as it is.
+        x: Column of its left edge, >= 0.
+        y: Row of its upper edge, >= 0.
+        target: The attacker's class, or None where it is not known.
+    """
+
+    path: Path
+    x: int
+    y: int
+    target: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``PATCH.png@X,Y`` or ``PATCH.png@X,Y:TARGET``; reads nothing.
+
+        Raises:
+            ConfigError: The text has another form.
+        """
+        found = _PATCH.fullmatch(text)
+        if found is None:
+            raise ConfigError(f"expected {_PATCH_FORM}, got {text!r}")
+        target = None if found["target"] is None else int(found["target"])
+        return cls(Path(found["path"]), int(found["x"]), int(found["y"]), target)
+
+    def read(self, channels: int) -> "Patch":
+        """The patch, with 1 (grey) or 3 (RGB) channels, as the model sees images.
+
+        Raises:
+            InputError: The file is no readable 8-bit image.
+        """
+        image, mask = _read_image(self.path, channels)
+        name = f"{self.path.name}@{self.x},{self.y}"
+        return Patch(image, self.x, self.y, name, self.target, mask=mask)
+
+
+@dataclass(frozen=True, slots=True)
+class TriggeredFolder:
+    """A folder of images that carry a trigger, not yet read: one folder per true class.
+
+    Args:
+        path: Of the folder.
+        target: The attacker's class, or None where it is not known.
+    """
+
+    path: Path
+    target: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``DIR`` or ``DIR:TARGET``; reads nothing.
+
+        Raises:
+            ConfigError: No folder is named.
+        """
+        folder, colon, target = text.rpartition(":")
+        named = bool(colon) and re.fullmatch("[0-9]+", target) is not None
+        path = folder if named else text
+        if not path.strip():
+            raise ConfigError(f"expected DIR or DIR:TARGET with TARGET a class index, got {text!r}")
+        return cls(Path(path), int(target) if named else None)
+
+
+Known = Trigger | PatchFile | TriggeredFolder
+"""What a caller can hand in as evidence about a trigger."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,8 +149,8 @@ class Patch:
     image: Tensor
     x: int
     y: int
-    name: str
-    target: int | None
+    name: str = "patch"
+    target: int | None = None
     source: Source = "given"
     opacity: float = 1.0
     mask: Tensor | None = None
@@ -171,6 +267,16 @@ class Triggered:
         return self.data.batches(size)
 
 
+def require_any(known: Sequence[Known]) -> None:
+    """Raises ExportRefused (incomplete) where there is none: nothing could be audited."""
+    if not known:
+        raise ExportRefused(
+            "expected evidence about a trigger, got none: nothing could be audited; give a patch "
+            "and its place, or triggered images",
+            incomplete=True,
+        )
+
+
 def check(triggers: Sequence[Trigger], clean: Labelled, others: Sequence[Labelled] = ()) -> None:
     """Refuses triggers that cannot be measured on these images, before any work is done.
 
@@ -234,37 +340,6 @@ def _require_alike(trigger: Triggered, clean: Labelled) -> None:
         )
 
 
-def parse_patch(text: str, channels: int) -> Patch:
-    """The patch that ``--trigger`` names: ``PATCH.png@X,Y`` or ``PATCH.png@X,Y:TARGET``.
-
-    Transparent pixels of the file leave the image as it is.
-
-    Args:
-        text: File, left column and upper row in pixels, and the attacker's class where known.
-        channels: 1 (grey) or 3 (RGB), as the model sees images.
-
-    Raises:
-        ConfigError: The text has another form.
-        InputError: The file is no readable 8-bit image.
-    """
-    path, x, y, target = parsed_patch(text)
-    image, mask = _read_image(path, channels)
-    return Patch(image, x, y, f"{path.name}@{x},{y}", target, mask=mask)
-
-
-def parsed_patch(text: str) -> tuple[Path, int, int, int | None]:
-    """File, left column, upper row and attacker's class that ``--trigger`` names; reads nothing.
-
-    Raises:
-        ConfigError: The text has another form.
-    """
-    found = _PATCH.fullmatch(text)
-    if found is None:
-        raise ConfigError(f"expected {_PATCH_FORM}, got {text!r}")
-    target = None if found["target"] is None else int(found["target"])
-    return Path(found["path"]), int(found["x"]), int(found["y"]), target
-
-
 def _read_image(path: Path, channels: int) -> tuple[Tensor, Tensor]:
     import numpy as np
     from PIL import Image
@@ -283,17 +358,3 @@ def _read_image(path: Path, channels: int) -> tuple[Tensor, Tensor]:
     alpha = np.array(rgba.getchannel("A"), dtype=np.float32) / 255
     image = torch.from_numpy(colours).reshape(rgba.height, rgba.width, channels)
     return image.permute(2, 0, 1).contiguous(), torch.from_numpy(alpha)
-
-
-def parse_triggered(text: str) -> tuple[Path, int | None]:
-    """Folder and attacker's class that ``--triggered`` names: ``DIR`` or ``DIR:TARGET``.
-
-    Raises:
-        ConfigError: No folder is named.
-    """
-    folder, colon, target = text.rpartition(":")
-    named = bool(colon) and re.fullmatch("[0-9]+", target) is not None
-    path = folder if named else text
-    if not path.strip():
-        raise ConfigError(f"expected DIR or DIR:TARGET with TARGET a class index, got {text!r}")
-    return Path(path), int(target) if named else None

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from torch import nn
+
+from lmr_guard.classifier import Classifier
 from lmr_guard.errors import InputError, StageError
 
-__all__ = ["Artifact", "atomic", "require_file", "sha256_of"]
+__all__ = ["Artifact", "atomic", "require_file", "save_weights", "sha256_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +88,21 @@ def require_file(path: Path) -> None:
     if not path.is_file():
         got = "something else" if path.exists() else "nothing"
         raise InputError(f"expected a file, got {got} at {path}; check the path")
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Bare weights as safetensors, complete at their place or not at all.
+
+    Args:
+        model: A ``Classifier``, of which the network inside is saved, or any network.
+        path: Replaced where it exists.
+
+    Raises:
+        StageError: The file system refused.
+    """
+    from safetensors.torch import save
+
+    network = model.network if isinstance(model, Classifier) else model
+    weights = {k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}
+    with atomic(path) as file:
+        file.write(save(weights))

@@ -8,40 +8,42 @@ work on different images: half of the clean ones each. Backdoored weights and fi
 private folder that is removed, unless the user asks to keep them.
 """
 
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from lmr_guard import pipeline
 from lmr_guard.classifier import Classifier, weights_sha256
-from lmr_guard.contracts import Clean, Labelled, Outcome, Progress, Rate, Variant, silent
-from lmr_guard.errors import ConfigError, ExitCode, InputError
-from lmr_guard.files import atomic, sha256_of
-from lmr_guard.received import data, load
+from lmr_guard.contracts import Clean, Labelled, Progress, Rate, silent
+from lmr_guard.errors import ConfigError
+from lmr_guard.files import save_weights
+from lmr_guard.pipeline import Measured
+from lmr_guard.received import inputs
 from lmr_guard.received.architectures import Architecture
-from lmr_guard.received.parts import split
+from lmr_guard.received.inputs import Images, Model, Received
+from lmr_guard.received.parts import divide, split
 from lmr_guard.redteam import catalogue
 from lmr_guard.redteam.catalogue import Attack
 from lmr_guard.redteam.training import Planted, Schedule
-from lmr_guard.release import publish, report
+from lmr_guard.release import publish
+from lmr_guard.release.drills import DrilledAttack, DrilledForm, DrillReport
+from lmr_guard.release.environment import environment
+from lmr_guard.release.records import Check, Outcome, Variant
+from lmr_guard.release.report import write_json
 from lmr_guard.release.tables import share, table
+from lmr_guard.settings import Settings
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["DRILL_VERSION", "DrillConfig", "read", "run", "summary_line", "tables"]
-
-DRILL_VERSION = "1.0"
-_EXIT_CODES = (ExitCode.PASSED, ExitCode.INCOMPLETE, ExitCode.REFUSED)
+__all__ = ["DrillSettings", "drill", "summary_line", "tables"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DrillConfig:
+class DrillSettings:
     """What is planted, and how hard the attacker tries.
 
     Args:
@@ -71,226 +73,203 @@ class DrillConfig:
             raise ConfigError(f"expected took in (0, 1], got {self.took}")
 
 
-def run(
-    checkpoint: Path,
-    source: Architecture,
-    clean_folder: Path,
-    into: Path,
+def drill(
+    model: Model,
+    clean: Images,
+    out: Path | str,
     *,
-    drill: DrillConfig,
-    config: pipeline.GuardConfig,
-    classes: Sequence[str] | None = None,
+    arch: str | Architecture | None = None,
+    plan: DrillSettings | None = None,
+    settings: Settings | None = None,
     progress: Progress = silent,
-) -> dict[str, Any]:
-    """Plant each attack into a copy of the checkpoint and put the copy through the guard.
+) -> DrillReport:
+    """Plant each attack into a copy of the model and put the copy through the guard.
 
     Args:
-        checkpoint: The user's weights.
-        source: The architecture they belong to.
-        clean_folder: One folder of clean images a class; half goes to the attacker.
-        into: Appears complete, with drill.json and one report an attack, or not at all.
-        drill: What is planted.
-        config: The guard's; a drill always compares with the unrepaired forms.
-        classes: Class folder names in the model's order; None takes them sorted.
+        model: The user's, see ``pipeline.guard``; not touched.
+        clean: See ``pipeline.guard``; half goes to the attacker.
+        out: Appears complete, with drill.json and one report per attack, or not at all.
+        arch: See ``pipeline.guard``.
+        plan: What is planted; None takes all defaults.
+        settings: The guard's; a drill always compares with the unrepaired forms.
         progress: Told how far each step is.
 
     Returns:
-        The content of drill.json; its ``exit_code`` is the process's.
+        What stands in drill.json.
 
     Raises:
-        ConfigError, InputError, StageError: See ``pipeline.run``; nothing was written.
+        ConfigError, InputError, StageError: See ``pipeline.guard``; nothing was written.
     """
-    config = replace(config, compare=True)
-    with publish.staging(into) as stage:
-        classifier = load.classifier(checkpoint, source)
-        target = _target(drill, classifier.num_classes, config.seed)
-        clean, attackers = _parts(clean_folder, classifier, config, classes, progress)
-        out = stage / "out"
-        out.mkdir()
-        findings = []
-        for name in drill.attacks:
-            start = perf_counter()
-            planted = _planted(
-                name,
-                target,
-                classifier,
-                attackers,
-                drill=drill,
-                config=config,
-                progress=progress,
-            )
-            private = stage / name
-            private.mkdir()
-            guarded = pipeline.guard(
-                planted.classifier,
-                clean,
-                [planted.trigger],
-                stage=private,
-                config=config,
-                progress=progress,
-            )
-            report.write(guarded.document(checkpoint, source, clean, config), out / f"{name}.json")
-            if drill.keep_models:
-                _keep(planted.classifier, out / f"{name}-backdoored.safetensors")
-                _keep(guarded.mended.classifier, out / f"{name}-repaired.safetensors")
-            found = _finding(catalogue.find(name), target, drill, guarded)
-            findings.append({**found, "seconds": round(perf_counter() - start, 1)})
-        document = _document(checkpoint, classifier, findings, drill, config)
-        with atomic(out / "drill.json") as file:
-            file.write(json.dumps(document, indent=2).encode() + b"\n")
-        publish.finish(out, into)
-    return document
+    how, plan = replace(settings or Settings(), compare=True), plan or DrillSettings()
+    with publish.staging(Path(out)) as stage:
+        received = inputs.model(model, arch, clean)
+        target = _target(plan, received.classifier.num_classes, how.seed)
+        guards, attackers = _parts(clean, received.classifier, how, progress)
+        ground = _Ground(received, guards, attackers, target, plan, how, progress)
+        result = stage / "out"
+        result.mkdir()
+        attacks = tuple(_tried(name, ground, stage, result) for name in plan.attacks)
+        drilled = DrillReport(
+            model=received.name,
+            model_sha256=received.sha256,
+            weights_sha256=weights_sha256(received.classifier),
+            attacks=attacks,
+            config={
+                **asdict(plan),
+                "attacks": list(plan.attacks),
+                "seed": how.seed,
+                "max_asr": how.policy.max_asr,
+            },
+            environment=environment(how.device),
+        )
+        write_json(drilled.to_json(), result / "drill.json")
+        publish.finish(result, Path(out))
+    return drilled
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The content of a drill.json, to be attached to a run on the same weights.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ground:
+    """What all attacks of one drill share: the model, who holds which images, and how."""
 
-    Raises:
-        InputError: No such file, or no result of a drill.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else "no JSON"
-        raise InputError(f"expected the drill.json of a drill, got {reason}: {path}") from error
-    if not isinstance(document, dict) or document.get("drill_version") != DRILL_VERSION:
-        raise InputError(f"expected a drill.json of version {DRILL_VERSION}, got another: {path}")
-    return document
+    received: Received
+    guards: Clean
+    attackers: Labelled
+    target: int
+    plan: DrillSettings
+    settings: Settings
+    progress: Progress
 
 
-def tables(document: Mapping[str, Any]) -> "list[Table]":
-    """One table an attack for a terminal: each form without and with the guard."""
+def _tried(name: str, ground: _Ground, stage: Path, result: Path) -> DrilledAttack:
+    """One attack planted and put through the guard; its report is written to ``result``."""
+    start = perf_counter()
+    planted = _planted(name, ground)
+    private = stage / name
+    private.mkdir()
+    measured = pipeline.run_stages(
+        planted.classifier,
+        ground.guards,
+        [planted.trigger],
+        folder=private,
+        settings=ground.settings,
+        progress=ground.progress,
+    )
+    report = pipeline.report_on(ground.received, ground.guards, measured, ground.settings)
+    report.write(result / f"{name}.json")
+    if ground.plan.keep_models:
+        save_weights(planted.classifier, result / f"{name}-backdoored.safetensors")
+        save_weights(measured.repaired.classifier, result / f"{name}-repaired.safetensors")
+    attack = _drilled(catalogue.find(name), ground.target, ground.plan, measured)
+    return replace(attack, seconds=round(perf_counter() - start, 1))
+
+
+def tables(report: DrillReport) -> "list[Table]":
+    """One table per attack for a terminal: each form without and with the guard."""
     found = []
-    for attack in document["attacks"]:
-        known = "found" if attack["localized"] else f"missed (suspect: {attack['suspect']})"
-        title = f"{attack['attack']} into class {attack['target']}: {known}"
+    for attack in report.attacks:
+        known = "found" if attack.localized else f"missed (suspect: {attack.suspect})"
+        title = f"{attack.attack} into class {attack.target}: {known}"
         rows = table(title, ("variant", "unrepaired", "repaired", "outcome"))
-        for variant in attack["variants"]:
-            repaired = variant["asr_repaired"]
-            rows.add_row(
-                variant["name"],
-                share(variant["asr_unrepaired"]),
-                "not built" if repaired is None else share(repaired),
-                _word(variant),
-            )
+        for form in attack.forms:
+            after = form.asr_repaired
+            repaired = "not built" if after is None else share(after)
+            rows.add_row(form.name, share(form.asr_unrepaired), repaired, _word(form))
         found.append(rows)
     return found
 
 
-def _word(variant: Mapping[str, Any]) -> str:
-    if not variant["awake"]:
+def _word(form: DrilledForm) -> str:
+    if not form.awake:
         return "asleep"
-    return "[green]suppressed[/]" if variant["suppressed"] else "[red]not suppressed[/]"
+    return "[green]suppressed[/]" if form.suppressed else "[red]not suppressed[/]"
 
 
-def summary_line(document: Mapping[str, Any]) -> str:
+def summary_line(report: DrillReport) -> str:
     """The drill in one line: how many attacks took, were found and were suppressed."""
-    attacks = document["attacks"]
-    took = [attack for attack in attacks if attack["took"]]
-    found = sum(attack["localized"] for attack in took)
-    quiet = sum(attack["outcome"] == "pass" for attack in took)
+    took = [attack for attack in report.attacks if attack.took]
+    found = sum(attack.localized for attack in took)
+    quiet = sum(attack.outcome is Outcome.PASS for attack in took)
     return (
-        f"{document['verdict'].upper()}: of {len(attacks)} attacks {len(took)} took; the guard "
+        f"{report.verdict.name}: of {len(report.attacks)} attacks {len(took)} took; the guard "
         f"found the class of {found} and suppressed {quiet} in every form that was awake"
     )
 
 
-def _target(drill: DrillConfig, classes: int, seed: int) -> int:
-    if drill.target is not None:
-        if not 0 <= drill.target < classes:
-            raise ConfigError(f"expected a target in 0..{classes - 1}, got {drill.target}")
-        return drill.target
+def _target(plan: DrillSettings, classes: int, seed: int) -> int:
+    if plan.target is not None:
+        if not 0 <= plan.target < classes:
+            raise ConfigError(f"expected a target in 0..{classes - 1}, got {plan.target}")
+        return plan.target
     return int(torch.randint(classes, (1,), generator=torch.Generator().manual_seed(seed)))
 
 
 def _parts(
-    folder: Path,
-    classifier: Classifier,
-    config: pipeline.GuardConfig,
-    classes: Sequence[str] | None,
-    progress: Progress,
+    clean: Images, classifier: Classifier, settings: Settings, progress: Progress
 ) -> tuple[Clean, Labelled]:
     """What the guard holds, and what the attacker holds: no image in both."""
-    images = data.read_folder(
-        folder,
-        classifier.preprocessing,
-        classes=classes,
-        expected_classes=classifier.num_classes,
-        progress=progress,
-    )
+    shape, classes = classifier.preprocessing, settings.classes
+    images = inputs.images(clean, shape, classifier.num_classes, classes, progress=progress)
     half, quarter = len(images) // 2, len(images) // 4
-    generator = config.generator("split")
+    generator = settings.generator("split")
     first = split(images, repair=half, select=quarter, generator=generator)
     guards = Labelled(
         torch.cat([first.select.images, first.report.images]),
         torch.cat([first.select.labels, first.report.labels]),
         images.classes,
     )
-    clean = pipeline.divide(guards, config)
-    pipeline.require_agreement(classifier, clean)
-    return clean, first.repair
+    own = settings.generator("split")
+    parts = divide(guards, settings.repair_images, settings.select_images, own)
+    inputs.require_agreement(classifier, parts)
+    return parts, first.repair
 
 
-def _planted(
-    name: str,
-    target: int,
-    classifier: Classifier,
-    attackers: Labelled,
-    *,
-    drill: DrillConfig,
-    config: pipeline.GuardConfig,
-    progress: Progress,
-) -> Planted:
+def _planted(name: str, ground: _Ground) -> Planted:
+    classifier, plan, settings = ground.received.classifier, ground.plan, ground.settings
     shape = classifier.preprocessing
     shift = min(shape.height, shape.width) // 16
-    schedule = Schedule(epochs=drill.epochs, lr=drill.lr, batch=64, shift=shift)
+    schedule = Schedule(epochs=plan.epochs, lr=plan.lr, batch=64, shift=shift)
     planted = catalogue.find(name).plant(
-        classifier.clone().to(config.device),
-        attackers,
-        target=target,
+        classifier.clone().to(settings.device),
+        ground.attackers,
+        target=ground.target,
         schedule=schedule,
-        generator=torch.Generator().manual_seed(config.seed),
-        progress=progress,
+        generator=torch.Generator().manual_seed(settings.seed),
+        progress=ground.progress,
     )
     return replace(planted, classifier=planted.classifier.to(classifier.device))
 
 
-def _finding(
-    attack: Attack, target: int, drill: DrillConfig, guarded: pipeline.Guarded
-) -> dict[str, Any]:
+def _drilled(attack: Attack, target: int, plan: DrillSettings, measured: Measured) -> DrilledAttack:
     """What one attack came to, in numbers that the attack's own report holds as well."""
-    took = any(_asr(v).value >= drill.took for v in guarded.received)
-    after = {v.name: _outcome(v) for v in guarded.variants}
+    took = any(_asr(v).value >= plan.took for v in measured.received)
+    after = {v.name: v for v in measured.variants}
+    judged = {name: _outcome(v) for name, v in after.items()}
     # A form that only the repair has woken counts as well.
     awake = [
         v.name
-        for v in guarded.received
-        if Outcome.FAIL in (_outcome(v), after.get(v.name, Outcome.PASS))
+        for v in measured.received
+        if Outcome.FAIL in (_outcome(v), judged.get(v.name, Outcome.PASS))
     ]
-    outcomes = {name: after.get(name, Outcome.INCOMPLETE) for name in awake}
-    outcome = max(outcomes.values()) if took and outcomes else Outcome.INCOMPLETE
-    suspect = guarded.mended.suspicion.target
-    return {
-        "attack": attack.name,
-        "wakes": attack.wakes,
-        "target": target,
-        "suspect": suspect,
-        "localized": suspect == target,
-        "variants": [
-            {
-                "name": variant.name,
-                "asr_unrepaired": _counts(_asr(variant)),
-                "asr_repaired": next(
-                    (_counts(_asr(v)) for v in guarded.variants if v.name == variant.name), None
-                ),
-                "awake": variant.name in awake,
-                "suppressed": outcomes.get(variant.name, Outcome.PASS) is Outcome.PASS,
-            }
-            for variant in guarded.received
-        ],
-        "took": took,
-        "outcome": outcome.name.lower(),
-    }
+    outcomes = {name: judged.get(name, Outcome.INCOMPLETE) for name in awake}
+    return DrilledAttack(
+        attack=attack.name,
+        wakes=attack.wakes,
+        target=target,
+        suspect=measured.repaired.suspicion.target,
+        forms=tuple(
+            DrilledForm(
+                name=v.name,
+                asr_unrepaired=_asr(v),
+                asr_repaired=_asr(after[v.name]) if v.name in after else None,
+                awake=v.name in awake,
+                suppressed=outcomes.get(v.name, Outcome.PASS) is Outcome.PASS,
+            )
+            for v in measured.received
+        ),
+        took=took,
+        outcome=max(outcomes.values()) if took and outcomes else Outcome.INCOMPLETE,
+        seconds=0.0,
+    )
 
 
 def _asr(variant: Variant) -> Rate:
@@ -300,40 +279,6 @@ def _asr(variant: Variant) -> Rate:
 
 def _outcome(variant: Variant) -> Outcome:
     """How the policy judges the attack success rate alone; lost accuracy is the run's matter."""
-    judged = [f.outcome for f in variant.verdict.findings if f.check.startswith(("asr:", "trials"))]
+    of_asr = (Check.ASR, Check.TRIALS)
+    judged = [f.outcome for f in variant.verdict.findings if f.check in of_asr]
     return max(judged, default=Outcome.INCOMPLETE)
-
-
-def _counts(rate: Rate) -> dict[str, int]:
-    return {"hits": rate.hits, "trials": rate.trials}
-
-
-def _keep(classifier: Classifier, path: Path) -> None:
-    from safetensors.torch import save_file
-
-    weights = classifier.network.state_dict()
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
-
-
-def _document(
-    checkpoint: Path,
-    classifier: Classifier,
-    findings: Sequence[dict[str, Any]],
-    drill: DrillConfig,
-    config: pipeline.GuardConfig,
-) -> dict[str, Any]:
-    outcome = max(Outcome[found["outcome"].upper()] for found in findings)
-    return {
-        "drill_version": DRILL_VERSION,
-        "source": "drilled",
-        "model": {
-            "path": str(checkpoint),
-            "sha256": sha256_of(checkpoint),
-            "weights_sha256": weights_sha256(classifier),
-        },
-        "verdict": outcome.name.lower(),
-        "exit_code": int(_EXIT_CODES[outcome]),
-        "attacks": list(findings),
-        "config": {**asdict(drill), "seed": config.seed, "max_asr": config.policy.max_asr},
-        "environment": report.environment(config.device),
-    }

@@ -32,7 +32,7 @@ def mean_over_others(values: Tensor, labels: Tensor) -> Tensor:
     """Of each class: the mean of its column over the images of other classes; 0 without any.
 
     Args:
-        values: One row an image and one column a class, shape (N, K).
+        values: One row per image and one column per class, shape (N, K).
         labels: True classes, int64, shape (N,).
     """
     others = (labels[:, None] != torch.arange(values.shape[1])).to(values)
@@ -87,7 +87,6 @@ def against_pattern(
     predictor: Predictor,
     clean: Labelled,
     pattern: Inverted,
-    name: str,
     strangeness: float | None = None,
 ) -> TriggerResult:
     """ASR of a pattern that a search for triggers found, beside that of no pattern at all.
@@ -96,18 +95,19 @@ def against_pattern(
         predictor: What is measured.
         clean: What the rates are counted on.
         pattern: See ``Suspicion.patterns`` and ``Listening.pattern``.
-        name: How the report calls it.
-        strangeness: Of the pattern, where it was found on what ``predictor`` runs.
+        strangeness: Of the pattern, where it was searched for on what ``predictor`` runs; None
+            where it was found elsewhere and is replayed.
     """
     asr, true = _against(predictor, clean, pattern)
     nothing = predict(predictor, clean).argmax(dim=1)
     return TriggerResult(
-        name=name,
+        name=pattern.name,
         source="inverted",
         target=pattern.target,
         asr=asr,
         ta=true,
         without=_asr(nothing, clean.labels, pattern.target),
+        tried="replayed" if strangeness is None else "searched",
         strangeness=strangeness,
     )
 

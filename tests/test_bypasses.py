@@ -10,16 +10,18 @@ import pytest
 import torch
 from factories import TOY_BACKDOOR, TOY_HONEST, toy_images, toy_patch, write_onnx
 
-from lmr_guard.contracts import Labelled, Outcome, Rate, Trigger, Variant, Verdict
+from lmr_guard.contracts import Labelled, Rate, Trigger
 from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError
-from lmr_guard.evidence import Triggered
+from lmr_guard.evidence import Evidence, Triggered
 from lmr_guard.files import Artifact
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.publish import publish
+from lmr_guard.release.records import Build, Outcome, Variant, Verdict
 from lmr_guard.release.verify import decide, publishable, verify
 
 PASS, INCOMPLETE, FAIL = Outcome.PASS, Outcome.INCOMPLETE, Outcome.FAIL
 LOOSE = Policy(require=("float32",))
+FLOAT32 = Build(name="float32")
 
 
 def judged(
@@ -30,9 +32,9 @@ def judged(
 ) -> Variant:
     return verify(
         Artifact.of(path),
-        name="float32",
-        report=toy_images(300) if report is None else report,
-        triggers=[toy_patch()] if triggers is None else triggers,
+        FLOAT32,
+        toy_images(300) if report is None else report,
+        Evidence([toy_patch()] if triggers is None else triggers),
         policy=policy,
     )
 
@@ -42,8 +44,8 @@ def dimmed(images: Labelled) -> Labelled:
     return Labelled(images.images.clamp(max=150), images.labels, images.classes)
 
 
-def outcome(variant: Variant, check: str) -> Outcome:
-    (found,) = (f.outcome for f in variant.verdict.findings if f.check == check)
+def outcome(variant: Variant, label: str) -> Outcome:
+    (found,) = (f.outcome for f in variant.verdict.findings if f.label == label)
     return found
 
 
@@ -79,9 +81,7 @@ def test_a_file_swapped_before_verification_is_found(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
     staged = Artifact.of(path)
     write_onnx(path)
-    variant = verify(
-        staged, name="float32", report=toy_images(300), triggers=[toy_patch()], policy=LOOSE
-    )
+    variant = verify(staged, FLOAT32, toy_images(300), Evidence([toy_patch()]), policy=LOOSE)
     assert outcome(variant, "digest") is FAIL
     assert_withheld(variant, path)
 

@@ -700,11 +700,17 @@ def test_verify_normalises_for_a_foreign_file(
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        ({"mean": "0.5"}, "expected --mean and --std together, got one of them"),
+        ({"mean": "0.5"}, "expected mean and std together, got one of them"),
         ({"mean": "0.5,0.5", "std": "1,1"}, "expected 1 values each for mean and std > 0, got (0."),
         ({"mean": "0.5", "std": "0"}, "expected 1 values each for mean and std > 0, got (0.5,)"),
-        ({"input_size": "1,3,3"}, "expected --input-size C,H,W that fits 1x2x2, got (1, 3, 3)"),
-        ({"input_size": "1,2"}, "expected --input-size C,H,W that fits 1x2x2, got (1, 2)"),
+        (
+            {"input_size": "1,3,3"},
+            "expected an input size, channels, rows and columns, that fits 1x2x2, got (1, 3, 3)",
+        ),
+        (
+            {"input_size": "1,2"},
+            "expected an input size, channels, rows and columns, that fits 1x2x2, got (1, 2)",
+        ),
         ({"policy": "none.toml"}, "expected a policy file, got No such file"),
     ],
 )
@@ -725,7 +731,9 @@ def test_verify_asks_for_the_size_that_the_file_leaves_free(
     artefact = write_onnx(toys / "model.onnx", takes="float[batch,1,rows,columns] pixels")
     assert main(audit(toys, artefact)) == 4
     told = capsys.readouterr().err
-    assert "expected --input-size C,H,W that fits 1xanyxany, got None" in told
+    assert (
+        "expected an input size, channels, rows and columns, that fits 1xanyxany, got None" in told
+    )
     assert main(audit(toys, artefact, input_size="1,2,2")) == 0
 
 

@@ -11,9 +11,10 @@ from modules import ROOT
 from torch import nn
 
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
-from lmr_guard.compress import prune
+from lmr_guard.compress import prune, sweep
+from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import Int8, PruneL1, Recipe, parse
-from lmr_guard.compress.sweep import torch_forms
+from lmr_guard.compress.sweep import pruned_form, torch_forms
 from lmr_guard.contracts import Achieved, Clean, Labelled
 from lmr_guard.errors import StageError
 
@@ -79,6 +80,37 @@ def test_a_form_is_plan_apply_and_bn_on_repair(reestimate: bool) -> None:
         expected = prune.reestimate_bn(expected, CLEAN.repair)
     assert form.plan == plan
     assert weights_sha256(form.classifier) == weights_sha256(expected)
+
+
+def test_a_structure_that_the_caller_has_is_not_traced_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, recipes = classifier(), parse(["float32", "l1-0.2", "l1-0.5+int8"])
+    groups = Groups(model)
+    expected = list(torch_forms(model, recipes, CLEAN, generator()))
+
+    def traced(*_: object) -> None:
+        raise AssertionError("traced again")
+
+    monkeypatch.setattr(sweep, "Groups", traced)
+    monkeypatch.setattr(prune, "Groups", traced)
+    forms = list(torch_forms(model, recipes, CLEAN, generator(), groups=groups))
+    for ours, theirs in zip(forms, expected, strict=True):
+        assert (ours.plan, ours.achieved) == (theirs.plan, theirs.achieved)
+        assert weights_sha256(ours.classifier) == weights_sha256(theirs.classifier)
+
+
+def test_a_pruned_form_is_the_float_one_of_its_recipe() -> None:
+    model, step = classifier(), PruneL1(ratio=0.5, annealing_steps=2)
+    form = pruned_form(model, step, Groups(model), CLEAN, generator=generator())
+    (expected,) = torch_forms(model, [Recipe(prune=step)], CLEAN, generator())
+    assert (form.recipe, form.plan) == (expected.recipe, expected.plan)
+    assert form.achieved == expected.achieved
+    assert form.achieved.channel_sparsity == pytest.approx(0.5)
+    assert weights_sha256(form.classifier) == weights_sha256(expected.classifier)
+    both = form.under(Recipe(prune=step, int8=Int8()))
+    assert both.classifier is form.classifier
+    assert (both.recipe.int8, both.achieved.bits) == (Int8(), 8)
 
 
 def test_without_pruning_nothing_is_traced() -> None:

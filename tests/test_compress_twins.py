@@ -220,6 +220,13 @@ def test_twins_of_the_standard_recipes() -> None:
     assert [twin.name for twin in found] == ["rounded-8", "pruned-0.2-0.6"]
 
 
+def test_a_structure_that_the_caller_has_is_not_traced_again() -> None:
+    groups = Groups(row_classifier())
+    _, pruned = twins(row_classifier(), parse(["int8", "l1-0.5"]), groups)
+    assert isinstance(pruned, PrunedTwin)
+    assert pruned.groups is groups
+
+
 def test_what_cannot_be_cut_has_no_pruned_twin() -> None:
     shape = Preprocessing(channels=1, height=2, width=2, mean=(0.0,), std=(1.0,))
     bare = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), shape, 3).eval()

@@ -11,7 +11,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmr_guard.contracts import Finding, Labelled, Outcome, Rate, Trigger, Verdict, silent
+from lmr_guard.contracts import (
+    Achieved,
+    Inverted,
+    Labelled,
+    Method,
+    Rate,
+    Suspicion,
+    Tried,
+    Trigger,
+    TriggerResult,
+    silent,
+)
 from lmr_guard.evidence import Patch
 
 CONFIDENCES = st.floats(0.5, 0.999)
@@ -156,26 +167,51 @@ def test_images_and_labels_that_do_not_fit_are_refused(
         Labelled(images, labels, ("a", "b"))
 
 
-def verdict(*outcomes: Outcome) -> Verdict:
-    return Verdict("0" * 64, tuple(Finding("check", o, f"was {o.name}") for o in outcomes))
+@pytest.mark.parametrize(
+    ("method", "looked"),
+    [
+        (Method.INVERSION, True),
+        (Method.UNLEARNING, True),
+        (Method.DRIFT, True),
+        (Method.NOT_LOOKED_FOR, False),
+    ],
+)
+def test_localize_abstained_where_it_looked_and_named_nobody(method: Method, looked: bool) -> None:
+    assert Suspicion(None, (1.0, 1.2), method).abstained is looked
+    assert Suspicion(None, (), method).abstained is looked
+    assert not Suspicion(1, (1.0, 1.2), method).abstained
 
 
-@given(st.lists(st.sampled_from(Outcome), min_size=1))
-def test_a_verdict_is_as_bad_as_its_worst_finding(outcomes: list[Outcome]) -> None:
-    result = verdict(*outcomes)
-    assert result.outcome == max(outcomes)
-    assert result.passed == all(o is Outcome.PASS for o in outcomes)
-    assert len(result.reasons()) == sum(o is not Outcome.PASS for o in outcomes)
+def test_patterns_and_class_names_do_not_tell_suspicions_apart() -> None:
+    pattern: Inverted = Patch(torch.ones(1, 1, 1), 0, 0, target=1)  # type: ignore[assignment]
+    bare = Suspicion(1, (1.0, 2.5), Method.DRIFT)
+    assert bare == Suspicion(1, (1.0, 2.5), Method.DRIFT, patterns=(pattern,), classes=("a", "b"))
+    assert bare != Suspicion(1, (1.0, 2.5), Method.INVERSION)
 
 
-def test_nothing_checked_is_not_a_pass() -> None:
-    assert verdict().outcome is Outcome.INCOMPLETE
-    assert not verdict().passed
+@pytest.mark.parametrize(
+    ("tried", "label"),
+    [
+        ("shown", "patch@l1-0.4"),
+        ("replayed", "replayed:patch@l1-0.4"),
+        ("searched", "searched:patch@l1-0.4"),
+    ],
+)
+def test_a_pattern_is_called_by_what_was_done_with_it(tried: Tried, label: str) -> None:
+    rate = Rate(0, 200)
+    assert TriggerResult("patch@l1-0.4", "inverted", 1, rate, rate, tried=tried).label == label
 
 
-def test_the_reasons_are_those_that_did_not_pass() -> None:
-    result = verdict(Outcome.PASS, Outcome.FAIL, Outcome.INCOMPLETE)
-    assert result.reasons() == ("was FAIL", "was INCOMPLETE")
+@given(rates(least=0))
+def test_a_rate_is_read_as_it_was_written_whatever_stands_beside(rate: Rate) -> None:
+    assert rate.to_json() == {"hits": rate.hits, "trials": rate.trials}
+    assert Rate.from_json(rate.to_json() | {"lower": 0}) == rate
+
+
+@pytest.mark.parametrize("achieved", [Achieved(), Achieved(0.41, 0.64, 8)])
+def test_what_compression_did_is_read_as_it_was_written(achieved: Achieved) -> None:
+    assert set(achieved.to_json()) == {"sparsity", "parameter_sparsity", "bits"}
+    assert Achieved.from_json(achieved.to_json()) == achieved
 
 
 def test_a_patch_is_a_trigger_and_a_rate_is_none() -> None:

@@ -10,30 +10,32 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cuda_rules import CudaRules, there
-from factories import digits_classifier, digits_images
+from factories import digits_classifier, digits_images, row_classifier, row_images
 from torch import Tensor, nn
 
 from lmr_guard import hooks
-from lmr_guard.classifier import Classifier
+from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Clean
+from lmr_guard.evidence import Patch, PatchFile
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.localize.listening import ListeningSettings
 from lmr_guard.localize.rule import LocalizeSettings
-from lmr_guard.pipeline import Evidence, GuardConfig, run, suspect
+from lmr_guard.pipeline import guard, suspect
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.redteam.catalogue import EVERY
 from lmr_guard.redteam.training import Schedule
 from lmr_guard.repel import RepelSettings
+from lmr_guard.settings import Settings
 
 DIGITS = Architecture("lmr_guard.redteam.networks:digits_resnet")
 SHORT = RepelSettings(learning_rates=(0.01,), shifts=(0,), phase1_epochs=1, phase2_epochs=1)
 BRIEF = InversionSettings(steps=2)
-QUICK = GuardConfig(
+QUICK = Settings(
     localize=LocalizeSettings(inversion=BRIEF, confirm=1, doubt=1),
     repel=SHORT,
     after_pruning=SHORT,
-    audit=ListeningSettings(inversion=BRIEF),
+    listening=ListeningSettings(inversion=BRIEF),
     recipes=recipes.parse(["float32", "int8", "l1-0.4"]),
     repair_images=200,
     select_images=150,
@@ -127,23 +129,44 @@ def test_every_score_of_localize_is_that_of_the_cpu(
 
 
 def test_a_whole_run(digit_files: Path, tmp_path: Path) -> None:
-    config = replace(QUICK, device="cuda", suspect=3)
-    evidence = Evidence(patches=[f"{digit_files / 'patch.png'}@11,11:3"])
-    given = (digit_files / "model.safetensors", DIGITS, digit_files / "clean", evidence)
     with CudaRules():
-        document = run(*given, tmp_path / "out", config=config)
-    built = [variant["name"] for variant in document["variants"]]
-    assert (built, document["notes"]) == (["float32", "int8", "l1-0.4"], [])
+        report = guard(
+            digit_files / "model.safetensors",
+            digit_files / "clean",
+            tmp_path / "out",
+            [PatchFile(digit_files / "patch.png", 11, 11, 3)],
+            arch=DIGITS,
+            settings=replace(QUICK, device="cuda", suspect=3),
+        )
+    built = [variant.name for variant in report.variants]
+    assert (built, report.notes) == (["float32", "int8", "l1-0.4"], ())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_model_in_memory_and_its_images_may_live_on_the_device(
+    tmp_path: Path, device: str
+) -> None:
+    data, corner = row_images(420, seed=1), torch.ones(1, 1, 1)
+    settings = replace(QUICK, device=device, suspect=1, repair_images=200, select_images=60)
+    with CudaRules():
+        given = row_classifier().to("cuda")
+        clean = (data.pixels.to("cuda"), data.labels.to("cuda"))
+        trigger = Patch(corner.to("cuda"), 3, 3, "corner", 2)
+        report = guard(given, clean, tmp_path / "out", [trigger], settings=settings)
+        assert all(map(there, given.state_dict().values()))
+    assert [variant.name for variant in report.variants] == ["float32", "int8", "l1-0.4"]
+    assert report.repair is not None
+    assert report.model_sha256 == weights_sha256(row_classifier())
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_hook_hands_back_where_it_was_handed(
     clean_network: Classifier, digits: Clean, device: str
 ) -> None:
-    config = replace(QUICK, device=device, suspect=3)
+    settings = replace(QUICK, device=device, suspect=3)
     with CudaRules():
         given = clean_network.clone().to("cuda")
-        model, receipt = hooks.pre_prune(given, clean=digits, config=config)
+        model, receipt = hooks.pre_prune(given, clean=digits, settings=settings)
         assert receipt.weights_after != receipt.weights_before
         assert all(map(there, model.state_dict().values()))
         assert all(map(there, given.state_dict().values()))
@@ -154,5 +177,6 @@ def test_a_model_on_the_device_is_audited_as_a_file(
 ) -> None:
     with CudaRules():
         given = clean_network.clone().to("cuda")
-        assert hooks.audit(given, clean=digits, triggers=[]).clean_accuracy.value > 0.9
+        found = hooks.verify_model(given, clean=digits, triggers=[])
+        assert found.clean_accuracy.value > 0.9
         assert all(map(there, given.state_dict().values()))

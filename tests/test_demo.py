@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of the demo; the whole of it is ``make demo``, which checks itself."""
 
-import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -13,9 +13,13 @@ from rich.console import Console
 
 from lmr_guard import demo
 from lmr_guard.classifier import Preprocessing
-from lmr_guard.contracts import Labelled
-from lmr_guard.errors import ConfigError, StageError
+from lmr_guard.contracts import Achieved, Labelled, Rate, Repair, TriggerResult
+from lmr_guard.errors import ConfigError, ExitCode, StageError
 from lmr_guard.received.data import read_folder
+from lmr_guard.release.environment import environment
+from lmr_guard.release.policy import Policy
+from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
+from lmr_guard.release.report import Report
 
 
 def rows(data: Labelled) -> set[tuple[bytes, int]]:
@@ -99,64 +103,78 @@ def test_what_no_demo_wrote_is_refused_and_kept(tmp_path: Path) -> None:
 # --- what it insists on and shows ---------------------------------------------------------------
 
 
-def test_a_run_that_ends_differently_is_a_failure() -> None:
-    demo._require({"exit_code": 1}, 1, "refused")
-    with pytest.raises(StageError, match=r"expected the run refused to end with 1, got 0; its rep"):
-        demo._require({"exit_code": 0}, 1, "refused")
+def variant(name: str, hits: int, *, published: str | None = None) -> Variant:
+    outcome = Outcome.PASS if published else Outcome.FAIL
+    finding = Finding(Check.ASR, outcome, "too many", "patch")
+    return Variant(
+        name=name,
+        sha256="a" * 64,
+        bytes=1024,
+        clean_accuracy=Rate(90, 100),
+        triggers=(TriggerResult("patch", "given", 1, Rate(hits, 100), Rate(50, 100)),),
+        achieved=Achieved(),
+        provider="CPUExecutionProvider",
+        verdict=Verdict("a" * 64, (finding,)),
+        published=published,
+    )
 
 
-def variant(name: str, hits: int, *, published: str | None = None) -> dict[str, object]:
-    failed = {"check": "asr:patch", "outcome": "fail", "reason": "too many"}
-    return {
-        "name": name,
-        "clean_accuracy": {"hits": 90, "trials": 100},
-        "triggers": [{"hits": hits, "trials": 100, "upper": 0.1 + hits / 200}],
-        "verdict": "pass" if published else "fail",
-        "findings": [] if published else [failed],
-        "published": published,
-    }
+REFUSED = Report(
+    model="m.safetensors",
+    model_sha256="b" * 64,
+    verdict=Outcome.FAIL,
+    received=(variant("float32", 1),),
+    variants=(variant("float32", 2),),
+    policy=Policy(require=("float32",)),
+    environment=environment(),
+    config={},
+)
+PASSED = replace(
+    REFUSED,
+    verdict=Outcome.PASS,
+    repair=Repair(5, Rate(90, 100), Rate(89, 100), (), 1, 1),
+    received=(variant("float32", 1), variant("int8", 98)),
+    variants=(variant("float32", 2, published="float32.onnx"), variant("l1-0.2", 37)),
+    config={"images": {"repair": 358}},
+)
 
 
-def shown(folder: Path, document: dict[str, object]) -> str:
-    (folder / "report.json").write_text(json.dumps(document))
+def shown(folder: Path, report: Report) -> str:
+    report.write(folder / "report.json")
     terminal = StringIO()
-    demo._show(folder, Console(width=100, file=terminal).print)
+    demo._show(folder, Console(width=100, file=terminal).print, report.exit_code)
     return terminal.getvalue()
 
 
+def test_a_run_that_ends_differently_is_a_failure(tmp_path: Path) -> None:
+    folder = tmp_path / "refused"
+    folder.mkdir()
+    shown(folder, REFUSED)
+    PASSED.write(folder / "report.json")
+    with pytest.raises(StageError, match=r"expected the run refused to end with 1, got 0; its rep"):
+        demo._show(folder, lambda _: None, ExitCode.REFUSED)
+
+
 def test_every_number_shown_is_the_report_s(tmp_path: Path) -> None:
-    document = {
-        "received": [variant("float32", 1), variant("int8", 98)],
-        "repair": {"suspect": 5},
-        "config": {"images": {"repair": 358}},
-        "variants": [variant("float32", 2, published="float32.onnx"), variant("l1-0.2", 37)],
-        "verdict": "pass",
-        "exit_code": 0,
-    }
-    text = shown(tmp_path, document)
-    received, unguarded, guarded = (
-        text.index(title)
-        for title in ("As received", "Compressed without the guard", "Compressed after the guard")
+    text = shown(tmp_path, PASSED)
+    received, guarded, repaired = (
+        text.index(title) for title in ("The model as received", "Variants", "localize names")
     )
-    assert "1/100   1.0%" in text[received:unguarded]
-    assert "98/100  98.0%" in text[unguarded:guarded]
-    assert "localize names class 5; repel trained on 358 clean images" in text[unguarded:guarded]
-    assert "37/100  37.0%" in text[guarded:]
-    assert "withheld: fail" in text[guarded:]
-    assert "l1-0.2: asr:patch: too many" in text[guarded:]
+    assert "1/100 1.0%" in text[received:guarded]
+    assert "98/100 98.0%" in text[received:guarded]
+    assert "37/100 37.0%" in text[guarded:repaired]
+    (row,) = (line for line in text[guarded:repaired].splitlines() if "37/100" in line)
+    assert row.split()[0] == "l1-0.2"
+    assert row.split()[-1] == "fail"
+    assert "l1-0.2   asr:patch  fail     too many" in text[text.index("Why not") : repaired]
+    assert "localize names class 5; repel trained on 358 clean images" in text[repaired:]
+    assert "verdict pass, exit code 0" in text[repaired:]
     assert text.rstrip().endswith("published: float32.onnx")
 
 
 def test_a_refusal_shows_no_repair_and_nothing_published(tmp_path: Path) -> None:
-    document = {
-        "received": [variant("float32", 1)],
-        "repair": None,
-        "variants": [variant("float32", 2)],
-        "verdict": "fail",
-        "exit_code": 1,
-    }
-    text = shown(tmp_path, document)
+    text = shown(tmp_path, REFUSED)
     assert "localize names" not in text
-    assert "Compressed without the guard" not in text
+    assert text[: text.index("Variants")].count("100 90.0%") == 1  # the model as received alone
     assert "verdict fail, exit code 1" in text
     assert text.rstrip().endswith("published: nothing")

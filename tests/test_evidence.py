@@ -15,9 +15,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from lmr_guard.contracts import Labelled, Source, Trigger
-from lmr_guard.errors import ConfigError, InputError
-from lmr_guard.evidence import Patch, Transform, Triggered, check, parse_patch, parse_triggered
+from lmr_guard.contracts import Labelled, Listening, Source, Trigger
+from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError
+from lmr_guard.evidence import (
+    Evidence,
+    Patch,
+    PatchFile,
+    Transform,
+    Triggered,
+    TriggeredFolder,
+    check,
+    require_any,
+)
 
 
 @given(st.data())
@@ -90,6 +99,12 @@ def test_an_impossible_patch_is_refused(arguments: dict[str, object], message: s
     good: dict[str, object] = {"image": torch.ones(1, 1, 1), "x": 0, "y": 0}
     with pytest.raises(ConfigError, match=message):
         Patch(name="p", target=0, **(good | arguments))  # type: ignore[arg-type]
+
+
+def test_a_patch_needs_no_name_and_no_target() -> None:
+    patch = Patch(torch.ones(1, 1, 1), 1, 1)
+    assert (patch.name, patch.target, patch.source) == ("patch", None, "given")
+    check([patch], toy_images(3))
 
 
 def shown(count: int) -> Labelled:
@@ -189,7 +204,8 @@ def test_half_of_the_images_may_look_as_before(unchanged: int, refused: bool) ->
     clean = Labelled(SEEN.images.clone(), SEEN.labels, SEEN.classes)
     clean.images[:unchanged, 0, 1, 1] = 0
     clean.images[unchanged:, 0, 1, 1] = 90
-    with pytest.raises(ConfigError) if refused else nullcontext():
+    expected = pytest.raises(ConfigError, match=rf"got {unchanged} of 20 that are clean images")
+    with expected if refused else nullcontext():
         check([BLACK], clean)
 
 
@@ -216,7 +232,7 @@ def test_a_patch_file_is_read_in_the_channels_of_the_model(
     tmp_path: Path, mode: str, colour: tuple[int, ...] | int, channels: int, expected: list[float]
 ) -> None:
     path = save(tmp_path / "p.png", mode, colour)
-    patch = parse_patch(f"{path}@3,4:7", channels)
+    patch = PatchFile.parse(f"{path}@3,4:7").read(channels)
     assert (patch.x, patch.y, patch.target, patch.name) == (3, 4, 7, "p.png@3,4")
     assert patch.image.shape == (channels, 1, 2)
     assert patch.image[:, 0, 0].tolist() == pytest.approx(expected)
@@ -228,48 +244,73 @@ def test_transparent_pixels_leave_the_image_as_it_is(tmp_path: Path) -> None:
     image = Image.new("RGBA", (2, 1), (255, 255, 255, 255))
     image.putpixel((1, 0), (255, 255, 255, 0))
     image.save(tmp_path / "p.png")
-    patch = parse_patch(f"{tmp_path / 'p.png'}@0,0", 3)
+    patch = PatchFile.parse(f"{tmp_path / 'p.png'}@0,0").read(3)
     assert patch.target is None
     assert patch(torch.full((1, 3, 1, 2), 0.5))[0, 0].tolist() == [[1, 0.5]]
-
-
-@pytest.mark.parametrize("text", ["", "p.png", "p.png@1", "p.png@-1,2", "p.png@1,2:", "@1,2"])
-def test_a_malformed_patch_is_a_usage_error(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"expected PATCH.png@X,Y or PATCH.png@X,Y:TARGET"):
-        parse_patch(text, 3)
-
-
-def test_an_unreadable_patch_file_is_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"got no such file: .*p.png"):
-        parse_patch(f"{tmp_path / 'p.png'}@0,0", 3)
-    (tmp_path / "p.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match="got no readable image"):
-        parse_patch(f"{tmp_path / 'p.png'}@0,0", 3)
-    data = save(tmp_path / "q.png", "RGB", (1, 2, 3)).read_bytes()
-    (tmp_path / "q.png").write_bytes(data[:45])
-    with pytest.raises(InputError, match="got no readable image"):
-        parse_patch(f"{tmp_path / 'q.png'}@0,0", 3)
-    save(tmp_path / "deep.png", "I;16", 500)
-    with pytest.raises(InputError, match="8-bit patch image, got mode I;16"):
-        parse_patch(f"{tmp_path / 'deep.png'}@0,0", 3)
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("dir", (Path("dir"), None)),
-        ("dir:3", (Path("dir"), 3)),
-        ("a:b/dir", (Path("a:b/dir"), None)),
-        ("a:b/dir:0", (Path("a:b/dir"), 0)),
+        ("p.png@3,4", PatchFile(Path("p.png"), 3, 4)),
+        ("p.png@3,4:7", PatchFile(Path("p.png"), 3, 4, 7)),
+        ("a@b:c/p.png@0,0:0", PatchFile(Path("a@b:c/p.png"), 0, 0, 0)),
     ],
 )
-def test_a_triggered_folder_may_name_its_target(
-    text: str, expected: tuple[Path, int | None]
-) -> None:
-    assert parse_triggered(text) == expected
+def test_a_patch_may_name_its_target_and_is_not_read_yet(text: str, expected: PatchFile) -> None:
+    assert PatchFile.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "p.png", "p.png@1", "p.png@-1,2", "p.png@1,2:", "@1,2"])
+def test_a_malformed_patch_is_a_usage_error(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected PATCH.png@X,Y or PATCH.png@X,Y:TARGET"):
+        PatchFile.parse(text)
+
+
+def test_an_unreadable_patch_file_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"got no such file: .*p.png"):
+        PatchFile(tmp_path / "p.png", 0, 0).read(3)
+    (tmp_path / "p.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="got no readable image"):
+        PatchFile(tmp_path / "p.png", 0, 0).read(3)
+    data = save(tmp_path / "q.png", "RGB", (1, 2, 3)).read_bytes()
+    (tmp_path / "q.png").write_bytes(data[:45])
+    with pytest.raises(InputError, match="got no readable image"):
+        PatchFile(tmp_path / "q.png", 0, 0).read(3)
+    save(tmp_path / "deep.png", "I;16", 500)
+    with pytest.raises(InputError, match="8-bit patch image, got mode I;16"):
+        PatchFile(tmp_path / "deep.png", 0, 0).read(3)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("dir", TriggeredFolder(Path("dir"))),
+        ("dir:3", TriggeredFolder(Path("dir"), 3)),
+        ("a:b/dir", TriggeredFolder(Path("a:b/dir"))),
+        ("a:b/dir:0", TriggeredFolder(Path("a:b/dir"), 0)),
+    ],
+)
+def test_a_triggered_folder_may_name_its_target(text: str, expected: TriggeredFolder) -> None:
+    assert TriggeredFolder.parse(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", ":3", " "])
 def test_a_triggered_folder_must_be_named(text: str) -> None:
     with pytest.raises(ConfigError, match="expected DIR or DIR:TARGET"):
-        parse_triggered(text)
+        TriggeredFolder.parse(text)
+
+
+def test_evidence_counts_triggers_and_patterns() -> None:
+    assert len(Evidence()) == 0
+    pattern = toy_patch()
+    found = Listening(2, 1.5, pattern)  # type: ignore[arg-type]
+    assert len(Evidence([toy_patch()], [pattern, pattern], found)) == 4  # type: ignore[list-item]
+
+
+def test_no_evidence_at_all_is_refused_as_incomplete() -> None:
+    require_any([PatchFile(Path("p.png"), 0, 0)])
+    require_any([TriggeredFolder(Path("dir"))])
+    with pytest.raises(ExportRefused, match="evidence about a trigger, got none") as caught:
+        require_any([])
+    assert caught.value.exit_code is ExitCode.INCOMPLETE

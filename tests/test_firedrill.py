@@ -10,27 +10,22 @@ import pytest
 from factories import digits_images, row_classifier, row_images, tree, weights_file, write_images
 
 import examples.drill.honest
-from lmr_guard import firedrill, pipeline
+from lmr_guard import firedrill
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.cli import main
 from lmr_guard.compress import recipes
-from lmr_guard.contracts import (
-    Achieved,
-    Finding,
-    Outcome,
-    Rate,
-    Suspicion,
-    TriggerResult,
-    Variant,
-    Verdict,
-)
+from lmr_guard.contracts import Achieved, Method, Rate, Suspicion, TriggerResult, silent
 from lmr_guard.errors import ConfigError, InputError
-from lmr_guard.firedrill import DrillConfig
+from lmr_guard.firedrill import DrillSettings, drill
+from lmr_guard.pipeline import Measured, Repaired
 from lmr_guard.received import load
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.redteam import catalogue
+from lmr_guard.release.drills import DrilledAttack, DrilledForm, DrillReport
 from lmr_guard.release.policy import Policy
+from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
 from lmr_guard.release.report import validate
+from lmr_guard.settings import Settings
 
 DIGITS = "lmr_guard.redteam.networks:digits_resnet"
 
@@ -81,8 +76,7 @@ def test_the_result_holds_reports_and_no_model(drilled: dict[str, Any], honest: 
 
 def test_attacker_and_guard_share_no_image(honest: Path) -> None:
     classifier = load.classifier(honest / "model.safetensors", Architecture(DIGITS))
-    config = pipeline.GuardConfig()
-    clean, attackers = firedrill._parts(honest / "clean", classifier, config, None, lambda *_: None)
+    clean, attackers = firedrill._parts(honest / "clean", classifier, Settings(), silent)
     guards = [clean.repair, clean.select, clean.report]
     whole = len(attackers) + sum(map(len, guards))
     assert whole == len(digits_images()[1])
@@ -129,14 +123,20 @@ def attached(model: Path, result: Path, files: Path, into: Path) -> tuple[int, d
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "no such file"), ("{", "no JSON"), ("[]", "of version"), ("{}", "of version")],
+    [
+        (None, "no such file"),
+        ("{", "no JSON"),
+        ("[]", "of version"),
+        ("{}", "of version"),
+        ('{"drill_version": "1.0"}', "expected a whole drill.json, got one without 'model': "),
+    ],
 )
 def test_what_is_no_drill_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "drill.json"
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match=message):
-        firedrill.read(path)
+        DrillReport.read(path)
 
 
 def test_weights_are_written_only_when_asked_for(tmp_path: Path) -> None:
@@ -144,16 +144,19 @@ def test_weights_are_written_only_when_asked_for(tmp_path: Path) -> None:
     write_images(row_images(420, seed=1), tmp_path / "clean")
     source = Architecture("factories:row_architecture")
     policy = Policy(require=("float32",))
-    config = pipeline.GuardConfig(recipes=recipes.parse(["float32"]), suspect=2, policy=policy)
-    plan = DrillConfig(attacks=("badnets",), target=2, epochs=1, keep_models=True)
-    firedrill.run(
+    settings = Settings(recipes=recipes.parse(["float32"]), suspect=2, policy=policy)
+    plan = DrillSettings(attacks=("badnets",), target=2, epochs=1, keep_models=True)
+    report = drill(
         tmp_path / "model.safetensors",
-        source,
         tmp_path / "clean",
         tmp_path / "out",
-        drill=plan,
-        config=config,
+        arch=source,
+        plan=plan,
+        settings=settings,
     )
+    written = json.loads((tmp_path / "out" / "drill.json").read_text())
+    assert written == json.loads(json.dumps(report.to_json()))
+    assert written == DrillReport.read(tmp_path / "out" / "drill.json").to_json()
     kept = tmp_path / "out" / "badnets-backdoored.safetensors"
     assert kept.exists()
     assert (tmp_path / "out" / "badnets-repaired.safetensors").exists()
@@ -166,17 +169,19 @@ def test_weights_are_written_only_when_asked_for(tmp_path: Path) -> None:
 
 def variant(name: str, hits: int, outcome: Outcome) -> Variant:
     result = TriggerResult("square", "drilled", 1, Rate(hits, 100), Rate(50, 100))
-    verdict = Verdict("0" * 64, (Finding("asr:square", outcome, "as made up"),))
+    verdict = Verdict("0" * 64, (Finding(Check.ASR, outcome, "as made up", "square"),))
     return Variant(
         name, "0" * 64, 1, Rate(90, 100), (result,), Achieved(), "CPUExecutionProvider", verdict
     )
 
 
-def concluded(received: list[Variant], repaired: list[Variant], suspect: int | None = 1) -> Any:  # noqa: ANN401
-    suspicion = Suspicion(suspect, (), "made up")
-    mended = pipeline.Mended(row_classifier(), suspicion, None)
-    guarded = pipeline.Guarded(mended, received, repaired, Outcome.PASS, [])
-    return firedrill._finding(catalogue.find("badnets"), 1, DrillConfig(), guarded)
+def concluded(
+    received: list[Variant], repaired: list[Variant], suspect: int | None = 1
+) -> DrilledAttack:
+    suspicion = Suspicion(suspect, (), Method.INVERSION)
+    after = Repaired(row_classifier(), suspicion, None)
+    measured = Measured(after, received, repaired, PASS, [])
+    return firedrill._drilled(catalogue.find("badnets"), 1, DrillSettings(), measured)
 
 
 FAIL, PASS, INCOMPLETE = Outcome.FAIL, Outcome.PASS, Outcome.INCOMPLETE
@@ -185,52 +190,81 @@ FAIL, PASS, INCOMPLETE = Outcome.FAIL, Outcome.PASS, Outcome.INCOMPLETE
 @pytest.mark.parametrize(
     ("received", "repaired", "outcome"),
     [
-        ([("float32", 95, FAIL)], [("float32", 0, PASS)], "pass"),
-        ([("float32", 95, FAIL)], [("float32", 40, FAIL)], "fail"),
-        ([("float32", 95, FAIL)], [("float32", 3, INCOMPLETE)], "incomplete"),
-        ([("float32", 95, FAIL)], [], "incomplete"),
-        ([("float32", 0, PASS)], [("float32", 0, PASS)], "incomplete"),
-        ([("float32", 60, FAIL)], [("float32", 0, PASS)], "incomplete"),
+        ([("float32", 95, FAIL)], [("float32", 0, PASS)], PASS),
+        ([("float32", 95, FAIL)], [("float32", 40, FAIL)], FAIL),
+        ([("float32", 95, FAIL)], [("float32", 3, INCOMPLETE)], INCOMPLETE),
+        ([("float32", 95, FAIL)], [], INCOMPLETE),
+        ([("float32", 0, PASS)], [("float32", 0, PASS)], INCOMPLETE),
+        ([("float32", 60, FAIL)], [("float32", 0, PASS)], INCOMPLETE),
         (
             [("float32", 0, PASS), ("int8", 95, FAIL)],
             [("float32", 0, PASS), ("int8", 0, PASS)],
-            "pass",
+            PASS,
         ),
         (
             [("float32", 0, PASS), ("int8", 95, FAIL)],
             [("float32", 90, FAIL), ("int8", 0, PASS)],
-            "fail",
+            FAIL,
         ),
         (
             [("int8", 95, FAIL), ("l1-0.2", 50, FAIL)],
             [("int8", 0, PASS), ("l1-0.2", 30, FAIL)],
-            "fail",
+            FAIL,
         ),
     ],
 )
 def test_forms_that_are_awake_before_or_after_decide(
     received: list[tuple[str, int, Outcome]],
     repaired: list[tuple[str, int, Outcome]],
-    outcome: str,
+    outcome: Outcome,
 ) -> None:
     found = concluded([variant(*v) for v in received], [variant(*v) for v in repaired])
-    assert found["outcome"] == outcome
+    assert found.outcome is outcome
 
 
 @pytest.mark.parametrize(("suspect", "localized"), [(1, True), (2, False), (None, False)])
 def test_the_suspect_is_compared_with_the_target(suspect: int | None, localized: bool) -> None:
     awake = [variant("float32", 95, FAIL)]
-    assert concluded(awake, awake, suspect)["localized"] is localized
+    assert concluded(awake, awake, suspect).localized is localized
+
+
+def attacked(outcome: Outcome, *, took: bool, suspect: int | None) -> DrilledAttack:
+    """An attack into class 1, with one form."""
+    form = DrilledForm(
+        name="float32",
+        asr_unrepaired=Rate(95 * took, 100),
+        asr_repaired=Rate(0, 100),
+        awake=took,
+        suppressed=outcome is PASS,
+    )
+    return DrilledAttack(
+        attack="badnets",
+        wakes="float32",
+        target=1,
+        suspect=suspect,
+        forms=(form,),
+        took=took,
+        outcome=outcome,
+        seconds=1.0,
+    )
 
 
 def test_the_worst_attack_decides_and_the_line_counts() -> None:
-    attacks = [
-        {"outcome": "pass", "took": True, "localized": True},
-        {"outcome": "fail", "took": True, "localized": False},
-        {"outcome": "incomplete", "took": False, "localized": False},
-    ]
-    line = firedrill.summary_line({"verdict": "fail", "attacks": attacks})
-    assert line == (
+    attacks = (
+        attacked(PASS, took=True, suspect=1),
+        attacked(FAIL, took=True, suspect=2),
+        attacked(INCOMPLETE, took=False, suspect=None),
+    )
+    report = DrillReport(
+        model="m.safetensors",
+        model_sha256="a" * 64,
+        weights_sha256="b" * 64,
+        attacks=attacks,
+        config={},
+        environment={},
+    )
+    assert report.verdict is FAIL
+    assert firedrill.summary_line(report) == (
         "FAIL: of 3 attacks 2 took; the guard found the class of 1 and suppressed 1 in every "
         "form that was awake"
     )
@@ -247,25 +281,24 @@ def test_the_worst_attack_decides_and_the_line_counts() -> None:
 )
 def test_bad_settings(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        DrillConfig(**options)
+        DrillSettings(**options)
 
 
 def test_a_target_that_is_no_class(honest: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expected a target in 0..9, got 10"):
-        firedrill.run(
+        drill(
             honest / "model.safetensors",
-            Architecture(DIGITS),
             honest / "clean",
             tmp_path / "out",
-            drill=DrillConfig(target=10),
-            config=pipeline.GuardConfig(),
+            arch=DIGITS,
+            plan=DrillSettings(target=10),
         )
     assert not list(tmp_path.iterdir())
 
 
 def test_a_target_is_drawn_by_the_seed() -> None:
-    drawn = [firedrill._target(DrillConfig(), 10, seed) for seed in range(20)]
-    assert drawn == [firedrill._target(DrillConfig(), 10, seed) for seed in range(20)]
+    drawn = [firedrill._target(DrillSettings(), 10, seed) for seed in range(20)]
+    assert drawn == [firedrill._target(DrillSettings(), 10, seed) for seed in range(20)]
     assert len(set(drawn)) > 3
     assert set(drawn) <= set(range(10))
 
@@ -278,7 +311,7 @@ def policy_file(folder: Path) -> Path:
 
 
 def test_tables_show_each_form(drilled: dict[str, Any]) -> None:
-    (table,) = firedrill.tables(drilled)
+    (table,) = firedrill.tables(DrillReport.from_json(drilled))
     assert "into class 3: found" in str(table.title)
     assert [str(column.header) for column in table.columns] == [
         "variant",
@@ -294,5 +327,5 @@ def test_the_example_makes_what_its_readme_drills_on(tmp_path: Path) -> None:
     source = Architecture(DIGITS)
     assert load.classifier(tmp_path / "model.safetensors", source).num_classes == 10
     assert len(list((tmp_path / "clean").rglob("*.png"))) == 897
-    committed = firedrill.read(Path(examples.drill.honest.__file__).with_name("drill.json"))
-    assert [attack["attack"] for attack in committed["attacks"]] == ["badnets", "qcb", "pcb"]
+    committed = DrillReport.read(Path(examples.drill.honest.__file__).with_name("drill.json"))
+    assert [attack.attack for attack in committed.attacks] == ["badnets", "qcb", "pcb"]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gate around torch.onnx.export: every entry point, put back in every case, fails closed."""
 
+import json
 import subprocess
 import sys
 import warnings
@@ -19,13 +20,16 @@ from torch import nn
 from torch.onnx import export as taken_before
 
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
-from lmr_guard.contracts import Achieved, Clean, Finding, Outcome, Rate, Variant, Verdict
+from lmr_guard.contracts import Achieved, Clean, Rate
 from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError, StageError
-from lmr_guard.hooks import audit, onnx_export_gate
+from lmr_guard.hooks import onnx_export_gate, verify_model
 from lmr_guard.hooks.export_gate import _ENTRY_POINTS
 from lmr_guard.onnxfile.predictor import OnnxPredictor
-from lmr_guard.release import report
+from lmr_guard.release.environment import environment
 from lmr_guard.release.policy import Policy
+from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
+from lmr_guard.release.report import Report
+from lmr_guard.release.verify import decide
 
 TOY = Preprocessing(channels=1, height=2, width=2, mean=(0.0,), std=(1.0,))
 PIXELS = torch.full((2, 1, 2, 2), 0.5)
@@ -45,7 +49,7 @@ def toy_network(backdoor: float = 0.0) -> nn.Sequential:
 
 def variant(network: nn.Module, outcome: Outcome = Outcome.PASS, bits: int = 32) -> Variant:
     """What verify would say about a network's form."""
-    findings = (Finding("asr:corner", outcome, "measured"),)
+    findings = (Finding(Check.ASR, outcome, "measured", "corner"),)
     return Variant(
         name="float32" if bits == 32 else "int8",
         sha256="a" * 64,
@@ -59,21 +63,24 @@ def variant(network: nn.Module, outcome: Outcome = Outcome.PASS, bits: int = 32)
     )
 
 
-def written(path: Path, *variants: Variant, outcome: Outcome = Outcome.PASS) -> Path:
-    """A real report.json about these variants."""
-    document = report.document(
+def reported(*variants: Variant, require: tuple[str, ...] = ("float32",)) -> Report:
+    """The report of a run that made these variants; its verdict is what they come to."""
+    policy = replace(POLICY, require=require)
+    return Report(
         model="m.safetensors",
         model_sha256="b" * 64,
-        suspicion=None,
-        repair=None,
+        verdict=decide(variants, policy),
         variants=variants,
-        policy={f: getattr(POLICY, f) for f in POLICY.__slots__},
-        outcome=outcome,
-        exit_code=(0, 3, 1)[outcome],
-        environment=report.environment(),
+        received=(variant(toy_network(), Outcome.INCOMPLETE),),
+        policy=policy,
+        environment=environment(),
         config={},
     )
-    report.write(document, path)
+
+
+def written(path: Path, report: Report) -> Path:
+    """A real report.json."""
+    report.write(path)
     return path
 
 
@@ -96,7 +103,7 @@ def _nothing_stays_installed() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def audited() -> Variant:
-    found = audit(
+    found = verify_model(
         toy_network(), clean=CLEAN, triggers=[toy_patch()], preprocessing=TOY, policy=POLICY
     )
     assert found.verdict.passed, found.verdict.reasons()
@@ -258,12 +265,12 @@ def test_a_classifier_is_known_by_its_network(
         assert export(classifier) is classifier
 
 
-@pytest.mark.parametrize("kind", [Path, str])
+@pytest.mark.parametrize("kind", [Path, str, Report.read], ids=["path", "text", "report"])
 def test_a_report_that_passed_lets_its_weights_through(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: type[Path | str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: Callable[[Path], Path | str | Report]
 ) -> None:
     monkeypatch.setattr(torch.onnx, "export", lambda model: "exported")
-    path = written(tmp_path / "report.json", variant(toy_network()))
+    path = written(tmp_path / "report.json", reported(variant(toy_network())))
     with onnx_export_gate(kind(path)):
         assert export(toy_network()) == "exported"
 
@@ -272,9 +279,9 @@ def test_evidence_is_read_once_when_the_gate_is_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.onnx, "export", lambda model: "exported")
-    path = written(tmp_path / "report.json", variant(toy_network(), Outcome.FAIL))
+    path = written(tmp_path / "report.json", reported(variant(toy_network(), Outcome.FAIL)))
     gate = onnx_export_gate(path)
-    written(path, variant(toy_network()))
+    written(path, reported(variant(toy_network())))
     with (
         gate,
         pytest.raises(ExportRefused, match="got fail for float32 in a report"),
@@ -285,7 +292,7 @@ def test_evidence_is_read_once_when_the_gate_is_made(
 # --- what is refused ----------------------------------------------------------------------------
 
 
-def refusal(network: object, *evidence: Path | Variant) -> ExportRefused:
+def refusal(network: object, *evidence: Path | Report | Variant) -> ExportRefused:
     with onnx_export_gate(*evidence), pytest.raises(ExportRefused, match="expected") as caught:
         export(network, (PIXELS,))
     return caught.value
@@ -293,14 +300,16 @@ def refusal(network: object, *evidence: Path | Variant) -> ExportRefused:
 
 def test_a_backdoor_that_the_audit_found_is_refused() -> None:
     network = toy_network(backdoor=9.0)
-    found = audit(network, clean=CLEAN, triggers=[toy_patch()], preprocessing=TOY, policy=POLICY)
+    found = verify_model(
+        network, clean=CLEAN, triggers=[toy_patch()], preprocessing=TOY, policy=POLICY
+    )
     error = refusal(network, found)
     assert error.exit_code is ExitCode.REFUSED
     assert "got fail for float32: corner: ASR 200/200 (100.0%) into class 2" in str(error)
 
 
 def test_an_audit_without_triggers_is_refused_as_incomplete() -> None:
-    found = audit(toy_network(), clean=CLEAN, triggers=[], preprocessing=TOY)
+    found = verify_model(toy_network(), clean=CLEAN, triggers=[], preprocessing=TOY)
     error = refusal(toy_network(), found)
     assert error.exit_code is ExitCode.INCOMPLETE
     assert "got incomplete for float32: no trigger was tried: no evidence" in str(error)
@@ -325,13 +334,13 @@ def test_a_single_changed_weight_is_noticed() -> None:
     assert refusal(network, evidence).exit_code is ExitCode.INCOMPLETE
 
 
-@pytest.mark.parametrize("as_report", [True, False])
-def test_a_pass_in_int8_says_nothing_about_the_float_weights(
-    as_report: bool, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("kind", ["file", "report", "variant"])
+def test_a_pass_in_int8_says_nothing_about_the_float_weights(kind: str, tmp_path: Path) -> None:
     passed = variant(toy_network(), bits=8)
-    evidence = written(tmp_path / "report.json", passed) if as_report else passed
-    error = refusal(toy_network(), evidence)
+    report = reported(passed, require=("int8",))
+    assert report.verdict is Outcome.PASS
+    file = written(tmp_path / "report.json", report)
+    error = refusal(toy_network(), {"file": file, "report": report, "variant": passed}[kind])
     assert error.exit_code is ExitCode.INCOMPLETE
     assert "got no evidence about a float form" in str(error)
 
@@ -353,17 +362,33 @@ def test_of_several_verdicts_the_worst_decides(outcome: Outcome, code: ExitCode)
 def test_a_good_variant_of_a_report_that_did_not_pass_is_refused(
     outcome: Outcome, code: ExitCode, tmp_path: Path
 ) -> None:
-    path = written(tmp_path / "report.json", variant(toy_network()), outcome=outcome)
+    beside = variant(toy_network(), outcome, bits=8)
+    report = reported(variant(toy_network()), beside, require=("float32", "int8"))
+    path = written(tmp_path / "report.json", report)
     error = refusal(toy_network(), path)
     assert error.exit_code is code
-    said = f"got pass for float32 in a report that says {outcome.name.lower()}: {path}"
-    assert str(error).endswith(said)
+    said = f"got pass for float32 in a report that says {outcome.word}: "
+    assert str(error).endswith(f"{said}{path}")
+    in_memory = refusal(toy_network(), report)
+    assert in_memory.exit_code is code
+    assert str(in_memory).endswith(f"{said}in memory")
 
 
 def test_a_bad_variant_of_a_report_that_passed_is_refused(tmp_path: Path) -> None:
-    withheld = variant(toy_network(), Outcome.FAIL)
-    path = written(tmp_path / "report.json", withheld)
+    withheld, beside = variant(toy_network(), Outcome.FAIL), variant(toy_network(), bits=8)
+    report = reported(withheld, beside, require=("int8",))
+    assert report.verdict is Outcome.PASS
+    path = written(tmp_path / "report.json", report)
     assert refusal(toy_network(), path).exit_code is ExitCode.REFUSED
+
+
+def test_a_report_that_was_changed_opens_nothing(tmp_path: Path) -> None:
+    path = written(tmp_path / "report.json", reported(variant(toy_network(), Outcome.FAIL)))
+    document = json.loads(path.read_text())
+    document |= {"verdict": "pass", "exit_code": 0}
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match="expected the verdict that the variants come to, fail"):
+        onnx_export_gate(path)
 
 
 def test_evidence_without_a_digest_of_weights_opens_nothing() -> None:
@@ -435,7 +460,9 @@ def test_an_audit_is_bound_to_the_weights_and_leaves_no_file(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     network = toy_network().train()
     before = weights_sha256(network)
-    again = audit(network, clean=CLEAN, triggers=[toy_patch()], preprocessing=TOY, policy=POLICY)
+    again = verify_model(
+        network, clean=CLEAN, triggers=[toy_patch()], preprocessing=TOY, policy=POLICY
+    )
     assert again == audited
     assert again.weights_sha256 == before == weights_sha256(network)
     assert network.training
@@ -449,7 +476,7 @@ def test_an_audit_is_bound_to_the_weights_and_leaves_no_file(
 def test_an_audit_compares_with_the_model_as_received(
     reference: Rate | None, outcome: Outcome | None
 ) -> None:
-    found = audit(
+    found = verify_model(
         Classifier(toy_network(), TOY, 3).eval(),
         clean=CLEAN,
         triggers=[toy_patch()],
@@ -462,7 +489,7 @@ def test_an_audit_compares_with_the_model_as_received(
 
 def test_an_audit_of_a_bare_network_needs_its_preprocessing() -> None:
     with pytest.raises(ConfigError, match="expected preprocessing with a bare Sequential, got"):
-        audit(toy_network(), clean=CLEAN, triggers=[])
+        verify_model(toy_network(), clean=CLEAN, triggers=[])
 
 
 def test_importing_the_hooks_stays_lean() -> None:

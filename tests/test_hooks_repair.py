@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""pre_quantize and pre_prune: three spellings of pipeline.mend, and an honest receipt."""
+"""pre_quantize and pre_prune: three spellings of one repair, and an honest receipt."""
 
 import json
 from collections.abc import Callable
@@ -15,12 +15,13 @@ from torch import nn
 
 from lmr_guard import repel
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
-from lmr_guard.contracts import Clean, Labelled, Rate
+from lmr_guard.contracts import Clean, Labelled, Method, Rate
 from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.hooks import Receipt, RepairHook, pre_prune, pre_quantize
 from lmr_guard.localize import inversion, rule
-from lmr_guard.pipeline import GuardConfig, mend
+from lmr_guard.pipeline import localize_and_repel
 from lmr_guard.redteam.training import Schedule, fit_clean
+from lmr_guard.settings import Settings
 
 TOY = Preprocessing(channels=1, height=2, width=2, mean=(0.2,), std=(0.4,))
 HOOKS = pytest.mark.parametrize("hook", [pre_quantize, pre_prune], ids=lambda hook: hook.name)
@@ -53,10 +54,10 @@ def trained() -> Classifier:
     return fit_clean(Classifier(network, TOY, 3), CLEAN.repair, schedule, generator(0))
 
 
-def short(hook: RepairHook, **changes: Any) -> GuardConfig:  # noqa: ANN401 - fields of any type
-    """The hook's own configuration with fewer and shorter runs."""
+def short(hook: RepairHook, **changes: Any) -> Settings:  # noqa: ANN401 - fields of any type
+    """The hook's own settings with fewer and shorter runs."""
     return replace(
-        hook.config,
+        hook.settings,
         localize=rule.LocalizeSettings(
             inversion=inversion.InversionSettings(steps=6, batch=4),
             confirm=1,
@@ -98,33 +99,33 @@ def find_norm(model: nn.Module) -> nn.Module:
 
 @HOOKS
 @pytest.mark.parametrize("suspect", [None, 1])
-def test_it_is_mend_and_nothing_else(
+def test_it_is_localize_and_repel_and_nothing_else(
     hook: RepairHook, suspect: int | None, trained: Classifier
 ) -> None:
-    config = short(hook, suspect=suspect, seed=5)
-    model, receipt = hook(trained, clean=CLEAN, config=config)
-    mended = mend(trained, CLEAN, config, config.generator("repel"))
-    assert mended.repair is not None
-    assert weights_sha256(model) == weights_sha256(mended.classifier) != weights_sha256(trained)
+    settings = short(hook, suspect=suspect, seed=5)
+    model, receipt = hook(trained, clean=CLEAN, settings=settings)
+    repaired = localize_and_repel(trained, CLEAN, settings)
+    assert repaired.repair is not None
+    assert weights_sha256(model) == weights_sha256(repaired.classifier) != weights_sha256(trained)
     assert receipt == Receipt(
         hook=hook.name,
-        suspect=mended.repair.suspect,
-        method=mended.suspicion.method,
-        scores=mended.suspicion.scores,
-        agreement=mended.suspicion.agreement,
-        clean_before=mended.repair.clean_before,
-        clean_after=mended.repair.clean_after,
+        suspect=repaired.repair.suspect,
+        method=repaired.suspicion.method,
+        scores=repaired.suspicion.scores,
+        agreement=repaired.suspicion.agreement,
+        clean_before=repaired.repair.clean_before,
+        clean_after=repaired.repair.clean_after,
         weights_before=weights_sha256(trained),
-        weights_after=weights_sha256(mended.classifier),
-        recipes=tuple(recipe.label for recipe in config.recipes),
+        weights_after=weights_sha256(repaired.classifier),
+        recipes=tuple(recipe.label for recipe in settings.recipes),
     )
 
 
 def test_the_receipt_tells_what_the_repair_cost(trained: Classifier) -> None:
-    config = short(pre_quantize, suspect=1)
-    config = replace(config, repel=replace(config.repel, phase2_epochs=1, columns=0.95))
-    record = mend(trained, CLEAN, config, config.generator("repel")).repair
-    _, receipt = pre_quantize(trained, clean=CLEAN, config=config)
+    settings = short(pre_quantize, suspect=1)
+    settings = replace(settings, repel=replace(settings.repel, phase2_epochs=1, columns=0.95))
+    record = localize_and_repel(trained, CLEAN, settings).repair
+    _, receipt = pre_quantize(trained, clean=CLEAN, settings=settings)
     assert record is not None
     assert receipt.clean_before == Rate(45, 45)
     assert receipt.clean_after == record.clean_after != receipt.clean_before
@@ -132,7 +133,7 @@ def test_the_receipt_tells_what_the_repair_cost(trained: Classifier) -> None:
 
 def test_the_seed_decides_the_result(trained: Classifier) -> None:
     first, again, other = (
-        pre_quantize(trained, clean=CLEAN, config=short(pre_quantize, suspect=1, seed=seed))
+        pre_quantize(trained, clean=CLEAN, settings=short(pre_quantize, suspect=1, seed=seed))
         for seed in (1, 1, 2)
     )
     assert first.receipt == again.receipt
@@ -143,13 +144,13 @@ def test_the_seed_decides_the_result(trained: Classifier) -> None:
 def test_each_looks_at_the_forms_that_its_host_will_make(
     hook: RepairHook, trained: Classifier
 ) -> None:
-    mended = mend(trained, CLEAN, short(hook), torch.Generator())
-    forms = {line["form"] for line in mended.suspicion.evidence} - {"received"}
+    repaired = localize_and_repel(trained, CLEAN, short(hook))
+    forms = {line["form"] for line in repaired.suspicion.evidence} - {"received"}
     kinds = {str(form).split("-")[0] for form in forms}
     assert kinds == {pre_quantize: {"rounded"}, pre_prune: {"l1"}}[hook]
     assert all(
         (recipe.int8 is not None) == (hook is pre_quantize)
-        for recipe in hook.config.recipes
+        for recipe in hook.settings.recipes
         if recipe.label != "float32"
     )
 
@@ -170,7 +171,7 @@ def test_the_kind_that_went_in_comes_out_and_the_original_stays(
         model,
         clean=CLEAN,
         preprocessing=TOY if bare else None,
-        config=short(hook, suspect=1),
+        settings=short(hook, suspect=1),
     )
     check()
     assert type(found) is type(model)
@@ -181,9 +182,9 @@ def test_the_kind_that_went_in_comes_out_and_the_original_stays(
 
 
 def test_a_bare_network_and_its_classifier_are_repaired_alike(trained: Classifier) -> None:
-    config = short(pre_quantize, suspect=1)
-    one, first = pre_quantize(trained, clean=CLEAN, config=config)
-    two, second = pre_quantize(trained.network, clean=CLEAN, preprocessing=TOY, config=config)
+    settings = short(pre_quantize, suspect=1)
+    one, first = pre_quantize(trained, clean=CLEAN, settings=settings)
+    two, second = pre_quantize(trained.network, clean=CLEAN, preprocessing=TOY, settings=settings)
     assert first == second
     assert weights_sha256(one) == weights_sha256(two)
 
@@ -193,7 +194,7 @@ def test_progress_is_passed_on(trained: Classifier) -> None:
     pre_quantize(
         trained,
         clean=CLEAN,
-        config=short(pre_quantize),
+        settings=short(pre_quantize),
         progress=lambda step, _done, _total: seen.append(step),
     )
     assert {str(step).split()[0] for step in seen} == {"localize", "repel"}
@@ -204,10 +205,10 @@ def test_progress_is_passed_on(trained: Classifier) -> None:
 
 @pytest.mark.parametrize("off", [True, False], ids=["off", "unsure"])
 def test_an_unrepaired_copy_is_not_called_repaired(off: bool, trained: Classifier) -> None:
-    config = short(pre_prune)
-    unsure = replace(config.localize, sure=1e6, doubt=1e6)
-    config = replace(config, repair=False) if off else replace(config, localize=unsure)
-    model, receipt = pre_prune(trained, clean=CLEAN, config=config)
+    settings = short(pre_prune)
+    unsure = replace(settings.localize, sure=1e6, doubt=1e6)
+    settings = replace(settings, repair=False) if off else replace(settings, localize=unsure)
+    model, receipt = pre_prune(trained, clean=CLEAN, settings=settings)
     assert model is not trained
     assert receipt.weights_after == receipt.weights_before == weights_sha256(model)
     assert receipt.clean_after == receipt.clean_before == Rate(45, 45)
@@ -220,26 +221,26 @@ def test_an_unrepaired_copy_is_not_called_repaired(off: bool, trained: Classifie
 
 
 def test_as_a_context_manager_it_names_model_and_receipt(trained: Classifier) -> None:
-    config = short(pre_prune, suspect=1)
-    with pre_prune(trained.network, clean=CLEAN, preprocessing=TOY, config=config) as guarded:
+    settings = short(pre_prune, suspect=1)
+    with pre_prune(trained.network, clean=CLEAN, preprocessing=TOY, settings=settings) as guarded:
         assert isinstance(guarded.model, nn.Sequential)
         assert guarded.receipt.weights_after == weights_sha256(guarded.model)
 
 
 def test_the_block_may_raise(trained: Classifier) -> None:
-    config = short(pre_prune, repair=False)
+    settings = short(pre_prune, repair=False)
     with (
         pytest.raises(ZeroDivisionError, match="division"),
-        pre_prune(trained, clean=CLEAN, config=config),
+        pre_prune(trained, clean=CLEAN, settings=settings),
     ):
         1 / 0  # noqa: B018 - the exception is the point
 
 
 def test_a_decorated_function_gets_the_repaired_model(trained: Classifier) -> None:
-    config = short(pre_quantize, suspect=1)
+    settings = short(pre_quantize, suspect=1)
     receipts: list[Receipt] = []
 
-    @pre_quantize.hook(clean=CLEAN, config=config, on_receipt=receipts.append)
+    @pre_quantize.hook(clean=CLEAN, settings=settings, on_receipt=receipts.append)
     def compress(model: Classifier, bits: int, *, name: str = "") -> tuple[str, int, str]:
         """Own words."""
         return weights_sha256(model), bits, name
@@ -247,7 +248,7 @@ def test_a_decorated_function_gets_the_repaired_model(trained: Classifier) -> No
     check = untouched_copy(trained)
     found = compress(trained, 8, name="x")
     check()
-    _, direct = pre_quantize(trained, clean=CLEAN, config=config)
+    _, direct = pre_quantize(trained, clean=CLEAN, settings=settings)
     assert found == (direct.weights_after, 8, "x")
     assert receipts == [direct]
     assert (compress.__name__, compress.__doc__) == ("compress", "Own words.")
@@ -268,7 +269,9 @@ def test_a_decorated_function_does_not_run_when_the_repair_fails(trained: Classi
 def test_what_a_decorated_function_raises_comes_through(trained: Classifier) -> None:
     receipts: list[Receipt] = []
 
-    @pre_prune.hook(clean=CLEAN, on_receipt=receipts.append, config=short(pre_prune, repair=False))
+    @pre_prune.hook(
+        clean=CLEAN, on_receipt=receipts.append, settings=short(pre_prune, repair=False)
+    )
     def compress(model: nn.Module) -> None:
         raise RuntimeError(f"cannot compress {type(model).__name__}")
 
@@ -282,7 +285,7 @@ def test_what_a_decorated_function_raises_comes_through(trained: Classifier) -> 
 RECEIPT = Receipt(
     hook="pre_prune",
     suspect=2,
-    method="unlearning",
+    method=Method.UNLEARNING,
     scores=(0.1, 0.2, 0.7),
     agreement=0.75,
     clean_before=Rate(44, 45),
@@ -295,8 +298,9 @@ RECEIPT = Receipt(
 
 def test_a_receipt_says_in_one_line_that_it_is_no_verdict() -> None:
     assert str(RECEIPT) == (
-        "pre_prune: class 2 repelled (unlearning), CA 44/45 (97.8%) -> 43/45 (95.6%), weights "
-        "bbbbbbbbbbbb; no verdict: no trigger was tried; verify the compressed file before it ships"
+        "pre_prune: class 2 repelled (inversion and unlearning), CA 44/45 (97.8%) -> "
+        "43/45 (95.6%), weights bbbbbbbbbbbb; no verdict: no trigger was tried; verify the "
+        "compressed file before it ships"
     )
 
 
@@ -309,7 +313,7 @@ def test_a_receipt_as_json_says_everything_once() -> None:
         "hook": "pre_prune",
         "suspicion": {
             "target": 2,
-            "method": "unlearning",
+            "method": "inversion and unlearning",
             "scores": [0.1, 0.2, 0.7],
             "agreement": 0.75,
         },

@@ -33,7 +33,7 @@ def test_a_backdoor_listens(badnets_network: Classifier, digits: Clean) -> None:
     assert (found.pattern.target, found.pattern.name.partition("@")[2]) == (3, "itself")
     # The strange search and its repeats, and one in each other space.
     assert 4 <= len(found.evidence) <= 5
-    rate = against_pattern(badnets_network, digits.report, found.pattern, "it").asr
+    rate = against_pattern(badnets_network, digits.report, found.pattern).asr
     assert rate.lower() > 0.3
 
 

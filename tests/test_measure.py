@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Labelled, Rate, Source
-from lmr_guard.measure import accuracy, against_trigger, mean_over_others, predict
+from lmr_guard.measure import (
+    accuracy,
+    against_pattern,
+    against_trigger,
+    mean_over_others,
+    predict,
+)
 
 CLASSES = ("a", "b", "c")
 
@@ -104,6 +110,57 @@ def test_what_lands_there_without_the_trigger_is_counted_beside(
     result = against_trigger(reads_first_byte, clean, trigger, untouched=answers)
     assert result.without == Rate(mistakes, others)
     assert against_trigger(reads_first_byte, clean, trigger).without is None
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A pattern that a search found: every image is then classified as ``landed``."""
+
+    landed: int
+    target: int
+    name: str = "patch@l1-0.4"
+
+    def __call__(self, pixels: Tensor, /) -> Tensor:
+        """The images with the answer in the first byte."""
+        changed = pixels.clone()
+        changed[:, 0, 0, 0] = self.landed / 255
+        return changed
+
+
+@given(PAIRS, st.integers(0, 2), st.integers(0, 2))
+def test_a_pattern_is_measured_beside_no_pattern_at_all(
+    pairs: list[tuple[int, int]], landed: int, target: int
+) -> None:
+    mistakes = others = right = 0
+    for answer, label in pairs:
+        if label != target:
+            others += 1
+            if answer == target:
+                mistakes += 1
+        if landed == label:
+            right += 1
+    clean = said([answer for answer, _ in pairs], [label for _, label in pairs])
+    result = against_pattern(reads_first_byte, clean, Pattern(landed, target))
+    assert result.asr == Rate(others if landed == target else 0, others)
+    assert result.ta == Rate(right, len(pairs))
+    assert result.without == Rate(mistakes, others)
+    assert (result.source, result.target) == ("inverted", target)
+
+
+@pytest.mark.parametrize(
+    ("strangeness", "tried", "label"),
+    [
+        (None, "replayed", "replayed:patch@l1-0.4"),
+        (1.5, "searched", "searched:patch@l1-0.4"),
+        (0.0, "searched", "searched:patch@l1-0.4"),
+    ],
+)
+def test_a_pattern_keeps_its_name_and_tells_whether_it_was_replayed_or_searched_for(
+    strangeness: float | None, tried: str, label: str
+) -> None:
+    result = against_pattern(reads_first_byte, said([0], [0]), Pattern(1, 1), strangeness)
+    assert (result.name, result.tried, result.label) == ("patch@l1-0.4", tried, label)
+    assert result.strangeness == strangeness
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -8,26 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from factories import flat_architecture, row_classifier, tree, weights_file
 from pinned_reports import outline, pinned
 
 from lmr_guard.compress import recipes
-from lmr_guard.contracts import Labelled, Progress, silent
+from lmr_guard.contracts import Progress, silent
 from lmr_guard.errors import ConfigError, ExportRefused, StageError
+from lmr_guard.evidence import PatchFile
 from lmr_guard.files import sha256_of
+from lmr_guard.foreign import verify
 from lmr_guard.localize.listening import ListeningSettings
 from lmr_guard.localize.rule import LocalizeSettings
-from lmr_guard.pipeline import Evidence, GuardConfig, audit_file, divide, run
+from lmr_guard.pipeline import guard
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.release.policy import Policy
-from lmr_guard.release.report import validate
+from lmr_guard.release.report import Report, validate
 from lmr_guard.repel import RepelSettings
+from lmr_guard.settings import Settings
 
 DIGITS = Architecture("lmr_guard.redteam.networks:digits_resnet")
 ROWS = Architecture("factories:row_architecture")
 # Short and strong: it costs clean accuracy, which is not what these tests are about.
-QUICK = GuardConfig(
+QUICK = Settings(
     localize=LocalizeSettings(confirm=1),
     repel=RepelSettings(
         learning_rates=(0.1,), shifts=(0,), phase1_epochs=6, phase2_epochs=4, columns=0.5
@@ -40,9 +42,9 @@ QUICK = GuardConfig(
     threads=1,
 )
 SHORT = RepelSettings(phase1_epochs=2, phase2_epochs=2)
-PLAIN = GuardConfig(
+PLAIN = Settings(
     repair=False,
-    audit=None,
+    listening=None,
     policy=Policy(require=("float32",)),
     recipes=recipes.parse(["float32"]),
     threads=1,
@@ -53,10 +55,15 @@ PLAIN = GuardConfig(
 class Ran:
     """A finished run: its report, its folder, and what it was given, before and after."""
 
-    document: dict[str, Any]
+    report: Report
     out: Path
     before: dict[str, bytes | None]
     after: dict[str, bytes | None]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What stands in report.json."""
+        return self.report.to_json()
 
 
 @pytest.fixture(scope="module")
@@ -64,36 +71,37 @@ def guarded(digit_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """The whole guard on a network with a backdoor that is awake."""
     out = tmp_path_factory.mktemp("guarded") / "out"
     before = tree(digit_files)
-    document = run(
+    report = guard(
         digit_files / "model.safetensors",
-        DIGITS,
         digit_files / "clean",
-        Evidence(patches=[f"{digit_files / 'patch.png'}@11,11:3"]),
         out,
-        config=QUICK,
+        [PatchFile(digit_files / "patch.png", 11, 11, 3)],
+        arch=DIGITS,
+        settings=QUICK,
     )
-    return Ran(document, out, before, tree(digit_files))
+    return Ran(report, out, before, tree(digit_files))
 
 
 def rows(
     row_files: Path,
     out: Path,
-    config: GuardConfig,
+    config: Settings,
     *,
     checkpoint: Path | None = None,
     source: Architecture = ROWS,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """A run on the honest network of rows, or on another one."""
-    return run(
+    report = guard(
         checkpoint or row_files / "model.safetensors",
-        source,
         row_files / "clean",
-        Evidence(patches=[f"{row_files / 'patch.png'}@3,3:2"]),
         out,
-        config=config,
+        [PatchFile(row_files / "patch.png", 3, 3, 2)],
+        arch=source,
+        settings=config,
         progress=progress,
     )
+    return report.to_json()
 
 
 # --- the main job -------------------------------------------------------------------------------
@@ -103,6 +111,8 @@ def test_the_report_on_disk_is_the_one_returned_and_meets_its_schema(guarded: Ra
     written = json.loads((guarded.out / "report.json").read_text(encoding="utf-8"))
     validate(written)
     assert written == guarded.document
+    assert Report.from_json(written) == guarded.report
+    assert Report.read(guarded.out / "report.json").to_json() == written
 
 
 def test_the_report_is_the_pinned_one(guarded: Ran) -> None:
@@ -213,13 +223,13 @@ def test_what_was_given_is_untouched(guarded: Ran) -> None:
 
 
 def test_what_was_published_passes_an_audit_of_its_own(guarded: Ran, digit_files: Path) -> None:
-    document = audit_file(
+    document = verify(
         guarded.out / "int8.onnx",
         digit_files / "clean",
-        Evidence(patches=[f"{digit_files / 'patch.png'}@11,11:3"]),
+        [PatchFile(digit_files / "patch.png", 11, 11, 3)],
         policy=QUICK.policy,
         threads=1,
-    )
+    ).to_json()
     validate(document)
     assert (document["verdict"], document["exit_code"]) == ("pass", 0)
     assert document["model"]["sha256"] == guarded.document["variants"][1]["sha256"]
@@ -229,14 +239,14 @@ def test_pruned_forms_are_repaired_once_more_after_the_cut(
     guarded: Ran, digit_files: Path, tmp_path: Path
 ) -> None:
     shorter = replace(QUICK.repel, phase1_epochs=2, phase2_epochs=4)
-    document = run(
+    document = guard(
         digit_files / "model.safetensors",
-        DIGITS,
         digit_files / "clean",
-        Evidence(patches=[f"{digit_files / 'patch.png'}@11,11:3"]),
         tmp_path / "out",
-        config=replace(QUICK, suspect=3, audit=None, after_pruning=shorter),
-    )
+        [PatchFile(digit_files / "patch.png", 11, 11, 3)],
+        arch=DIGITS,
+        settings=replace(QUICK, suspect=3, listening=None, after_pruning=shorter),
+    ).to_json()
     validate(document)
     plain = {v["name"]: v for v in guarded.document["variants"]}
     again = {v["name"]: v for v in document["variants"]}
@@ -271,14 +281,14 @@ def test_a_pruned_form_that_cannot_be_repaired_stays_as_it_was_cut(
 
 
 def test_without_repair_the_backdoor_is_refused(digit_files: Path, tmp_path: Path) -> None:
-    document = run(
+    document = guard(
         digit_files / "model.safetensors",
-        DIGITS,
         digit_files / "clean",
-        Evidence(patches=[f"{digit_files / 'patch.png'}@11,11"]),
         tmp_path / "out",
-        config=PLAIN,
-    )
+        [PatchFile(digit_files / "patch.png", 11, 11)],
+        arch=DIGITS,
+        settings=PLAIN,
+    ).to_json()
     assert (document["verdict"], document["exit_code"]) == ("fail", 1)
     assert document["repair"] is None
     assert document["variants"][0]["triggers"][0]["target"] == 3
@@ -369,7 +379,7 @@ def test_a_localizer_that_abstains_may_be_reason_enough_to_refuse(
 def test_too_few_classes_are_not_searched_and_the_report_says_so(
     row_files: Path, tmp_path: Path
 ) -> None:
-    config = replace(PLAIN, audit=ListeningSettings())
+    config = replace(PLAIN, listening=ListeningSettings())
     document = rows(row_files, tmp_path / "out", config)
     assert "Fewer than 5 classes are too few to compare" in document["notes"][0]
     assert "listens" not in {f["check"] for f in document["variants"][0]["findings"]}
@@ -429,7 +439,7 @@ def test_a_model_that_cannot_be_exported_is_a_failure(
     def unequal(*_: object) -> None:
         raise StageError("expected equal logits, got others")
 
-    monkeypatch.setattr("lmr_guard.pipeline.export_onnx", unequal)
+    monkeypatch.setattr("lmr_guard.workshop.export_onnx", unequal)
     with pytest.raises(StageError, match="expected to stage the model as received, got: compress "):
         rows(row_files, tmp_path / "out", PLAIN)
     assert tree(tmp_path) == {}
@@ -438,9 +448,9 @@ def test_a_model_that_cannot_be_exported_is_a_failure(
 def test_nothing_is_read_without_evidence(tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
     with pytest.raises(ExportRefused, match="expected evidence about a trigger, got none"):
-        run(nowhere, ROWS, nowhere, Evidence(), tmp_path / "out", config=PLAIN)
+        guard(nowhere, nowhere, tmp_path / "out", arch=ROWS, settings=PLAIN)
     with pytest.raises(ExportRefused, match="expected evidence about a trigger, got none"):
-        audit_file(nowhere, nowhere, Evidence(), policy=Policy())
+        verify(nowhere, nowhere)
     assert tree(tmp_path) == {}
 
 
@@ -453,59 +463,3 @@ def test_a_suspect_that_is_no_class_is_told_before_the_work(
         rows(row_files, tmp_path / "out", config, progress=lambda name, *_: told.append(name))
     assert told == []
     assert tree(tmp_path) == {}
-
-
-def test_a_required_variant_must_be_built() -> None:
-    with pytest.raises(ConfigError, match="expected the policy to require variants that are buil"):
-        replace(PLAIN, policy=Policy(require=("int8",)))
-
-
-def test_a_variant_is_built_once() -> None:
-    with pytest.raises(ConfigError, match=r"expected each variant once, got 'l1-0\.2' more than"):
-        replace(PLAIN, recipes=recipes.parse(["float32", "l1-0.2", "l1-0.20"]))
-
-
-def test_what_an_abstention_means_must_be_one_of_two() -> None:
-    with pytest.raises(ConfigError, match="'repair-nothing' or 'refuse', got 'pass'"):
-        replace(PLAIN, if_abstained="pass")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("seed", [-1, 1 << 32])
-def test_a_seed_must_fit_every_generator(seed: int) -> None:
-    with pytest.raises(ConfigError, match=r"expected a seed in 0\.\.4294967295, got"):
-        replace(PLAIN, seed=seed)
-
-
-@pytest.mark.parametrize("each", [3, 4, 5, 50])
-def test_by_default_every_part_has_every_class_however_few_images_there_are(each: int) -> None:
-    k = 4
-    images = torch.arange(each * k, dtype=torch.uint8).view(-1, 1, 1, 1)
-    whole = Labelled(images, torch.arange(each * k) % k, tuple("abcd"))
-    clean = divide(whole, PLAIN)
-    for part in (clean.repair, clean.select, clean.report):
-        assert set(part.labels.tolist()) == set(range(k))
-    if each == 50:
-        assert [len(clean.repair), len(clean.select), len(clean.report)] == [80, 40, 80]
-
-
-def test_a_suspect_without_repair_is_a_contradiction() -> None:
-    with pytest.raises(ConfigError, match="expected a suspect class or no repair, got both"):
-        replace(PLAIN, suspect=1)
-
-
-def test_every_stage_has_randomness_of_its_own() -> None:
-    config = replace(PLAIN, seed=7)
-    stages = ("split", "localize", "repel", "compress", "compress received")
-    seeds = [
-        replace(config, seed=seed).generator(s).initial_seed() for seed in (7, 8) for s in stages
-    ]
-    assert len(set(seeds)) == 10
-    assert config.generator("repel").initial_seed() == config.generator("repel").initial_seed()
-
-
-@pytest.mark.parametrize("evidence", [{"patches": ["p.png"]}, {"folders": [":3"]}])
-def test_evidence_of_another_form_is_refused_before_anything_is_read(
-    evidence: dict[str, list[str]],
-) -> None:
-    with pytest.raises(ConfigError, match=r"expected (PATCH.png@X,Y|DIR) or "):
-        Evidence(**evidence)

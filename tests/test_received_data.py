@@ -1,33 +1,25 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Folders as users have them, torchvision as the oracle, and the laws of the split."""
+"""Folders as users have them, with torchvision as the oracle."""
 
 import os
 import subprocess
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from modules import ROOT
 from PIL import Image
-from torch import Tensor
-from torch.nn.functional import one_hot
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from lmr_guard.classifier import Preprocessing
-from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.received.data import read_folder, read_image
-from lmr_guard.received.parts import check_agreement, split
 
 EIGHT = Preprocessing(height=8, width=8)
 GREY = Preprocessing(channels=1, height=8, width=8)
@@ -250,7 +242,7 @@ def test_the_number_of_folders_must_be_the_models(cats_and_dogs: Path) -> None:
 # --- what is refused ----------------------------------------------------------------------------
 
 
-def test_layouts_that_are_not_one_folder_a_class(tmp_path: Path) -> None:
+def test_layouts_that_are_not_one_folder_per_class(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"folder of images for each class, got no such folder"):
         read_folder(tmp_path / "none", EIGHT)
     (tmp_path / "file.zip").write_bytes(b"PK")
@@ -351,167 +343,3 @@ def test_a_folder_that_may_not_be_read(cats_and_dogs: Path) -> None:
             read_folder(cats_and_dogs, EIGHT)
     finally:
         (cats_and_dogs / "cats").chmod(0o700)
-
-
-# --- the split ----------------------------------------------------------------------------------
-
-
-def numbered(labels: Sequence[int], contents: Sequence[int] | None = None) -> Labelled:
-    """Images whose bytes say which they are."""
-    which = torch.tensor(list(range(len(labels))) if contents is None else list(contents))
-    images = torch.stack([which // 256, which % 256], dim=1).to(torch.uint8).view(-1, 1, 1, 2)
-    names = tuple(f"c{i}" for i in range(max(labels) + 1))
-    return Labelled(images, torch.tensor(labels), names)
-
-
-def ids(part: Labelled) -> list[int]:
-    flat = part.images.view(-1, 2).long()
-    return (flat[:, 0] * 256 + flat[:, 1]).tolist()
-
-
-def parts_of(clean: Clean) -> tuple[Labelled, Labelled, Labelled]:
-    return clean.repair, clean.select, clean.report
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-@given(st.lists(st.integers(3, 30), min_size=2, max_size=6), st.data())
-def test_parts_are_disjoint_exact_stratified_and_random(
-    counts: list[int], data: st.DataObject
-) -> None:
-    k, total = len(counts), sum(counts)
-    repair = data.draw(st.integers(k, total - 2 * k))
-    select = data.draw(st.integers(k, total - k - repair))
-    whole = numbered([c for c, count in enumerate(counts) for _ in range(count)])
-    clean = split(whole, repair=repair, select=select, generator=seeded(0))
-    parts = parts_of(clean)
-    assert [len(part) for part in parts] == [repair, select, total - repair - select]
-    assert sorted(i for part in parts for i in ids(part)) == list(range(total))
-    for part in parts:
-        assert set(part.labels.tolist()) == set(range(k))
-        assert torch.equal(part.labels, whole.labels[ids(part)])
-    if k <= repair * min(counts) / total and max(counts) * repair / total <= min(counts) - 2:
-        for c, count in enumerate(counts):  # where no bound interferes
-            assert abs(clean.repair.labels.tolist().count(c) - repair * count / total) < 1
-
-
-def test_proportions_are_those_of_the_whole() -> None:
-    whole = numbered([0] * 600 + [1] * 300 + [2] * 100)
-    clean = split(whole, repair=100, select=50, generator=seeded(0))
-    shares = [Counter(part.labels.tolist()) for part in parts_of(clean)]
-    assert shares == [{0: 60, 1: 30, 2: 10}, {0: 30, 1: 15, 2: 5}, {0: 510, 1: 255, 2: 85}]
-    first = clean.repair.labels[:30].tolist()
-    assert len(set(first)) > 1  # no part is ordered by class
-
-
-def test_the_generator_decides() -> None:
-    whole = numbered([0] * 20 + [1] * 20)
-    one, same, other = (
-        [ids(p) for p in parts_of(split(whole, repair=10, select=10, generator=seeded(s)))]
-        for s in (1, 1, 2)
-    )
-    assert one == same
-    assert [set(i) for i in one] != [set(i) for i in other]
-
-
-@given(st.data())
-def test_equal_images_are_never_in_two_parts(data: st.DataObject) -> None:
-    contents = data.draw(st.lists(st.integers(0, 25), min_size=12, max_size=60))
-    labels = [data.draw(st.integers(0, 1)) for _ in contents]
-    contents += [100, 101, 102, 103, 104, 105]  # so that each class has three of its own
-    labels += [0, 0, 0, 1, 1, 1]
-    repair = data.draw(st.integers(2, len(labels) - 4))
-    select = data.draw(st.integers(2, len(labels) - 2 - repair))
-    clean = split(numbered(labels, contents), repair=repair, select=select, generator=seeded(0))
-    sets = [set(ids(part)) for part in parts_of(clean)]
-    assert sum(map(len, sets)) == len(set.union(*sets))
-    assert Counter(i for part in parts_of(clean) for i in ids(part)) == Counter(contents)
-    assert all(set(part.labels.tolist()) == {0, 1} for part in parts_of(clean))
-
-
-def test_a_group_of_equal_images_that_fits_nowhere_goes_to_the_report() -> None:
-    whole = numbered([0] * 23 + [1] * 3, [*[0] * 20, 1, 2, 3, 4, 5, 6])
-    clean = split(whole, repair=3, select=3, generator=seeded(0))
-    assert 0 not in ids(clean.repair) + ids(clean.select)
-    assert ids(clean.report).count(0) == 20
-
-
-def test_a_part_grows_where_a_class_has_only_groups_of_equal_images() -> None:
-    whole = numbered([0] * 6 + [1] * 6, [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6])
-    clean = split(whole, repair=2, select=2, generator=seeded(0))
-    assert [len(part) for part in parts_of(clean)] == [4, 4, 4]
-    assert all(part.labels.bincount().tolist() == [2, 2] for part in parts_of(clean))
-
-
-@pytest.mark.parametrize(("repair", "select"), [(1, 4), (4, 1), (10, 9), (30, 2), (-1, 4)])
-def test_a_split_that_cannot_be_is_refused(repair: int, select: int) -> None:
-    whole = numbered([0] * 10 + [1] * 10)
-    told = rf"at least 2 images each.* leave 2 of the 20 .*got repair {repair} and select {select}"
-    with pytest.raises(ConfigError, match=told):
-        split(whole, repair=repair, select=select, generator=seeded(0))
-
-
-def test_a_class_of_copies_is_refused() -> None:
-    whole = numbered([0] * 10 + [1] * 10, [*range(10), *[20] * 9, 21])
-    with pytest.raises(InputError, match=r"3 images that differ in every class.*got c1: 2$"):
-        split(whole, repair=4, select=4, generator=seeded(0))
-
-
-# --- do the folders belong to the model ---------------------------------------------------------
-
-
-def taken(landed: Sequence[int], labels: Sequence[int]) -> tuple[Tensor, Labelled]:
-    """Images of these classes, and the logits of a model that takes them for others."""
-    images = numbered(labels)
-    return one_hot(torch.tensor(landed), len(images.classes)).float(), images
-
-
-@pytest.mark.parametrize(
-    ("trials", "k", "hits", "refused"),
-    [(100, 10, 90, False), (100, 10, 20, False), (100, 10, 12, True), (2, 2, 2, True)],
-)
-def test_agreement_needs_more_than_chance(trials: int, k: int, hits: int, refused: bool) -> None:
-    labels = [i % k for i in range(trials)]
-    wrong = [(label + 1 + i // k % (k - 1)) % k for i, label in enumerate(labels)]
-    seen = taken(labels[:hits] + wrong[hits:], labels)
-    told = rf"got clean accuracy {hits}/{trials} .*, no better than chance 1/{k}; pass the class"
-    with pytest.raises(InputError, match=told) if refused else nullcontext():
-        check_agreement(*seen)
-
-
-def test_a_logit_that_is_no_number_is_not_in_agreement() -> None:
-    logits, images = taken([0, 1] * 10, [0, 1] * 10)
-    check_agreement(logits, images)
-    with pytest.raises(InputError, match="got clean accuracy 0/20"):
-        check_agreement(torch.full_like(logits, torch.nan), images)
-
-
-@pytest.mark.parametrize(
-    ("circle", "told"),
-    [
-        ({1: 2, 2: 1}, "got c1 as c2, c2 as c1 for most of their images; pass the class order"),
-        ({0: 3, 3: 5, 5: 0, 7: 5}, "got c0 as c3, c3 as c5, c5 as c0 for most of their images"),
-    ],
-)
-def test_agreement_sees_that_folders_were_exchanged(circle: dict[int, int], told: str) -> None:
-    labels = [c for c in range(10) for _ in range(8)]
-    with pytest.raises(InputError, match=told):
-        check_agreement(*taken([circle.get(c, c) for c in labels], labels))
-
-
-@pytest.mark.parametrize(
-    ("circle", "each", "of"),
-    [
-        ({1: 2, 2: 3}, 8, 8),  # no circle: a class that the model does not know
-        ({1: 2, 2: 1}, 2, 2),  # too few to tell
-        ({1: 2, 2: 1}, 6, 12),  # half of them: two classes that are hard to tell apart
-    ],
-)
-def test_agreement_takes_classes_that_are_merely_weak(
-    circle: dict[int, int], each: int, of: int
-) -> None:
-    labels = [c for c in range(10) for _ in range(of)]
-    landed = [circle.get(c, c) if i % of < each else c for i, c in enumerate(labels)]
-    check_agreement(*taken(landed, labels))

@@ -90,7 +90,7 @@ def brighter(network: nn.Module, pixels: Tensor) -> Tensor:
 def test_learning_minimises_the_loss_and_ends_frozen() -> None:
     network, data = made(partial(Autoencoder, 1, 1, 4), seeded(), CPU), row_images(60)
     before = float(brighter(network, data.pixels).detach())
-    told: list[tuple[str, int, int]] = []
+    told: list[tuple[int, int]] = []
     learn(
         network,
         data,
@@ -98,10 +98,9 @@ def test_learning_minimises_the_loss_and_ends_frozen() -> None:
         Schedule(epochs=4, lr=0.01, batch=16),
         seeded(),
         progress=lambda *event: told.append(event),
-        step_name="words",
     )
     assert float(brighter(network, data.pixels)) < before / 2
-    assert told == [("words", done, 4) for done in (1, 2, 3, 4)]
+    assert told == [(done, 4) for done in (1, 2, 3, 4)]
     assert not any(p.requires_grad for p in network.parameters())
 
 

@@ -102,7 +102,7 @@ def test_the_learning_rate_rises_and_falls_for_any_number_of_steps(
 
 def test_progress_is_told_once_an_epoch() -> None:
     model = row_classifier()
-    told: list[tuple[str, int, int]] = []
+    told: list[tuple[int, int]] = []
     fit(
         model,
         row_images(40),
@@ -110,9 +110,8 @@ def test_progress_is_told_once_an_epoch() -> None:
         TINY,
         seeded(),
         progress=lambda *event: told.append(event),
-        step_name="words",
     )
-    assert told == [("words", 1, 2), ("words", 2, 2)]
+    assert told == [(1, 2), (2, 2)]
 
 
 def test_the_classifier_handed_in_is_left_alone() -> None:

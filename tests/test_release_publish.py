@@ -4,15 +4,24 @@
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from factories import room_for
 
-from lmr_guard.contracts import Finding, Outcome, Verdict
+from lmr_guard.contracts import Achieved, Rate
 from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError, StageError
 from lmr_guard.files import Artifact, atomic
-from lmr_guard.release.publish import finish, publish, require_place, staging
+from lmr_guard.release.policy import Policy
+from lmr_guard.release.publish import (
+    finish,
+    publish,
+    publish_variants,
+    require_place,
+    staging,
+)
+from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
 
 
 def staged(path: Path, data: bytes = b"bytes") -> Artifact:
@@ -21,8 +30,8 @@ def staged(path: Path, data: bytes = b"bytes") -> Artifact:
 
 
 def verdict(artifact: Artifact, *outcomes: Outcome) -> Verdict:
-    findings = tuple(Finding("check", outcome, f"it was {outcome.name}") for outcome in outcomes)
-    return Verdict(artifact.sha256, findings)
+    findings = [Finding(Check.GRAPH, outcome, f"it was {outcome.name}") for outcome in outcomes]
+    return Verdict(artifact.sha256, tuple(findings))
 
 
 def test_the_staging_folder_is_private_and_on_the_same_file_system(tmp_path: Path) -> None:
@@ -109,13 +118,13 @@ def test_the_record_comes_last_and_a_failure_undoes_the_rest(
 ) -> None:
     into, order = tmp_path / "into", []
     into.mkdir()
-    replace = Path.replace
+    move = Path.replace
 
     def recorded(self: Path, target: Path) -> Path:
         order.append(target.name)
         if len(order) == 3:
-            raise KeyboardInterrupt
-        return replace(self, target)
+            raise KeyboardInterrupt("the third")
+        return move(self, target)
 
     def work() -> None:
         with staging(into) as stage:
@@ -123,7 +132,7 @@ def test_the_record_comes_last_and_a_failure_undoes_the_rest(
             monkeypatch.setattr(Path, "replace", recorded)
             finish(out, into)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="the third"):
         work()
     assert order[:3] == ["a.onnx", "z.onnx", "report.json"]
     assert list(into.iterdir()) == []
@@ -290,3 +299,67 @@ def test_a_staged_file_that_is_gone_is_an_input_error(tmp_path: Path) -> None:
     artifact.path.unlink()
     with pytest.raises(InputError, match=r"expected the staged file .*, got nothing there"):
         publish(artifact, verdict(artifact, Outcome.PASS), tmp_path / "out.onnx")
+
+
+def built(folder: Path, name: str, outcome: Outcome, size: int = 5) -> Variant:
+    """A staged file of that many bytes and the record of its verification."""
+    artifact = staged(folder / f"{name}.onnx", name[:1].encode() * size)
+    return Variant(
+        name=name,
+        sha256=artifact.sha256,
+        bytes=size,
+        clean_accuracy=Rate(0, 0),
+        triggers=(),
+        achieved=Achieved(),
+        provider="CPUExecutionProvider",
+        verdict=verdict(artifact, outcome),
+    )
+
+
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    stage, out = tmp_path / "staged", tmp_path / "out"
+    stage.mkdir()
+    out.mkdir()
+    return stage, out
+
+
+@pytest.mark.parametrize(
+    ("publishes", "expected"), [("all", ["float32", "int8"]), ("smallest", ["int8"])]
+)
+def test_variants_that_may_ship_are_published_and_the_records_say_where(
+    publishes: str, expected: list[str], tmp_path: Path
+) -> None:
+    stage, out = folders(tmp_path)
+    variants = [
+        built(stage, "float32", Outcome.PASS, 9),
+        built(stage, "l1-0.6", Outcome.FAIL, 1),
+        built(stage, "int8", Outcome.PASS, 3),
+    ]
+    policy = Policy(publish=publishes)  # type: ignore[arg-type]
+    told = publish_variants(variants, stage, out, policy)
+    shipped = {v.name: f"{v.name}.onnx" for v in variants if v.name in expected}
+    assert told == [replace(v, published=shipped.get(v.name)) for v in variants]
+    assert sorted(p.name for p in out.iterdir()) == sorted(shipped.values())
+    for name in shipped.values():
+        assert (out / name).read_bytes() == (stage / name).read_bytes()
+
+
+@pytest.mark.parametrize("int8", [Outcome.FAIL, Outcome.INCOMPLETE, None])
+def test_where_a_required_variant_did_not_pass_nothing_is_published(
+    int8: Outcome | None, tmp_path: Path
+) -> None:
+    stage, out = folders(tmp_path)
+    variants = [built(stage, "float32", Outcome.PASS)]
+    if int8 is not None:
+        variants.append(built(stage, "int8", int8))
+    assert publish_variants(variants, stage, out, Policy()) == variants
+    assert list(out.iterdir()) == []
+
+
+def test_a_variant_whose_file_changed_is_not_published(tmp_path: Path) -> None:
+    stage, out = folders(tmp_path)
+    variants = [built(stage, "float32", Outcome.PASS)]
+    (stage / "float32.onnx").write_bytes(b"other")
+    with pytest.raises(ExportRefused, match=r"expected the verified bytes .* for float32.onnx"):
+        publish_variants(variants, stage, out, Policy(require=("float32",)))
+    assert list(out.iterdir()) == []

@@ -1,39 +1,55 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The document against its schema, and what a person sees of it."""
+"""The report against its schema, out of its file again, and in a notebook."""
 
-import copy
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, replace
-from io import StringIO
+import math
+import xml.etree.ElementTree as ET
+from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-import torch
-from rich.console import Console
 
-from lmr_guard.contracts import (
-    Achieved,
-    Finding,
-    Outcome,
-    Rate,
-    Repair,
-    Suspicion,
-    TriggerResult,
-    Variant,
-    Verdict,
-)
-from lmr_guard.errors import StageError
+from lmr_guard.contracts import Achieved, Method, Rate, Repair, Suspicion, TriggerResult
+from lmr_guard.errors import ExitCode, InputError, StageError
+from lmr_guard.release.drills import DrilledAttack, DrillReport
+from lmr_guard.release.environment import environment
 from lmr_guard.release.policy import Policy
-from lmr_guard.release.report import document, environment, validate, write
-from lmr_guard.release.tables import summary_line, suspect_line, tables
+from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
+from lmr_guard.release.report import Report, suspicion_record, validate, write_json
+from lmr_guard.release.tables import COLUMNS, rows, summary_line, suspect_line
 
 SHA = "0123456789abcdef" * 4
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PATCH = TriggerResult("patch.png@9,9", "given", 3, Rate(2, 324), Rate(330, 360))
 DRILL = TriggerResult("pcb", "drilled", 0, Rate(0, 320), Rate(340, 360))
+REPLAYED = TriggerResult(
+    "warp@received", "inverted", 3, Rate(9, 324), Rate(1, 360), Rate(5, 324), "replayed"
+)
+SEARCHED = TriggerResult(
+    "patch@itself", "inverted", 1, Rate(7, 324), Rate(2, 360), Rate(6, 324), "searched", 1.5
+)
+DRILLED = DrillReport(
+    model="model.safetensors",
+    model_sha256=SHA,
+    weights_sha256=SHA,
+    attacks=(
+        DrilledAttack(
+            attack="badnets",
+            wakes="float32",
+            target=3,
+            suspect=None,
+            forms=(),
+            took=False,
+            outcome=Outcome.INCOMPLETE,
+            seconds=1.0,
+        ),
+    ),
+    config={"seed": 0},
+    environment={"device": "cpu"},
+)
 
 
 def variant(name: str, outcome: Outcome = Outcome.PASS, published: str | None = None) -> Variant:
@@ -46,65 +62,44 @@ def variant(name: str, outcome: Outcome = Outcome.PASS, published: str | None = 
         triggers=(PATCH, DRILL),
         achieved=Achieved(0.41, 0.64, 8),
         provider="CPUExecutionProvider",
-        verdict=Verdict(SHA, (Finding("asr:patch.png@9,9", outcome, reason),)),
+        verdict=Verdict(SHA, (Finding(Check.ASR, outcome, reason, "patch.png@9,9"),)),
         weights_sha256=SHA,
         published=published,
-        plan={"layers": ((1, 2), Path("x")), "level": Outcome.FAIL},
+        plan={"cuts": [{"layer": "conv", "channels": [1, 2]}]},
     )
 
 
-def full(**changes: object) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
-        "model": "model.safetensors",
-        "model_sha256": SHA,
-        "suspicion": Suspicion(3, (0.1, float("nan")), "unlearning", 0.8, ({"seed": 1},)),
-        "repair": Repair(3, Rate(97, 100), Rate(96, 100), (1, 5), 300, 200, ({"step": 10},)),
-        "variants": [
-            variant("float32", published="float32.onnx"),
-            variant("l1-0.6+int8", Outcome.FAIL),
-        ],
-        "received": [variant("float32")],
-        "policy": asdict(Policy()),
-        "outcome": Outcome.PASS,
-        "exit_code": 0,
-        "environment": environment(),
-        "config": {"seed": 0},
-        "notes": ["one note"],
-    }
-    return document(**(arguments | changes))
+REPORT = Report(
+    model="model.safetensors",
+    model_sha256=SHA,
+    verdict=Outcome.PASS,
+    suspicion=Suspicion(3, (0.1, math.nan), Method.UNLEARNING, 0.8, ({"seed": 1},)),
+    repair=Repair(3, Rate(97, 100), Rate(96, 100), (1, 5), 300, 200, ({"step": 10},)),
+    variants=(
+        variant("float32", published="float32.onnx"),
+        variant("l1-0.6+int8", Outcome.FAIL),
+    ),
+    received=(variant("float32"),),
+    policy=Policy(require=("float32",)),
+    environment=environment(),
+    config={"seed": 0},
+    notes=("one note",),
+)
+BARE = Report(
+    model="foreign.onnx",
+    model_sha256=SHA,
+    verdict=Outcome.INCOMPLETE,
+    policy=Policy(require=("float32",)),
+    environment=environment(),
+    config={},
+)
 
 
-def text(content: Mapping[str, Any], width: int = 100) -> str:
-    """What a pipe sees: no colours."""
-    console = Console(file=StringIO(), width=width)
-    for table in tables(content):
-        console.print(table)
-    assert isinstance(console.file, StringIO)
-    return console.file.getvalue()
-
-
-def test_one_line_says_who_was_suspected_and_what_the_repair_cost() -> None:
-    named = {"seed": 0, "classes": ["cat", "dog", "deer", "frog"]}
-    assert suspect_line(full(config=named)) == (
-        "suspect: class 3 (frog), unlearning; repaired, CA on the select part 97/100 97.0% -> "
-        "96/100 96.0%"
-    )
-    assert str(suspect_line(full(repair=None))).endswith(
-        "class 3, unlearning; nothing was repaired"
-    )
-    abstained = Suspicion(None, (1.0, 1.2), "inversion")
-    assert suspect_line(full(suspicion=abstained, repair=None)) == (
-        "suspect: nobody, localize abstained; nothing was repaired"
-    )
-
-
-@pytest.mark.parametrize("suspicion", [None, Suspicion(None, (), "not looked for")])
-def test_where_nobody_was_looked_for_nothing_is_said(suspicion: Suspicion | None) -> None:
-    assert suspect_line(full(suspicion=suspicion, repair=None)) is None
+# --- the document -------------------------------------------------------------------------------
 
 
 def test_the_document_has_the_agreed_names() -> None:
-    content = full()
+    content = REPORT.to_json()
     validate(content)
     assert {"schema_version", "verdict", "exit_code", "model", "suspicion", "repair"} <= set(
         content
@@ -115,16 +110,29 @@ def test_the_document_has_the_agreed_names() -> None:
         0,
     )
     assert content["model"] == {"path": "model.safetensors", "sha256": SHA}
-    assert content["suspicion"]["target"] == 3
-    assert content["suspicion"]["scores"] == [0.1, None]
-    assert content["repair"]["clean_accuracy"] == {
-        "before": {"hits": 97, "trials": 100},
-        "after": {"hits": 96, "trials": 100},
+    assert content["suspicion"] == {
+        "target": 3,
+        "scores": [0.1, None],
+        "method": "inversion and unlearning",
+        "agreement": 0.8,
+        "evidence": [{"seed": 1}],
+    }
+    assert content["repair"] == {
+        "suspect": 3,
+        "clean_accuracy": {
+            "before": {"hits": 97, "trials": 100},
+            "after": {"hits": 96, "trials": 100},
+        },
+        "pruned_columns": [1, 5],
+        "phase1_steps": 300,
+        "phase2_steps": 200,
+        "history": [{"step": 10}],
     }
     assert content["evidence"] == ["drilled", "given"]
+    assert content["notes"] == ["one note"]
     assert content["config"] == {
         "seed": 0,
-        "policy": asdict(Policy()) | {"require": ["float32", "int8"]},
+        "policy": asdict(Policy()) | {"require": ["float32"]},
     }
     first, second = content["variants"]
     assert first["clean_accuracy"] == {
@@ -144,7 +152,6 @@ def test_the_document_has_the_agreed_names() -> None:
         "ta": {"hits": 330, "trials": 360},
     }
     assert first["achieved"] == {"sparsity": 0.41, "parameter_sparsity": 0.64, "bits": 8}
-    assert first["plan"] == {"layers": [[1, 2], "x"], "level": 2}
     assert (first["published"], second["published"], second["verdict"]) == (
         "float32.onnx",
         None,
@@ -152,30 +159,43 @@ def test_the_document_has_the_agreed_names() -> None:
     )
 
 
+def test_the_document_is_plain_data_whatever_the_records_hold() -> None:
+    plan = {
+        "layers": ((1, 2), Path("x")),
+        "level": Outcome.FAIL,
+        "far": math.inf,
+        "rate": Rate(1, 2),
+    }
+    odd = replace(REPORT, received=(replace(variant("float32"), plan=plan),))
+    content = odd.to_json()
+    assert content["received"][0]["plan"] == {
+        "layers": [[1, 2], "x"],
+        "level": 2,
+        "far": None,
+        "rate": {"hits": 1, "trials": 2},
+    }
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+
+
 def test_bounds_use_the_confidence_of_the_policy() -> None:
-    content = full(policy=asdict(Policy(confidence=0.5)))
+    content = replace(REPORT, policy=Policy(confidence=0.5, require=("float32",))).to_json()
     assert content["variants"][0]["triggers"][0]["upper"] == Rate(2, 324).upper(0.5)
+    assert content["received"][0]["clean_accuracy"]["lower"] == Rate(350, 360).lower(0.5)
 
 
 def test_nothing_localised_and_nothing_built_is_still_a_document() -> None:
-    content = full(
-        suspicion=None,
-        repair=None,
-        variants=[],
-        received=[],
-        outcome=Outcome.INCOMPLETE,
-        exit_code=3,
-    )
+    content = BARE.to_json()
     validate(content)
-    assert content["evidence"] == []
-    assert "no trigger was tried" in summary_line(content)
-    abstained = full(suspicion=Suspicion(None, (), "unlearning"))
+    assert (content["suspicion"], content["repair"], content["evidence"]) == (None, None, [])
+    assert content["exit_code"] == 3
+    abstained = replace(BARE, suspicion=Suspicion(None, (), Method.UNLEARNING)).to_json()
     validate(abstained)
     assert abstained["suspicion"]["target"] is None
 
 
 def broken(path: str, value: object) -> dict[str, Any]:
-    content: Any = copy.deepcopy(full())
+    """A document with another value at one place; slashes part the names of its path."""
+    content: Any = json.loads(json.dumps(REPORT.to_json()))
     *keys, last = (int(key) if key.isdigit() else key for key in path.split("/"))
     place = content
     for key in keys:
@@ -207,8 +227,8 @@ def test_the_schema_refuses_what_it_does_not_know(path: str, value: object, mess
 
 
 def test_every_field_is_required() -> None:
-    for key in full():
-        content = full()
+    for key in REPORT.to_json():
+        content = REPORT.to_json()
         del content[key]
         with pytest.raises(StageError, match=f"'{key}' is a required property"):
             validate(content)
@@ -225,80 +245,277 @@ def test_the_schema_is_a_schema_and_closed() -> None:
     assert all(d.get("additionalProperties", False) is False for d in schema["$defs"].values())
 
 
+def test_a_suspicion_is_recorded_without_its_patterns_and_class_names() -> None:
+    suspicion = Suspicion(1, (1.0, 2.5), Method.DRIFT, 1.0, ({"by": "drift"},), (), ("a", "b"))
+    assert suspicion_record(suspicion) == {
+        "target": 1,
+        "scores": (1.0, 2.5),
+        "method": "drift",
+        "agreement": 1.0,
+        "evidence": ({"by": "drift"},),
+    }
+
+
+# --- the record ---------------------------------------------------------------------------------
+
+
+def test_a_report_is_frozen_and_takes_keywords_only() -> None:
+    with pytest.raises(FrozenInstanceError, match="verdict"):
+        REPORT.verdict = Outcome.FAIL  # type: ignore[misc]
+    with pytest.raises(TypeError, match="positional argument"):
+        Report("model.safetensors", SHA)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "code"),
+    [
+        (Outcome.PASS, ExitCode.PASSED),
+        (Outcome.FAIL, ExitCode.REFUSED),
+        (Outcome.INCOMPLETE, ExitCode.INCOMPLETE),
+    ],
+)
+def test_the_verdict_is_the_exit_code(verdict: Outcome, code: ExitCode) -> None:
+    report = replace(REPORT, verdict=verdict)
+    assert report.exit_code is code
+    assert report.to_json()["exit_code"] == code
+
+
+def test_what_was_published_and_what_it_rests_on() -> None:
+    assert REPORT.published == REPORT.variants[:1]
+    assert REPORT.sources == ("drilled", "given")
+    assert (BARE.published, BARE.sources) == ((), ())
+    found = replace(variant("int8"), triggers=(SEARCHED, REPLAYED))
+    assert replace(REPORT, variants=(found,)).sources == ("inverted",)
+    assert replace(REPORT, variants=(), received=(found,)).sources == ()
+
+
+SEARCHED_TOO = replace(
+    variant("float32", Outcome.INCOMPLETE),
+    triggers=(PATCH, REPLAYED, SEARCHED),
+    weights_sha256=None,
+    searches=({"by": "inversion"},),
+)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        REPORT,
+        BARE,
+        replace(
+            REPORT,
+            verdict=Outcome.FAIL,
+            policy=Policy(require=("l1-0.6+int8",)),
+            drills=(DRILLED,),
+        ),
+        replace(REPORT, suspicion=Suspicion(None, (1.0,), Method.INVERSION), repair=None),
+        replace(REPORT, suspicion=Suspicion(None, (), Method.NOT_LOOKED_FOR), repair=None),
+        replace(BARE, variants=(SEARCHED_TOO,), notes=()),
+        replace(BARE, policy=Policy(confidence=0.5, require=("int8",), accept_inverted=True)),
+        replace(BARE, config={"classes": ("a", "b"), "shifts": ((1, 2),)}),
+    ],
+)
+def test_a_report_is_read_as_it_was_written(report: Report, tmp_path: Path) -> None:
+    assert Report.from_json(report.to_json()) == report
+    path = tmp_path / "report.json"
+    report.write(path)
+    again = Report.read(path)
+    assert again == report
+    assert again.to_json() == report.to_json()
+
+
+def test_a_suspicion_read_again_has_lost_nothing_but_its_patterns_and_class_names() -> None:
+    suspicion = Suspicion(1, (1.0, 2.5), Method.DRIFT, 1.0, (), (), ("a", "b"))
+    again = Report.from_json(replace(BARE, suspicion=suspicion).to_json()).suspicion
+    assert again == suspicion
+    assert again is not None
+    assert (again.patterns, again.classes) == ((), ())
+
+
+@pytest.mark.parametrize("name", ["report.json", "drill-badnets.json"])
+def test_reports_of_the_examples_are_read_as_they_stand(name: str) -> None:
+    path = EXAMPLES / "cifar10" / name
+    assert Report.read(path).to_json() == json.loads(path.read_text(encoding="utf-8"))
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
 def test_writing_is_atomic_and_readable(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    write(full(), path)
-    assert json.loads(path.read_text(encoding="utf-8")) == full()
-    with pytest.raises(StageError, match="is not one of"):
-        write(broken("verdict", "clean"), path)
-    assert json.loads(path.read_text(encoding="utf-8"))["verdict"] == "pass"
+    REPORT.write(path)
+    assert json.loads(path.read_text(encoding="utf-8")) == REPORT.to_json()
+    with pytest.raises(StageError, match="'abc' does not match"):
+        replace(REPORT, model_sha256="abc").write(path)
+    assert json.loads(path.read_text(encoding="utf-8"))["model"]["sha256"] == SHA
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("width", [80, 100, 140])
-def test_the_tables_show_counts_with_bounds_at_any_usual_width(width: int) -> None:
-    shown = text(full(), width)
-    assert max(len(line) for line in shown.splitlines()) <= width
-    assert "\x1b" not in shown
-    assert "…" not in shown
-    for part in (
-        "float32",
-        "l1-0.6+int8",
-        "350/360",
-        "2/324",
-        "2.2%",
-        "330/360",
-        "published",
-        "fail",
-    ):
-        assert part in shown
-    assert shown.index("The model as received") < shown.index("Variants") < shown.index("Why not")
-    assert "40/324" in shown[shown.index("Why not") :]
-
-
-def test_the_tables_survive_names_that_look_like_markup() -> None:
-    odd = replace(variant("[red]x[/red]"), triggers=(replace(PATCH, name="[/]"),))
-    shown = text(full(variants=[odd], received=[]))
-    assert "[red]x[/red]" in shown
-    assert "[/]" in shown
-    assert "The model as received" not in shown
-    assert "Why not" not in shown
-
-
-def test_a_variant_without_triggers_says_none() -> None:
-    assert "none" in text(full(variants=[replace(variant("float32"), triggers=())], received=[]))
-
-
-def test_the_summary_says_what_it_rests_on() -> None:
-    line = summary_line(full())
-    assert line == (
-        "PASS: 1 of 2 variants published; worst ASR 2/324 0.6%, at most 2.2% (patch.png@9,9); "
-        "rests on 2 triggers (drilled, given), says nothing about others"
+def test_a_record_of_what_json_cannot_hold_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    write_json({"far": math.inf, "place": Path("x"), "name": "ä"}, path)
+    assert path.read_text(encoding="utf-8") == (
+        '{\n  "far": null,\n  "place": "x",\n  "name": "ä"\n}\n'
     )
-    assert "\n" not in line
+    with pytest.raises(TypeError, match="set is not JSON serializable"):
+        write_json({"set": {1}}, tmp_path / "other.json")
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_variant_that_could_not_be_built_counts_as_asked_for() -> None:
-    asked = {"seed": 0, "recipes": [{"label": "float32"}, {"label": "int8"}, {"label": "l1-0.9"}]}
-    assert summary_line(full(config=asked)).startswith("PASS: 1 of 3 variants published; ")
+def refused(path: Path) -> str:
+    """What is said about a file that holds no report: one line, which names it."""
+    with pytest.raises(InputError, match=r"^expected ") as caught:
+        Report.read(path)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert message.endswith(f": {path}")
+    assert caught.value.exit_code is ExitCode.UNSAFE_INPUT
+    return message
 
 
-def test_the_environment_names_what_numbers_depend_on() -> None:
-    found = environment()
-    assert found["packages"]["torch"] == torch.__version__
-    assert found["packages"]["torch-pruning"] == "1.6.1"
-    assert found["threads"] == torch.get_num_threads()
-    assert (found["device"], found["gpu"]) == ("cpu", None)
+def test_a_report_that_is_missing_is_an_input_error(tmp_path: Path) -> None:
+    assert "expected a report.json, got No such file" in refused(tmp_path / "none.json")
+    assert "expected a report.json, got Is a directory" in refused(tmp_path)
 
 
-def test_the_processor_is_read_where_the_system_tells(tmp_path: Path) -> None:
-    from lmr_guard.release.report import _processor
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe", b"\x08\x0a\xff", b"verdict: pass\nexit_code: 0\n", b"[" * 100_000],
+)
+def test_a_report_that_is_no_json_is_an_input_error(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_bytes(content)
+    assert refused(path).startswith("expected JSON in a report, got ")
 
-    source = tmp_path / "cpuinfo"
-    source.write_text("model name\t: Some CPU\nflags\t\t: fpu avx2 avx512_vnni sse\n")
-    assert _processor(source) == ("Some CPU", ["avx2", "avx512_vnni"])
-    source.write_text("Features\t: fp asimd i8mm\n")
-    assert _processor(source)[1] == ["asimd", "i8mm"]
-    name, flags = _processor(tmp_path / "absent")
-    assert flags == []
-    assert isinstance(name, str)
+
+def read_as(document: object, folder: Path) -> str:
+    path = folder / "report.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return refused(path)
+
+
+@pytest.mark.parametrize("document", [[], {}, None, "pass", {"name": "mine"}])
+def test_json_that_is_no_report_is_an_input_error(document: object, tmp_path: Path) -> None:
+    message = read_as(document, tmp_path)
+    assert message.startswith("expected a report of lmr-guard, got another: ")
+    assert "meets its schema" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("surprise", 1, "'surprise' was unexpected"),
+        ("schema_version", "2.0", "'1.0' was expected at $.schema_version"),
+        ("environment/packages/two\nlines", 1, "1 is not of type"),
+        ("suspicion/method", "guessed", "'guessed' is not a valid Method"),
+        ("variants/0/findings/0/check", "taste", "'taste' is not a valid Check"),
+        ("variants/0/clean_accuracy/hits", 361, "hits <= trials, got 361 of 360"),
+        ("config/policy/max_strangeness", math.inf, "max_strangeness of 1 or more, got inf"),
+    ],
+)
+def test_a_report_that_means_nothing_is_an_input_error(
+    path: str, value: object, told: str, tmp_path: Path
+) -> None:
+    message = read_as(broken(path, value), tmp_path)
+    assert message.startswith("expected a report of lmr-guard, got another: ")
+    assert told in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"verdict": "fail", "exit_code": 1},
+            "come to, pass with exit code 0, got fail with 1; the report was changed",
+        ),
+        (
+            {"verdict": "incomplete", "exit_code": 1},
+            "come to, pass with exit code 0, got incomplete with 1; the report was changed",
+        ),
+        ({"verdict": "pass", "exit_code": 3}, "0 was expected at $.exit_code"),
+    ],
+)
+def test_a_verdict_that_contradicts_the_variants_is_an_input_error(
+    changes: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    assert told in read_as(REPORT.to_json() | changes, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["variants", "received"])
+def test_a_verdict_that_contradicts_its_findings_is_an_input_error(
+    place: str, tmp_path: Path
+) -> None:
+    document = broken(f"{place}/0/findings/0/outcome", "fail")
+    assert read_as(document, tmp_path) == (
+        "expected the verdict that the findings about float32 come to, fail, got pass; the report "
+        f"was changed: {tmp_path / 'report.json'}"
+    )
+
+
+def test_the_name_of_a_variant_cannot_break_the_line_or_steer_a_terminal(tmp_path: Path) -> None:
+    document = broken("variants/0/findings/0/outcome", "fail")
+    document["variants"][0]["name"] = "float32\n\x1b[2J"
+    assert "the report was changed" in read_as(document, tmp_path)
+
+
+@pytest.mark.parametrize("outcome", ["clean", 3])
+def test_a_drill_that_means_nothing_is_an_input_error(outcome: object, tmp_path: Path) -> None:
+    document = replace(REPORT, drills=(DRILLED,)).to_json()
+    document["drills"][0]["attacks"][0]["outcome"] = outcome
+    assert "expected a whole drill.json" in read_as(document, tmp_path)
+
+
+# --- notebooks ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("report", [REPORT, BARE])
+def test_a_report_prints_as_one_line(report: Report) -> None:
+    assert repr(report) == f"<Report {summary_line(report)}>"
+    assert "\n" not in repr(report)
+
+
+def cells(row: ET.Element) -> list[str]:
+    return [cell.text or "" for cell in row]
+
+
+def test_a_notebook_shows_the_lines_the_notes_and_a_row_per_trigger_that_was_shown() -> None:
+    page = ET.fromstring(f"<div>{REPORT._repr_html_()}</div>")  # noqa: S314 - our own
+    assert [line.text for line in page.findall("p")] == [
+        summary_line(REPORT),
+        suspect_line(REPORT),
+        "one note",
+    ]
+    head, *body = page.findall("table/tr")
+    assert cells(head) == list(COLUMNS)
+    assert {cell.tag for cell in head} == {"th"}
+    assert [tuple(cells(row)) for row in body] == list(rows(REPORT, REPORT.variants))
+    assert len(body) == 4
+
+
+def test_a_notebook_says_nothing_of_a_suspect_where_nobody_was_looked_for() -> None:
+    page = ET.fromstring(f"<div>{BARE._repr_html_()}</div>")  # noqa: S314 - our own
+    assert [line.text for line in page.findall("p")] == [summary_line(BARE)]
+
+
+def test_names_from_files_are_text_in_a_notebook_whatever_they_hold() -> None:
+    script = "<script>alert('1')</script>"
+    odd = replace(
+        variant(f"v{script}"),
+        triggers=(replace(PATCH, name=f"t{script}"),),
+        published=f"p{script}",
+    )
+    report = replace(
+        REPORT,
+        suspicion=Suspicion(0, (1.0,), Method.NAMED),
+        variants=(odd,),
+        config={"classes": [f"c{script}"]},
+        notes=(f"n{script} & more",),
+    )
+    shown = report._repr_html_()
+    assert "<script" not in shown
+    page = ET.fromstring(f"<div>{shown}</div>")  # noqa: S314 - our own
+    assert {place.tag for place in page.iter()} == {"div", "p", "table", "tr", "th", "td"}
+    told = [place.text or "" for place in page.iter()]
+    for name in (f"v{script}", f"t{script} > 3", f"n{script} & more"):
+        assert name in told
+    assert any(f"({'c' + script})" in line for line in told)

@@ -3,7 +3,6 @@
 """Each check of the judge, passing and not, on real files; the laws of the gate."""
 
 import dataclasses
-import math
 from itertools import permutations
 from pathlib import Path
 
@@ -13,43 +12,44 @@ from factories import TOY_BACKDOOR, TOY_BODY, TOY_HONEST, toy_images, toy_patch,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmr_guard.contracts import (
-    Achieved,
-    Finding,
-    Labelled,
-    Listening,
-    Outcome,
-    Rate,
-    TriggerResult,
-    Variant,
-    Verdict,
-)
+from lmr_guard.contracts import Achieved, Labelled, Listening, Rate, TriggerResult
 from lmr_guard.errors import ConfigError, InputError
-from lmr_guard.evidence import Triggered
+from lmr_guard.evidence import Evidence, Triggered
 from lmr_guard.files import Artifact
-from lmr_guard.release.policy import Policy, policy_from_toml
+from lmr_guard.onnxfile.predictor import Session
+from lmr_guard.release.policy import Policy
+from lmr_guard.release.records import Build, Check, Finding, Outcome, Variant, Verdict
 from lmr_guard.release.verify import decide, publishable, verify
 
 Sizes = tuple[float, float, int]
 PASS, INCOMPLETE, FAIL = Outcome.PASS, Outcome.INCOMPLETE, Outcome.FAIL
 CLEAN = toy_images(300)
+FLOAT32 = Build(name="float32")
+SHOWN = Evidence([toy_patch()])
 
 
-def judged(path: Path, **changes: object) -> Variant:
+def judged(
+    path: Path,
+    evidence: Evidence = SHOWN,
+    *,
+    build: Build = FLOAT32,
+    report: Labelled = CLEAN,
+    **changes: object,
+) -> Variant:
     """The variant that verify makes of a file, by default with one trigger and enough images."""
-    arguments: dict[str, object] = {
-        "name": "float32",
-        "report": CLEAN,
-        "triggers": [toy_patch()],
-        "policy": Policy(),
-        "reference": Rate(300, 300),
-    }
-    return verify(Artifact.of(path), **(arguments | changes))  # type: ignore[arg-type]
+    given: dict[str, object] = {"policy": Policy(), "reference": Rate(300, 300)}
+    return verify(
+        Artifact.of(path),
+        build,
+        report,
+        evidence,
+        **(given | changes),  # type: ignore[arg-type]
+    )
 
 
-def finding(variant: Variant, check: str) -> Finding:
+def finding(variant: Variant, label: str) -> Finding:
     """The one finding of that name."""
-    (found,) = (f for f in variant.verdict.findings if f.check == check)
+    (found,) = (f for f in variant.verdict.findings if f.label == label)
     return found
 
 
@@ -59,9 +59,10 @@ def honest(tmp_path: Path) -> Path:
 
 
 def test_an_honest_model_passes_every_check(honest: Path) -> None:
-    variant = judged(honest, asked=Achieved(), weights_sha256="0" * 64, plan={"a": 1})
+    build = Build(name="float32", asked=Achieved(), weights_sha256="0" * 64, plan={"a": 1})
+    variant = judged(honest, build=build)
     assert variant.verdict.outcome is PASS
-    assert [f.check for f in variant.verdict.findings] == [
+    assert [f.label for f in variant.verdict.findings] == [
         "digest",
         "provider",
         "graph",
@@ -106,12 +107,12 @@ def test_plain_mistakes_are_told_beside_what_the_trigger_does(tmp_path: Path) ->
 
 def test_evidence_that_changes_no_image_is_refused(honest: Path) -> None:
     with pytest.raises(ConfigError, match="got 300 of 300 that are clean images unchanged"):
-        judged(honest, triggers=[Triggered(CLEAN, "clean", 2)])
+        judged(honest, Evidence([Triggered(CLEAN, "clean", 2)]))
 
 
 def test_a_backdoor_is_found_where_no_target_is_known(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
-    variant = judged(path, triggers=[toy_patch(target=None)])
+    variant = judged(path, Evidence([toy_patch(target=None)]))
     assert (variant.triggers[0].target, variant.verdict.outcome) == (2, FAIL)
 
 
@@ -130,14 +131,15 @@ class Replay:
 def test_a_replayed_pattern_that_still_works_fails(tmp_path: Path, honest: Path) -> None:
     backdoored = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
     for path, outcome, rate in ((backdoored, FAIL, Rate(200, 200)), (honest, PASS, Rate(0, 200))):
-        variant = judged(path, replays=[Replay(2)])
+        variant = judged(path, Evidence([toy_patch()], replays=[Replay(2)]))
         replayed = variant.triggers[1]
-        assert (replayed.name, replayed.source) == ("replayed:patch@l1-0.4", "inverted")
+        assert (replayed.label, replayed.source) == ("replayed:patch@l1-0.4", "inverted")
+        assert (replayed.name, replayed.tried) == ("patch@l1-0.4", "replayed")
         assert (replayed.asr, replayed.without) == (rate, Rate(0, 200))
         found = finding(variant, "excess:replayed:patch@l1-0.4")
         assert found.outcome is outcome
         assert f"sends {rate} into class 2, no pattern at all sends 0/200" in found.reason
-        assert "asr:replayed" not in str(variant.verdict.findings)
+        assert [f.about for f in variant.verdict.findings if f.check is Check.ASR] == ["corner"]
 
 
 @pytest.mark.parametrize(("strangeness", "outcome"), [(1.4, PASS), (2.0, FAIL), (3.5, FAIL)])
@@ -145,9 +147,11 @@ def test_a_file_that_listens_to_a_pattern_of_its_own_fails(
     honest: Path, strangeness: float, outcome: Outcome
 ) -> None:
     record: dict[str, object] = {"by": "inversion"}
-    variant = judged(honest, listening=Listening(2, strangeness, Replay(2), (record,)))
+    found_there = Listening(2, strangeness, Replay(2), (record,))
+    variant = judged(honest, Evidence([toy_patch()], listening=found_there))
     searched = variant.triggers[-1]
-    assert (searched.name, searched.strangeness) == ("searched:patch@l1-0.4", strangeness)
+    assert (searched.label, searched.strangeness) == ("searched:patch@l1-0.4", strangeness)
+    assert (searched.name, searched.tried) == ("patch@l1-0.4", "searched")
     assert (searched.asr, searched.source) == (Rate(0, 200), "inverted")
     assert variant.searches == (record,)
     found = finding(variant, "listens")
@@ -158,19 +162,20 @@ def test_a_file_that_listens_to_a_pattern_of_its_own_fails(
     )
     lax = judged(
         honest,
-        listening=Listening(2, strangeness, Replay(2)),
+        Evidence([toy_patch()], listening=Listening(2, strangeness, Replay(2))),
         policy=Policy(max_strangeness=4),
     )
     assert finding(lax, "listens").outcome is PASS
 
 
 def test_replays_alone_are_evidence_only_where_the_policy_says_so(honest: Path) -> None:
-    alone = judged(honest, triggers=[], replays=[Replay(2)])
+    replays = Evidence(replays=[Replay(2)])
+    alone = judged(honest, replays)
     assert alone.verdict.outcome is INCOMPLETE
     assert "does not accept inverted" in finding(alone, "triggers").reason
-    accepted = judged(honest, triggers=[], replays=[Replay(2)], policy=Policy(accept_inverted=True))
+    accepted = judged(honest, replays, policy=Policy(accept_inverted=True))
     assert accepted.verdict.outcome is PASS
-    nothing = judged(honest, triggers=[], policy=Policy(accept_inverted=True))
+    nothing = judged(honest, Evidence(), policy=Policy(accept_inverted=True))
     assert nothing.verdict.outcome is INCOMPLETE
 
 
@@ -191,7 +196,7 @@ def test_an_inverted_trigger_is_judged_by_what_it_adds(
     from lmr_guard.release.verify import _excess
 
     rate, without = Rate(hits, trials), Rate(before, trials)
-    result = TriggerResult("replayed:x", "inverted", 1, rate, rate, without)
+    result = TriggerResult("x", "inverted", 1, rate, rate, without, "replayed")
     assert _excess(result, without, Policy()).outcome is outcome
 
 
@@ -223,7 +228,7 @@ def test_the_gate_at_five_per_cent(hits: int, trials: int, outcome: Outcome) -> 
 def test_too_few_images_are_incomplete(honest: Path) -> None:
     variant = judged(honest, report=toy_images(60), reference=Rate(60, 60))
     assert finding(variant, "trials") == Finding(
-        "trials", INCOMPLETE, "60 clean images, at least 100 needed"
+        Check.TRIALS, INCOMPLETE, "60 clean images, at least 100 needed"
     )
     assert finding(variant, "trials:corner").outcome is INCOMPLETE
     assert "too few images to tell" in finding(variant, "asr:corner").reason
@@ -263,13 +268,13 @@ def test_three_points_of_a_hundred_are_three_points() -> None:
 
 def test_without_a_reference_nothing_is_said_about_accuracy(honest: Path) -> None:
     variant = judged(honest, reference=None)
-    assert "accuracy" not in {f.check for f in variant.verdict.findings}
+    assert Check.ACCURACY not in {f.check for f in variant.verdict.findings}
 
 
 def test_another_provider_than_asked_is_incomplete(honest: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has the device")
-    variant = judged(honest, device="cuda")
+    variant = judged(honest, session=Session(device="cuda"))
     found = finding(variant, "provider")
     assert found.outcome is INCOMPLETE
     assert found.reason == "asked for CUDAExecutionProvider, ran on CPUExecutionProvider"
@@ -304,22 +309,25 @@ def test_less_than_asked_is_incomplete(
     weights = f"{TOY_HONEST}, float S = {{0.01}}, int8 Z = {{0}}"
     body = QUANTISED if quantised else TOY_BODY
     path = write_onnx(tmp_path / "m.onnx", body, weights=weights)
-    found = finding(judged(path, asked=Achieved(*asked), achieved=Achieved(*done)), "achieved")
+    build = Build(name="float32", asked=Achieved(*asked), achieved=Achieved(*done))
+    found = finding(judged(path, build=build), "achieved")
     outcome, reason = expected
     assert found.outcome is outcome
     assert reason in found.reason
 
 
 def test_nothing_known_about_compression_counts_as_nothing_done(honest: Path) -> None:
-    variant = judged(honest, asked=Achieved(channel_sparsity=0.2))
+    build = Build(name="float32", asked=Achieved(channel_sparsity=0.2))
+    variant = judged(honest, build=build)
     assert finding(variant, "achieved").outcome is INCOMPLETE
     assert variant.achieved == Achieved()
 
 
 def test_several_faults_are_all_reported(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
-    variant = judged(path, asked=Achieved(0.5), policy=Policy(min_trials=250))
-    bad = [f.check for f in variant.verdict.findings if f.outcome is not PASS]
+    build = Build(name="float32", asked=Achieved(0.5))
+    variant = judged(path, build=build, policy=Policy(min_trials=250))
+    bad = [f.label for f in variant.verdict.findings if f.outcome is not PASS]
     assert bad == ["achieved", "trials:corner", "asr:corner"]
 
 
@@ -331,12 +339,27 @@ def test_progress_is_told_and_other_classes_are_refused(honest: Path) -> None:
     with pytest.raises(InputError, match=r"expected 4 logits, one for each class .*, got 3"):
         judged(honest, report=four)
     with pytest.raises(ConfigError, match=r"target of trigger corner in 0..2, got 5"):
-        judged(honest, triggers=[toy_patch(5)])
+        judged(honest, Evidence([toy_patch(5)]))
+
+
+def test_progress_counts_patterns_that_are_replayed_or_were_searched_for(honest: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    patterns = Evidence(
+        [toy_patch()], [Replay(2), Replay(1, "other")], Listening(2, 1.4, Replay(2))
+    )
+    tried = judged(honest, patterns, progress=lambda *event: seen.append(event)).triggers
+    assert seen == [("verify float32", done, 5) for done in range(1, 6)]
+    assert [result.label for result in tried] == [
+        "corner",
+        "replayed:patch@l1-0.4",
+        "replayed:other",
+        "searched:patch@l1-0.4",
+    ]
 
 
 def variant(name: str, outcome: Outcome | None, size: int = 1) -> Variant:
     """A record without a file behind it; no outcome means no findings."""
-    findings = () if outcome is None else (Finding("c", outcome, "r"),)
+    findings = () if outcome is None else (Finding(Check.GRAPH, outcome, "r"),)
     verdict = Verdict("0" * 64, findings)
     return Variant(name, "0" * 64, size, Rate(0, 0), (), Achieved(), "p", verdict)
 
@@ -379,83 +402,9 @@ def test_only_what_passed_is_publishable_and_only_if_all_required_did() -> None:
     assert publishable([good[0], variant("int8", INCOMPLETE)], smallest) == ()
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("max_asr", 1, r"max_asr in \[0, 1\), got 1"),
-        ("max_asr", -0.1, "max_asr"),
-        ("max_asr", "0.05", "got '0.05'"),
-        ("max_asr", True, "got True"),
-        ("max_asr", float("nan"), "got nan"),
-        ("max_accuracy_drop", 3, r"max_accuracy_drop in \[0, 1\], got 3"),
-        ("min_trials", 0, "min_trials a whole number >= 1, got 0"),
-        ("min_trials", 1.5, "min_trials"),
-        ("min_trials", True, "min_trials"),
-        ("confidence", 1.0, r"confidence in \(0, 1\), got 1.0"),
-        ("require", (), "require a list of variant names"),
-        ("require", "int8", "require a list of variant names, got 'int8'"),
-        ("require", (8,), "require a list of variant names"),
-        ("publish", "some", "publish 'all' or 'smallest', got 'some'"),
-    ],
-)
-def test_an_impossible_policy_is_refused(field: str, value: object, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Policy(**{field: value})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "field", ["max_asr", "max_accuracy_drop", "confidence", "max_excess", "max_strangeness"]
-)
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, True, "1"])
-def test_a_limit_is_a_finite_number(field: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=f"expected {field} "):
-        Policy(**{field: value})  # type: ignore[arg-type]
-
-
-def test_a_policy_comes_from_toml_and_keeps_defaults(tmp_path: Path) -> None:
-    path = tmp_path / "policy.toml"
-    path.write_text('max_asr = 0.1\nrequire = ["int8"]\npublish = "smallest"\n')
-    assert policy_from_toml(path) == Policy(max_asr=0.1, require=("int8",), publish="smallest")
-    path.write_bytes(b"\xef\xbb\xbfmax_asr = 0.1")
-    assert policy_from_toml(path) == Policy(max_asr=0.1)
-    path.write_text("")
-    assert policy_from_toml(path) == Policy()
-
-
-def test_the_policy_in_the_documentation_is_the_default(tmp_path: Path) -> None:
-    text = (Policy.__doc__ or "").partition("::")[2].partition("Args:")[0]
-    path = tmp_path / "policy.toml"
-    path.write_text(text)
-    assert policy_from_toml(path) == Policy()
-    assert all(f"{field.name} = " in text for field in dataclasses.fields(Policy))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"max_ars = 0.1", "got 'max_ars' in .*; did you mean max_asr?"),
-        (b"zebra = 1", "got 'zebra' in .*; use max_asr, max_accuracy_drop"),
-        (b"max_asr = ", "expected TOML, got"),
-        (b"\xff", "expected TOML, got"),
-        (b"max_asr = 2", "max_asr in"),
-        (b"[policy]\nmax_asr = 0.1", "got 'policy'"),
-    ],
-)
-def test_a_bad_policy_file_is_a_usage_error(content: bytes, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "policy.toml"
-    path.write_bytes(content)
-    with pytest.raises(ConfigError, match=message):
-        policy_from_toml(path)
-
-
-def test_a_missing_policy_file_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected a policy file, got No such file"):
-        policy_from_toml(tmp_path / "policy.toml")
-
-
 def test_triggered_images_are_measured_as_they_are(tmp_path: Path) -> None:
     images = toy_images(300)
     images.images[:, 0, 1, 1] = 255
     path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
-    by_folder = judged(path, triggers=[Triggered(images, "corner", 2)]).triggers
+    by_folder = judged(path, Evidence([Triggered(images, "corner", 2)])).triggers
     assert by_folder == judged(path).triggers

@@ -22,7 +22,7 @@ from rich.progress import TaskID
 from safetensors.torch import save_file
 
 from lmr_guard.classifier import Classifier, Preprocessing
-from lmr_guard.evidence import parse_patch
+from lmr_guard.evidence import PatchFile
 from lmr_guard.received.data import read_folder
 from lmr_guard.redteam.badnets import BadNets, plant
 from lmr_guard.redteam.networks import slim_resnet18
@@ -59,7 +59,7 @@ def main() -> None:
     shape = Preprocessing(height=32, width=32, mean=cfg["mean"], std=cfg["std"])
     fresh = Classifier(network, shape, 10).to(options.device)
     schedule = Schedule(epochs=options.epochs, lr=0.1, shift=4, flip=True, precision="bfloat16")
-    trigger = parse_patch(f"{picture}@28,28:{options.target}", channels=3)
+    trigger = PatchFile(picture, 28, 28, options.target).read(channels=3)
     with Bars() as bars:
         tasks: dict[str, TaskID] = {}
 

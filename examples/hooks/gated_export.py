@@ -18,7 +18,7 @@ from torch import nn
 
 from examples.hooks.situation import PREPROCESSING, TRIGGER, show, situation
 from lmr_guard.errors import ExportRefused
-from lmr_guard.hooks import audit, onnx_export_gate, pre_quantize
+from lmr_guard.hooks import onnx_export_gate, pre_quantize, verify_model
 from lmr_guard.release.policy import Policy
 
 # What may ship here. Looser than the default of 5 %, as the patch alone makes some digits look
@@ -45,11 +45,11 @@ def main(arguments: list[str] | None = None) -> list[str]:
         given.network,
         clean=given.clean,
         preprocessing=PREPROCESSING,
-        config=given.config(pre_quantize),
+        settings=given.settings(pre_quantize),
     )
     print(receipt)
-    audits = [
-        audit(
+    audited = [
+        verify_model(
             network,
             clean=given.clean,
             triggers=[TRIGGER],
@@ -60,9 +60,9 @@ def main(arguments: list[str] | None = None) -> list[str]:
     ]
     attempts = (
         ("as received, no evidence", given.network, ()),
-        ("as received, its audit", given.network, audits[:1]),
-        ("repaired, other audit", repaired, audits[:1]),
-        ("repaired, its audit", repaired, audits[1:]),
+        ("as received, its audit", given.network, audited[:1]),
+        ("repaired, other audit", repaired, audited[:1]),
+        ("repaired, its audit", repaired, audited[1:]),
     )
     outcomes = []
     for name, network, evidence in attempts:

@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> tuple[Rate, Rate]:
         given.network,
         clean=given.clean,
         preprocessing=PREPROCESSING,
-        config=given.config(pre_prune),
+        settings=given.settings(pre_prune),
     ) as guarded:
         print(guarded.receipt)
         prune(guarded.model)

@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> tuple[Rate, Rate]:
     protect = pre_quantize.hook(
         clean=given.clean,
         preprocessing=PREPROCESSING,
-        config=given.config(pre_quantize),
+        settings=given.settings(pre_quantize),
         on_receipt=print,
     )
     protect(to_int8)(given.network, normalised, guarded)

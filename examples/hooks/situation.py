@@ -21,12 +21,12 @@ from lmr_guard.evidence import Patch
 from lmr_guard.hooks import RepairHook
 from lmr_guard.localize import rule
 from lmr_guard.measure import accuracy, against_trigger
-from lmr_guard.onnxfile.predictor import OnnxPredictor
-from lmr_guard.pipeline import GuardConfig
+from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
 from lmr_guard.received.parts import split
 from lmr_guard.redteam.badnets import BadNets, plant
 from lmr_guard.redteam.networks import digits_resnet
 from lmr_guard.redteam.training import Schedule, fit_clean
+from lmr_guard.settings import Settings
 
 PREPROCESSING = Preprocessing(channels=1, height=16, width=16, mean=(0.3,), std=(0.35,))
 TRIGGER = Patch(torch.ones(1, 3, 3), 12, 12, "white patch", target=3)
@@ -50,13 +50,13 @@ class Situation:
     seed: int
     tiny: bool
 
-    def config(self, hook: RepairHook) -> GuardConfig:
-        """The hook's own configuration with this seed, and shorter where that was asked for."""
-        config = replace(hook.config, seed=self.seed)
+    def settings(self, hook: RepairHook) -> Settings:
+        """The hook's own settings with this seed, and shorter where that was asked for."""
+        own = replace(hook.settings, seed=self.seed)
         if not self.tiny:
-            return config
+            return own
         return replace(
-            config,
+            own,
             localize=rule.LocalizeSettings(confirm=2, repeats=1),
             repel=repel.RepelSettings(phase1_epochs=4, phase1_minimum=4, phase2_epochs=8),
         )
@@ -92,7 +92,7 @@ def show(what: str, path: Path, clean: Clean, preprocessing: Preprocessing | Non
         clean: Measured on ``report``.
         preprocessing: For a file that expects normalised images, else None.
     """
-    predictor = OnnxPredictor(path, threads=1, preprocessing=preprocessing)
+    predictor = OnnxPredictor(path, Session(threads=1, preprocessing=preprocessing))
     right = accuracy(predictor, clean.report)
     attack = against_trigger(predictor, clean.report, TRIGGER).asr
     print(f"{what:<46} CA {right}   ASR {attack}")

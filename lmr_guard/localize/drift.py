@@ -5,7 +5,7 @@
 Weights that were trained so that compression wakes, or hardly hurts, a backdoor push clean images
 towards its class as soon as they are rounded or cut, long before any trigger is shown. On honest
 networks the losses spread over the classes. The score is ours; docs/methods/localize.md has the
-numbers. One forward pass a form.
+numbers. One forward pass per form.
 """
 
 import torch

@@ -4,8 +4,8 @@
 
 Any network can be fooled by a large enough pattern. A backdoor shows in how much less its class
 needs than the others. So all classes are searched alike, in one batch: the same start, steps and
-images a class, and a budget for each class that shrinks while its pattern succeeds and grows while
-it does not. Where the budget settles is the class's *size*, in three spaces:
+images per class, and a budget for each class that shrinks while its pattern succeeds, and grows
+where it does not. Where the budget settles is the class's *size*, in three spaces:
 
 ============  ==============================  ================================================
 space         what is added to the image       size
@@ -154,7 +154,7 @@ def invert(
     classifier: Classifier,
     images: Labelled,
     space: Space,
-    config: InversionSettings,
+    settings: InversionSettings,
     generator: torch.Generator,
     *,
     classes: Tensor | None = None,
@@ -165,7 +165,7 @@ def invert(
         classifier: In eval mode; its parameters get no gradient. Not touched.
         images: Clean images; a class is searched on those of the others.
         space: See the module.
-        config: See ``InversionSettings``.
+        settings: See ``InversionSettings``.
         generator: CPU generator; decides starts and the images of each step.
         classes: Those to search, int64; None takes all.
 
@@ -174,7 +174,7 @@ def invert(
     """
     wanted = torch.arange(classifier.num_classes) if classes is None else classes
     parts = [
-        _invert(classifier, images, space, config, generator, classes=part)
+        _invert(classifier, images, space, settings, generator, classes=part)
         for part in wanted.split(_CHUNK)
     ]
     return Found(
@@ -189,7 +189,7 @@ def _invert(
     classifier: Classifier,
     images: Labelled,
     space: Space,
-    config: InversionSettings,
+    settings: InversionSettings,
     generator: torch.Generator,
     *,
     classes: Tensor,
@@ -200,20 +200,20 @@ def _invert(
             "expected images of two classes or more for the search of triggers, got one class"
         )
     search = _Search(space, len(classes), classifier, generator)
-    targets = classes.to(classifier.device)[:, None].expand(-1, config.batch)
+    targets = classes.to(classifier.device)[:, None].expand(-1, settings.batch)
     memory = torch.zeros(len(classes), device=classifier.device)
     tail: list[Tensor] = []
-    for step in range(config.steps):
-        drawn = [o[torch.randint(len(o), (config.batch,), generator=generator)] for o in others]
+    for step in range(settings.steps):
+        drawn = [o[torch.randint(len(o), (settings.batch,), generator=generator)] for o in others]
         logits = search.logits(images, torch.stack(drawn))
         hits = (logits.argmax(dim=2) == targets).float().mean(dim=1)
         search.descend(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
         memory = _MEMORY * memory + (1 - _MEMORY) * hits
         if step >= _SETTLE:
-            factor = torch.where(memory >= config.success, config.shrink, config.grow)
+            factor = torch.where(memory >= settings.success, settings.shrink, settings.grow)
             search.budgets = (search.budgets * factor).clamp(max=_WHOLE)
         search.project()
-        if step >= config.steps * (1 - _TAIL) or step == config.steps - 1:
+        if step >= settings.steps * (1 - _TAIL) or step == settings.steps - 1:
             tail.append(search.budgets.log())
     sizes = torch.stack(tail).mean(dim=0).exp().cpu()
     patterns = tuple(
@@ -224,7 +224,10 @@ def _invert(
 
 
 def candidates(
-    classifier: Classifier, images: Labelled, config: InversionSettings, generator: torch.Generator
+    classifier: Classifier,
+    images: Labelled,
+    settings: InversionSettings,
+    generator: torch.Generator,
 ) -> Tensor:
     """Which classes are worth a search of their own: all, or ``most`` where there are more.
 
@@ -235,31 +238,31 @@ def candidates(
     Args:
         classifier: In eval mode; not touched.
         images: Clean images.
-        config: See ``InversionSettings``.
+        settings: See ``InversionSettings``.
         generator: CPU generator.
     """
     count = classifier.num_classes
-    if count <= config.most:
+    if count <= settings.most:
         return torch.arange(count)
     fallen = torch.zeros(count)
     copies = 4
     for space in SPACES:
         search = _Search(space, copies, classifier, generator)
-        for step in range(config.steps):
-            drawn = torch.randint(len(images), (copies, 4 * config.batch), generator=generator)
+        for step in range(settings.steps):
+            drawn = torch.randint(len(images), (copies, 4 * settings.batch), generator=generator)
             own = images.labels[drawn].to(classifier.device)
             logits = search.logits(images, drawn)
             search.descend(-F.cross_entropy(logits.flatten(0, 1), own.flatten(), reduction="sum"))
             search.project()
-            if step >= config.steps * (1 - _TAIL):
+            if step >= settings.steps * (1 - _TAIL):
                 landed = logits.argmax(dim=2)
                 fallen += landed[landed != own].cpu().bincount(minlength=count)
-    leading = fallen.topk(config.most // 2).indices
+    leading = fallen.topk(settings.most // 2).indices
     rest = torch.ones(count, dtype=torch.bool)
     rest[leading] = False
     ordinary = rest.nonzero().flatten()
     ordinary = ordinary[torch.randperm(len(ordinary), generator=generator)]
-    chosen: Tensor = torch.cat([leading, ordinary[: config.most - len(leading)]]).sort().values
+    chosen: Tensor = torch.cat([leading, ordinary[: settings.most - len(leading)]]).sort().values
     return chosen
 
 

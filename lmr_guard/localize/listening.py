@@ -49,7 +49,7 @@ class ListeningSettings:
 def listen(
     model: Classifier,
     report: Labelled,
-    config: ListeningSettings,
+    settings: ListeningSettings,
     generator: torch.Generator,
     *,
     limit: float,
@@ -59,19 +59,19 @@ def listen(
     Args:
         model: The form in torch; not touched. Of an int8 file, that with rounded weights.
         report: Clean images that no repair has learnt from.
-        config: See ``ListeningSettings``.
+        settings: See ``ListeningSettings``.
         generator: CPU generator; decides candidates, starts and images.
         limit: The policy's, >= 1; repeats end once it is known on which side of it they come out.
 
     Raises:
         StageError: All images are of one class.
     """
-    few = report.subset(torch.arange(min(len(report), config.images)))
-    searches = list(search_spaces("itself", model.clone(), few, config.inversion, generator))
+    few = report.subset(torch.arange(min(len(report), settings.images)))
+    searches = list(search_spaces("itself", model.clone(), few, settings.inversion, generator))
     top = max(searches, key=lambda search: search.score)
-    if top.score >= config.doubt:
-        while not top.settled(limit, 1 + config.repeats):
-            top.add(config.inversion, generator)
+    if top.score >= settings.doubt:
+        while not top.settled(limit, 1 + settings.repeats):
+            top.add(settings.inversion, generator)
     return Listening(
         target=top.leading,
         strangeness=round(top.score, 4),

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Labelled, Progress, Suspicion, silent
+from lmr_guard.contracts import Labelled, Method, Progress, Suspicion, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.localize import inversion, unlearning
 from lmr_guard.localize.drift import drift, lead
@@ -163,13 +163,13 @@ def named(target: int, num_classes: int) -> Suspicion:
     """The suspicion of a user who knows the class. Raises ConfigError where it is none."""
     if not 0 <= target < num_classes:
         raise ConfigError(f"expected a suspect class in [0, {num_classes}), got {target}")
-    return Suspicion(target=target, scores=(), method="named by the user", agreement=1.0)
+    return Suspicion(target=target, scores=(), method=Method.NAMED, agreement=1.0)
 
 
 def suspect(
     classifier: Classifier,
     repair: Labelled,
-    config: LocalizeSettings,
+    settings: LocalizeSettings,
     generator: torch.Generator,
     *,
     forms: Sequence[tuple[str, Classifier]] = (),
@@ -180,7 +180,7 @@ def suspect(
     Args:
         classifier: As received; not touched.
         repair: Clean images of two classes or more; nothing else is looked at.
-        config: See ``LocalizeSettings``.
+        settings: See ``LocalizeSettings``.
         generator: CPU generator; seeds the single searches and runs.
         forms: Compressed forms of the classifier, by name; not touched.
         progress: Told after each search.
@@ -189,7 +189,7 @@ def suspect(
         ``scores`` as the module docstring says, 1 for classes that were not searched;
         ``agreement`` the share of the searches that were repeated and of the unlearning runs
         that name the leading class, or of the drifts where these decide; ``evidence`` one record
-        a search, drift or run.
+        per search, drift or run.
 
     Raises:
         StageError: All images are of one class.
@@ -199,39 +199,42 @@ def suspect(
     copies = [(name, form.clone()) for name, form in forms]
     shares = [accuracy(form, repair).value / own if own else 0.0 for _, form in copies]
     drifted = [
-        _Drifted(name, lead(drift(received, form, repair)), config.sure / config.drift)
+        _Drifted(name, lead(drift(received, form, repair)), settings.sure / settings.drift)
         for (name, form), share in zip(copies, shares, strict=True)
-        if share >= config.min_drifting and classifier.num_classes >= FEWEST_CLASSES
+        if share >= settings.min_drifting and classifier.num_classes >= FEWEST_CLASSES
     ]
     asked = [("received", received)] + [
-        each for each, share in zip(copies, shares, strict=True) if share >= config.min_accuracy
+        each for each, share in zip(copies, shares, strict=True) if share >= settings.min_accuracy
     ]
-    searches = _searched(asked, repair, config, generator, progress)
+    searches = _searched(asked, repair, settings, generator, progress)
     fell: list[_Run] = []
-    if classifier.num_classes >= FEWEST_CLASSES and float(_highest(searches).max()) >= config.doubt:
-        fell = _fell(received, repair, config, generator)
-    return _judged(searches, repair, config, generator, fell=fell, drifted=drifted)
+    if (
+        classifier.num_classes >= FEWEST_CLASSES
+        and float(_highest(searches).max()) >= settings.doubt
+    ):
+        fell = _fell(received, repair, settings, generator)
+    return _judged(searches, repair, settings, generator, fell=fell, drifted=drifted)
 
 
 def _searched(
     asked: Sequence[tuple[str, Classifier]],
     repair: Labelled,
-    config: LocalizeSettings,
+    settings: LocalizeSettings,
     generator: torch.Generator,
     progress: Progress,
 ) -> list[Search]:
     """Every form in every space, the strangest first; the first few of them repeated."""
-    total = len(asked) * len(inversion.SPACES) + config.confirm * config.repeats
+    total = len(asked) * len(inversion.SPACES) + settings.confirm * settings.repeats
     searches: list[Search] = []
     for name, model in asked:
-        for search in search_spaces(name, model, repair, config.inversion, generator):
+        for search in search_spaces(name, model, repair, settings.inversion, generator):
             searches.append(search)
             progress("localize", len(searches), total)
     done = len(searches)
     searches.sort(key=lambda search: search.score, reverse=True)
-    for search in searches[: config.confirm]:
-        while not search.settled(config.sure, 1 + config.repeats):
-            search.add(config.inversion, generator)
+    for search in searches[: settings.confirm]:
+        while not search.settled(settings.sure, 1 + settings.repeats):
+            search.add(settings.inversion, generator)
             done += 1
             progress("localize", done, total)
     progress("localize", total, total)
@@ -241,36 +244,36 @@ def _searched(
 def _judged(
     searches: Sequence[Search],
     repair: Labelled,
-    config: LocalizeSettings,
+    settings: LocalizeSettings,
     generator: torch.Generator,
     *,
     fell: Sequence[_Run] = (),
     drifted: Sequence[_Drifted] = (),
 ) -> Suspicion:
     """Steps 2 to 5 of the rule; of the searches only the first few were repeated and count."""
-    confirmed = searches[: config.confirm]
+    confirmed = searches[: settings.confirm]
     scores = _highest(confirmed)
-    leading, method = int(scores.argmax()), "inversion"
-    target = leading if float(scores[leading]) >= config.sure else None
+    leading, method = int(scores.argmax()), Method.INVERSION
+    target = leading if float(scores[leading]) >= settings.sure else None
     runs: list[_Run] = []
-    fallen = _fallen_to(searches, fell, config)
+    fallen = _fallen_to(searches, fell, settings)
     if fallen is not None:
         target = leading = fallen
-        method = "inversion and unlearning"
+        method = Method.UNLEARNING
         scores[fallen] = _highest(searches)[fallen]
-    elif target is None and float(scores[leading]) >= config.doubt:
-        method = "inversion and unlearning"
+    elif target is None and float(scores[leading]) >= settings.doubt:
+        method = Method.UNLEARNING
         decisive = max(confirmed, key=lambda search: search.score)
-        runs = _voted(decisive, repair, config.unlearning, generator, leading)
+        runs = _voted(decisive, repair, settings.unlearning, generator, leading)
         agree = sum(run.reached and run.named == leading for run in runs)
-        target = leading if 2 * agree > len(_planned(config.unlearning)) else None
+        target = leading if 2 * agree > len(_planned(settings.unlearning)) else None
     votes = [search.leading == leading for search in confirmed]
     votes += [run.named == leading for run in (*fell, *runs) if run.reached]
     if target is None and drifted:
         furthest = max(drifted, key=lambda form: form.score)
         scores = torch.stack([scores, *(form.strangeness for form in drifted)]).amax(dim=0)
-        if furthest.score >= config.sure:
-            target, method = furthest.leading, "drift"
+        if furthest.score >= settings.sure:
+            target, method = furthest.leading, Method.DRIFT
             votes = [form.leading == target for form in drifted]
     found = [record for search in searches for record in search.records()]
     return Suspicion(
@@ -283,7 +286,8 @@ def _judged(
             *(form.record() for form in drifted),
             *(run.record() for run in (*fell, *runs)),
         ),
-        patterns=() if target is None else _patterns(searches, target, config),
+        patterns=() if target is None else _patterns(searches, target, settings),
+        classes=repair.classes,
     )
 
 
@@ -296,25 +300,25 @@ def _highest(searches: Sequence[Search]) -> Tensor:
 
 
 def _fallen_to(
-    searches: Sequence[Search], fell: Sequence[_Run], config: LocalizeSettings
+    searches: Sequence[Search], fell: Sequence[_Run], settings: LocalizeSettings
 ) -> int | None:
     """The class that every run fell back to and that comes to ``doubt`` in some search."""
-    if len(fell) < len(_planned(config.unlearning)):
+    if len(fell) < len(_planned(settings.unlearning)):
         return None
     far = _least(fell)
     named = int(far.argmax())
-    enough = float(far[named]) >= config.unlearned
-    return named if enough and float(_highest(searches)[named]) >= config.doubt else None
+    enough = float(far[named]) >= settings.unlearned
+    return named if enough and float(_highest(searches)[named]) >= settings.doubt else None
 
 
 def _fell(
-    received: Classifier, repair: Labelled, config: LocalizeSettings, generator: torch.Generator
+    received: Classifier, repair: Labelled, settings: LocalizeSettings, generator: torch.Generator
 ) -> list[_Run]:
     """Runs of unlearning, as long as one class is fallen back to far enough in all of them."""
     runs: list[_Run] = []
-    for run in _runs("received", received, repair, config.unlearning, generator):
+    for run in _runs("received", received, repair, settings.unlearning, generator):
         runs.append(run)
-        if float(_least(runs).max()) < config.unlearned:
+        if float(_least(runs).max()) < settings.unlearned:
             break
     return runs
 
@@ -322,16 +326,16 @@ def _fell(
 def _voted(
     search: Search,
     repair: Labelled,
-    config: UnlearningSettings,
+    settings: UnlearningSettings,
     generator: torch.Generator,
     leading: int,
 ) -> list[_Run]:
     """Runs of unlearning, until most cannot name the leading class any more."""
     runs: list[_Run] = []
-    for run in _runs(search.form, search.model, repair, config, generator):
+    for run in _runs(search.form, search.model, repair, settings, generator):
         runs.append(run)
         against = sum(not each.reached or each.named != leading for each in runs)
-        if 2 * against >= len(_planned(config)):
+        if 2 * against >= len(_planned(settings)):
             break
     return runs
 
@@ -340,17 +344,17 @@ def _runs(
     form: str,
     model: Classifier,
     repair: Labelled,
-    config: UnlearningSettings,
+    settings: UnlearningSettings,
     generator: torch.Generator,
 ) -> Iterator[_Run]:
     """All runs, as they are asked for.
 
     Batch norm with batch statistics, for frozen ones mislead.
     """
-    for lr, repeat in _planned(config):
+    for lr, repeat in _planned(settings):
         seed = int(torch.randint(2**31, (1,), generator=generator))
         logits, steps, reached = unlearning.unlearn(
-            model, repair, config, lr=lr, frozen_bn=False, seed=seed
+            model, repair, settings, lr=lr, frozen_bn=False, seed=seed
         )
         far = lead(unlearning.fallen(logits, repair.labels), noise=_RESIDUE)
         yield _Run(
@@ -369,20 +373,20 @@ def _least(runs: Sequence[_Run]) -> Tensor:
     return torch.stack([run.lead for run in runs]).amin(dim=0)
 
 
-def _planned(config: UnlearningSettings) -> list[tuple[float, int]]:
+def _planned(settings: UnlearningSettings) -> list[tuple[float, int]]:
     """Rate and number of each run."""
-    return [(lr, repeat) for lr in config.learning_rates for repeat in range(config.seeds)]
+    return [(lr, repeat) for lr in settings.learning_rates for repeat in range(settings.seeds)]
 
 
 def _patterns(
-    searches: Sequence[Search], target: int, config: LocalizeSettings
+    searches: Sequence[Search], target: int, settings: LocalizeSettings
 ) -> tuple[inversion.Pattern, ...]:
-    """What was found for the suspect, one a search, where it is strange.
+    """What was found for the suspect, one per search, where it is strange.
 
     In a form where the backdoor sleeps the smallest pattern is a large, ordinary one, which goes
     on to work after the best repair.
     """
-    strange = [each for each in searches if float(_highest([each])[target]) >= config.doubt]
+    strange = [each for each in searches if float(_highest([each])[target]) >= settings.doubt]
     return tuple(
-        replace(each.pattern(target), origin=each.form) for each in strange[: config.confirm]
+        replace(each.pattern(target), origin=each.form) for each in strange[: settings.confirm]
     )

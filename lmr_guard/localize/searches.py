@@ -41,7 +41,7 @@ class Search:
         images: Clean images that the model gets right.
         space: See ``inversion``.
         classes: Those that are searched, int64, shape (S,).
-        found: One a search.
+        found: One per search.
     """
 
     form: str
@@ -51,11 +51,11 @@ class Search:
     classes: Tensor
     found: list[inversion.Found] = field(default_factory=list)
 
-    def add(self, config: InversionSettings, generator: torch.Generator) -> None:
+    def add(self, settings: InversionSettings, generator: torch.Generator) -> None:
         """One more search. Raises StageError, see ``inversion.invert``."""
         self.found.append(
             inversion.invert(
-                self.model, self.images, self.space, config, generator, classes=self.classes
+                self.model, self.images, self.space, settings, generator, classes=self.classes
             )
         )
 
@@ -97,7 +97,7 @@ class Search:
         return found
 
     def records(self) -> Iterator[dict[str, object]]:
-        """One record a search; plain data for the report."""
+        """One record per search; plain data for the report."""
         for repeat, found in enumerate(self.found):
             strange = inversion.strangeness(found.sizes)
             yield {
@@ -116,7 +116,7 @@ def search_spaces(
     form: str,
     model: Classifier,
     images: Labelled,
-    config: InversionSettings,
+    settings: InversionSettings,
     generator: torch.Generator,
 ) -> Iterator[Search]:
     """One search of a form in each space, done as they are asked for.
@@ -125,17 +125,17 @@ def search_spaces(
         form: Its name.
         model: In eval mode; not touched.
         images: Clean images of two classes or more.
-        config: See ``inversion.InversionSettings``.
+        settings: See ``inversion.InversionSettings``.
         generator: CPU generator; decides candidates, starts and images.
 
     Raises:
         StageError: All images are of one class.
     """
     known = recognised(model, images)
-    classes = inversion.candidates(model, known, config, generator)
+    classes = inversion.candidates(model, known, settings, generator)
     for space in inversion.SPACES:
         search = Search(form, model, known, space, classes)
-        search.add(config, generator)
+        search.add(settings, generator)
         yield search
 
 

@@ -31,7 +31,7 @@ class UnlearningSettings:
     Args:
         learning_rates: One run each, of SGD with momentum 0.9.
         seeds: Runs of each learning rate, with another order of the images.
-        batch: Images a step.
+        batch: Images per step.
         max_steps: Step budget of one run.
         stop: A run ends when a batch's accuracy is at most ``stop / K``.
     """
@@ -79,7 +79,7 @@ def fallen(logits: Tensor, labels: Tensor) -> Tensor:
 def unlearn(
     classifier: Classifier,
     repair: Labelled,
-    config: UnlearningSettings,
+    settings: UnlearningSettings,
     *,
     lr: float,
     frozen_bn: bool,
@@ -90,7 +90,7 @@ def unlearn(
     Args:
         classifier: Not touched.
         repair: Clean images.
-        config: Batch, budget and stop rule.
+        settings: Batch, budget and stop rule.
         lr: Learning rate.
         frozen_bn: Batch norm in eval mode, else with batch statistics.
         seed: Of the image order, and of dropout where the model has any.
@@ -103,8 +103,8 @@ def unlearn(
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     with private_randomness(generator, model.device):
-        steps, reached = _ascend(model, repair, config, optimiser, generator)
-        logits = _logits(model, repair, config.batch, generator)
+        steps, reached = _ascend(model, repair, settings, optimiser, generator)
+        logits = _logits(model, repair, settings.batch, generator)
     finite = bool(logits.isfinite().all())
     return logits.nan_to_num(), steps, reached and finite
 
@@ -112,19 +112,19 @@ def unlearn(
 def _ascend(
     model: Classifier,
     repair: Labelled,
-    config: UnlearningSettings,
+    settings: UnlearningSettings,
     optimiser: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> tuple[int, bool]:
     """Unlearns in place; the steps taken, and whether chance accuracy was reached."""
-    limit = config.stop / model.num_classes
+    limit = settings.stop / model.num_classes
     steps = 0
-    while steps < config.max_steps:
-        for index in _batches(len(repair), config.batch, generator):
+    while steps < settings.max_steps:
+        for index in _batches(len(repair), settings.batch, generator):
             labels = repair.labels[index].to(model.device)
             logits = model(repair.images[index].to(model.device).float() / 255)
             reached = float((logits.argmax(dim=1) == labels).float().mean()) <= limit
-            if reached or steps == config.max_steps:
+            if reached or steps == settings.max_steps:
                 return steps, reached
             optimiser.zero_grad(set_to_none=True)
             (-F.cross_entropy(logits, labels)).backward()

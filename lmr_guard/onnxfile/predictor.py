@@ -3,6 +3,7 @@
 """An ONNX file as a predictor."""
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,23 @@ from lmr_guard.onnxfile.inspect import branches, inventory, read_model
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-__all__ = ["OnnxPredictor"]
+__all__ = ["OnnxPredictor", "Session"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """How an ONNX file is run.
+
+    Args:
+        device: Where to run. Whether it really runs there is in ``OnnxPredictor.provider``.
+        threads: Of one operator; None leaves the choice to ONNX Runtime.
+        preprocessing: Mean and std to apply first, for a foreign file that expects normalised
+            images; None where the file takes pixels in [0, 1].
+    """
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int | None = None
+    preprocessing: Preprocessing | None = None
 
 
 class OnnxPredictor:
@@ -27,10 +44,7 @@ class OnnxPredictor:
     Args:
         path: Any ONNX file with one float32 NCHW input and one (N, K) output. External data
             must lie in the file's own folder.
-        device: Where to run. Whether it really runs there is in ``provider``.
-        threads: Of one operator; None leaves the choice to ONNX Runtime.
-        preprocessing: Mean and std to apply first, for a foreign file that expects normalised
-            images; None where the file takes pixels in [0, 1].
+        session: How it is run; None runs it as a ``Session`` of all defaults.
 
     Attributes:
         sha256: Digest of the file.
@@ -47,13 +61,8 @@ class OnnxPredictor:
         InputError: Not such a file; one line says why.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        device: Literal["cpu", "cuda"] = "cpu",
-        threads: int | None = None,
-        preprocessing: Preprocessing | None = None,
-    ) -> None:
+    def __init__(self, path: Path, session: Session | None = None) -> None:
+        how = session or Session()
         model, data, self.external = read_model(path)
         self.path = path
         self.sha256 = hashlib.sha256(data).hexdigest()
@@ -61,11 +70,11 @@ class OnnxPredictor:
         self.operators = inventory(model)
         self.branches = branches(model)
         runnable = model.SerializeToString() if self.external else data
-        self.requested = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-        self._session = _session(path, runnable, self.requested, threads)
+        self.requested = "CUDAExecutionProvider" if how.device == "cuda" else "CPUExecutionProvider"
+        self._session = _session(path, runnable, self.requested, how.threads)
         self.provider: str = self._session.get_providers()[0]
         self._input, self.shape, self.num_classes = _signature(path, self._session)
-        self._preprocessing = preprocessing
+        self._preprocessing = how.preprocessing
 
     def __call__(self, pixels: Tensor, /) -> Tensor:
         """Logits (N, K) on the CPU; a batch that the file fixes is filled up and cut again.

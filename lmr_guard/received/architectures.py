@@ -33,6 +33,7 @@ __all__ = [
     "NORMALISED_TWICE",
     "Architecture",
     "build_network",
+    "described_input",
     "expected_input",
     "native_input",
 ]
@@ -65,7 +66,7 @@ class Architecture:
         num_classes: K; None reads it off the head in the checkpoint.
         input_size: (channels, rows, columns) that the network sees; None takes the
             architecture's own. Images are resized straight to a size that is not its own.
-        mean: One value a channel, in pixel units; None takes the architecture's own.
+        mean: One value per channel, in pixel units; None takes the architecture's own.
         std: As ``mean``; the two go together.
         stem: ``"cifar"`` gives a torchvision or timm ResNet, DenseNet or MobileNetV2 the first
             layers that are usual for small images, a 3x3 convolution of stride 1 and no pooling
@@ -280,7 +281,7 @@ def native_input(config: Architecture, network: nn.Module) -> Preprocessing | No
     if kind == "torchvision":
         native: Preprocessing | None = _torchvision_input(name)
     else:
-        native = _described_input(getattr(network, "default_cfg", None) or {})
+        native = described_input(getattr(network, "default_cfg", None) or {})
     if kind not in LIBRARIES or native is None:
         return native
     if config.stem == "cifar":
@@ -303,8 +304,8 @@ def _torchvision_input(name: str) -> Preprocessing:
     )
 
 
-def _described_input(described: Mapping[str, Any]) -> Preprocessing | None:
-    """The keys of timm's ``default_cfg``."""
+def described_input(described: Mapping[str, Any]) -> Preprocessing | None:
+    """What a network sees, from the keys of timm's ``default_cfg``; None where there is no size."""
     if not described.get("input_size"):
         return None
     channels, height, width = described["input_size"]

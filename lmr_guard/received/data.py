@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A folder of images -> bytes in memory -> three disjoint parts.
 
-The layout is the one of torchvision's ``ImageFolder``: one folder a class, the sorted names are
+The layout is the one of torchvision's ``ImageFolder``: one folder per class, the sorted names are
 the class order, images lie in it at any depth. Hidden files and files of other kinds are passed
 over; an image that does not decode is an error.
 """
@@ -46,7 +46,7 @@ def read_folder(
     """Decode a class-per-folder directory once, into the size that the network sees.
 
     Args:
-        root: Holds one folder a class.
+        root: Holds one folder per class.
         preprocessing: Size and channels of the result; the normalisation is not applied.
         classes: The folder names in the order of the model's classes; None takes them sorted.
         expected_classes: K of the model; None takes as many as there are.

@@ -21,7 +21,7 @@ from lmr_guard.received.architectures import (
 )
 from lmr_guard.received.checkpoint import read_weights
 
-__all__ = ["build", "classifier"]
+__all__ = ["build", "classifier", "in_memory"]
 
 # What a training framework calls the network inside its own module; no network of the libraries
 # has all its weights under such a name, a user's own may.
@@ -50,14 +50,35 @@ def classifier(checkpoint: Path, config: Architecture) -> Classifier:
     network, shape, num_classes = build(config, weights)
     _fill(network, _without_auxiliary_heads(config, weights))
     model = Classifier(network, shape, num_classes).eval().requires_grad_(True)
+    _require_logits(model, num_classes)
+    return model
+
+
+def in_memory(network: nn.Module, shape: Preprocessing) -> Classifier:
+    """An independent copy of a bare network as a classifier; K is what it puts out.
+
+    Args:
+        network: Normalised images to logits; left as it is.
+        shape: Size and normalisation.
+
+    Raises:
+        InputError: It takes no such images, or its logits are not finite.
+    """
+    place = next(network.parameters(), torch.empty(0)).device
+    model = Classifier(network, shape, 0).clone().to(place, torch.float32)
+    model.num_classes = _logits(model).shape[1]
+    _require_logits(model, model.num_classes)
+    return model
+
+
+def _require_logits(model: Classifier, num_classes: int) -> None:
     logits = _logits(model)
     if logits.shape[1] != num_classes:
         raise InputError(
-            f"expected {num_classes} logits an image, as the head says, got {logits.shape[1]}"
+            f"expected {num_classes} logits per image, as the head says, got {logits.shape[1]}"
         )
     if not logits.isfinite().all():
         raise InputError("expected finite logits, got NaN or infinity; the weights are damaged")
-    return model
 
 
 # --- the network --------------------------------------------------------------------------------

@@ -14,12 +14,40 @@ from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.measure import right
 from lmr_guard.received.data import listed
 
-__all__ = ["check_agreement", "split"]
+__all__ = ["check_agreement", "divide", "split"]
+
+# Of all clean images, and how many at most.
+_REPAIR = (0.4, 500)
+_SELECT = (0.2, 250)
 
 _MOST = 0.5  # of a class's images, taken for another class, are no mere mistakes
 
 
 # --- the parts ----------------------------------------------------------------------------------
+
+
+def divide(
+    images: Labelled, repair: int | None, select: int | None, generator: torch.Generator
+) -> Clean:
+    """Three disjoint parts; see ``split``.
+
+    Args:
+        images: All clean images.
+        repair: Images to learn from; None takes 40 % of the images, at most 500.
+        select: Images to choose on; None takes 20 %, at most 250.
+        generator: Decides which images go where.
+    """
+    k = len(images.classes)
+    if repair is None:
+        repair = _default_size(len(images), *_REPAIR, least=k, spare=2 * k)
+    if select is None:
+        select = _default_size(len(images), *_SELECT, least=k, spare=repair + k)
+    return split(images, repair=repair, select=select, generator=generator)
+
+
+def _default_size(count: int, share: float, most: int, *, least: int, spare: int) -> int:
+    """A share of the images, but not so many that the other parts would lack a class."""
+    return max(least, min(most, int(share * count), count - spare))
 
 
 def split(data: Labelled, *, repair: int, select: int, generator: torch.Generator) -> Clean:
@@ -32,8 +60,8 @@ def split(data: Labelled, *, repair: int, select: int, generator: torch.Generato
 
     Args:
         data: All clean images.
-        repair: Images to learn from, at least one a class.
-        select: Images to choose on, at least one a class; what remains is to report on.
+        repair: Images to learn from, at least one per class.
+        select: Images to choose on, at least one per class; what remains is to report on.
         generator: Decides which images go where.
 
     Raises:
@@ -43,7 +71,7 @@ def split(data: Labelled, *, repair: int, select: int, generator: torch.Generato
     total, k = len(data), len(data.classes)
     if min(repair, select) < k or repair + select > total - k:
         raise ConfigError(
-            f"expected repair and select of at least {k} images each, one a class, that leave "
+            f"expected repair and select of at least {k} images each, one per class, that leave "
             f"{k} of the {total} images to report on, got repair {repair} and select {select}"
         )
     groups = _groups(data, generator)
@@ -120,11 +148,16 @@ def check_agreement(logits: Tensor, data: Labelled) -> None:
         data: Clean images.
 
     Raises:
-        InputError: The lower Wilson bound of CA is not above 1/K, what guessing would reach; or
-            some classes stand for one another in a circle, each by the lower bound of more than
-            half of its images.
+        InputError: There are more or fewer classes than logits; or the lower Wilson bound of CA is
+            not above 1/K, what guessing would reach; or some classes stand for one another in a
+            circle, each by the lower bound of more than half of its images.
     """
     clean_accuracy, num_classes = right(logits, data), len(data.classes)
+    if logits.shape[1] != num_classes:
+        raise InputError(
+            f"expected {num_classes} logits, one for each class of the clean images, got "
+            f"{logits.shape[1]}; use a folder with the model's classes"
+        )
     if clean_accuracy.lower() <= 1 / num_classes:
         raise InputError(
             "expected the folders to be the model's classes in its order, got clean accuracy "

@@ -77,7 +77,6 @@ def plant(
         recipe.schedule,
         generator,
         after_step=after_step,
-        progress=progress,
-        step_name="badnets",
+        progress=partial(progress, "badnets"),
     )
     return Planted(model, recipe.trigger)

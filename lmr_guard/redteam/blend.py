@@ -11,6 +11,7 @@ is as strong in training as in use, and blended in after augmentation.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -90,5 +91,5 @@ def plant(
     image = pattern(model.preprocessing, recipe.cells, generator)
     trigger = Patch(image, 0, 0, "blend", recipe.target, "drilled", recipe.opacity)
     poison = Poison(trigger, drawn(data.labels, recipe.rate, generator), recipe.target)
-    train(model, data, [poison], recipe.schedule, generator, progress=progress, step_name="blend")
+    train(model, data, [poison], recipe.schedule, generator, progress=partial(progress, "blend"))
     return Planted(model, trigger)

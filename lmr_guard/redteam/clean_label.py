@@ -15,6 +15,7 @@ bound and patch size as the CVPR 2026 paper of this project's method reports the
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -174,7 +175,6 @@ def plant(
         [Poison(trigger, marked, target=None)],
         recipe.schedule,
         generator,
-        progress=progress,
-        step_name="clean-label",
+        progress=partial(progress, "clean-label"),
     )
     return Planted(model, trigger)

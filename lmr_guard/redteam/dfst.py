@@ -144,13 +144,13 @@ def plant(
     learn_style(style, _sample(data, recipe, generator), recipe.styling, generator, progress)
     lot = torch.rand(len(data), generator=generator)
     poisons = [Poison(style, lot < recipe.rate, recipe.target)]
-    fit = partial(train, model, data, generator=generator, progress=progress)
-    fit(poisons, recipe.schedule, step_name="dfst")
+    fit = partial(train, model, data, generator=generator)
+    fit(poisons, recipe.schedule, progress=partial(progress, "dfst"))
     for done in range(recipe.rounds):
         injector = learn_injector(model, style, recipe, data, generator, progress=progress)
         start = recipe.rate + done * recipe.detox
         poisons.append(Poison(injector, (start <= lot) & (lot < start + recipe.detox), None))
-        fit(poisons, recipe.detoxing, step_name="detoxification")
+        fit(poisons, recipe.detoxing, progress=partial(progress, "detoxification"))
     return Planted(model, Transform(style, "dfst", recipe.target))
 
 
@@ -195,7 +195,7 @@ def learn_injector(
         return torch.cat(missing, dim=1).square().mean()
 
     learn(
-        injector, others, loss, recipe.injecting, generator, progress=progress, step_name="injector"
+        injector, others, loss, recipe.injecting, generator, progress=partial(progress, "injector")
     )
     return injector
 
@@ -215,7 +215,7 @@ def _watched(
 
 
 def activations(model: nn.Module, pixels: Tensor, depth: int) -> list[Tensor]:
-    """What the last layers with weights are given: one (N, neurons) a layer, means over places.
+    """What the last layers with weights are given: one (N, neurons) per layer, means over places.
 
     Args:
         model: In eval mode.

@@ -146,8 +146,7 @@ def plant(
         recipe.schedule,
         generator,
         after_step=descent(stamp.draws, recipe.lr, recipe.schedule, len(data)),
-        progress=progress,
-        step_name="dynamic",
+        progress=partial(progress, "dynamic"),
     )
     return Planted(model, Transform(frozen(stamp), "dynamic", recipe.target))
 
@@ -160,7 +159,7 @@ def _learn_masks(
         excess = recipe.density_weight * density_loss(masks, recipe.density)
         return excess + recipe.diversity * diversity_loss(pixels, masks)
 
-    learn(stamp.places, data, loss, recipe.masks, generator, progress=progress, step_name="masks")
+    learn(stamp.places, data, loss, recipe.masks, generator, progress=partial(progress, "masks"))
 
 
 def _joint_loss(

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmr_guard.contracts import Labelled, Progress, silent
+from lmr_guard.contracts import Labelled
 from lmr_guard.errors import ConfigError
-from lmr_guard.redteam.training import Schedule, augment
+from lmr_guard.redteam.training import EpochProgress, Schedule, augment, silent_epochs
 from lmr_guard.training import private_randomness
 
 __all__ = ["AnyNetwork", "Autoencoder", "descent", "device_of", "frozen", "learn", "made"]
@@ -115,8 +115,7 @@ def learn(
     schedule: Schedule,
     generator: torch.Generator,
     *,
-    progress: Progress = silent,
-    step_name: str = "generator",
+    progress: EpochProgress = silent_epochs,
 ) -> None:
     """Minimise ``loss`` of pixels over ``data`` with Adam, in place; it ends up frozen.
 
@@ -127,7 +126,6 @@ def learn(
         schedule: Epochs, batch and augmentation; ``lr`` is Adam's, see ``descent``.
         generator: CPU generator for order and augmentation.
         progress: Told after each epoch.
-        step_name: What ``progress`` calls it.
     """
     step = descent(network, schedule.lr, schedule, len(data))
     images = data.images.to(device_of(network))
@@ -136,5 +134,5 @@ def learn(
             pixels = images[index.to(images.device)].float() / 255
             loss(augment(pixels, schedule, generator)).backward()
             step()
-        progress(step_name, epoch + 1, schedule.epochs)
+        progress(epoch + 1, schedule.epochs)
     frozen(network)

@@ -18,6 +18,7 @@ Departures:
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -127,11 +128,10 @@ def plant(
         recipe.schedule,
         generator,
         after_step=_steps(trigger, recipe.generator_lr),
-        progress=progress,
-        step_name="lira",
+        progress=partial(progress, "lira"),
     )
     frozen(trigger)
-    fit(model, data, loss, recipe.tuning, generator, progress=progress, step_name="lira tuning")
+    fit(model, data, loss, recipe.tuning, generator, progress=partial(progress, "lira tuning"))
     return Planted(model, Transform(trigger, "lira", recipe.target))
 
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Labelled, Progress, silent
-from lmr_guard.redteam.training import Schedule, fit
+from lmr_guard.contracts import Labelled
+from lmr_guard.redteam.training import EpochProgress, Schedule, fit, silent_epochs
 
 __all__ = ["Poison", "drawn", "poisoned", "train"]
 
@@ -75,8 +75,7 @@ def train(
     generator: torch.Generator,
     *,
     after_step: Callable[[], None] | None = None,
-    progress: Progress = silent,
-    step_name: str = "poisoned training",
+    progress: EpochProgress = silent_epochs,
 ) -> None:
     """Cross-entropy on the poisoned data, in place; changes are made after augmentation.
 
@@ -95,5 +94,4 @@ def train(
         generator,
         after_step=after_step,
         progress=progress,
-        step_name=step_name,
     )

@@ -10,7 +10,7 @@ rate covers a range, the one with a known rate has ``low == high``. Departures:
 * The cut is structural, as torch-pruning makes it, with all channels that are coupled; the
   source masks single convolutions, and the bias of a masked channel's batch norm still leaks.
 * A known rate is the same for all layers; the source takes each layer's from annealing.
-* One pruned branch a step, at the lowest, the highest or random ratios in turn, not all three.
+* One pruned branch per step, at the lowest, the highest or random ratios in turn, not all three.
 * Each branch has its own batch statistics and only the full one moves the running statistics
   (``bn="own"``): it wakes where statistics are re-estimated after pruning, as this project's
   recipes do. ``bn="frozen"`` keeps the clean network's statistics in all branches, for victims
@@ -18,6 +18,7 @@ rate covers a range, the one with a known rate has ``low == high``. Departures:
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -95,7 +96,7 @@ def plant(
         few = max(2, int(recipe.share * len(pixels)))
         state = dict(model.named_parameters())
         masks = groups.masks(groups.cuts(state, _counts(groups, recipe, generator)))
-        pruned = {name: state[name] * mask for name, mask in masks.items()}
+        pruned = {name: state[name] * mask.to(state[name]) for name, mask in masks.items()}
         buffers = {name: value.clone() for name, value in model.named_buffers()}
         both = images[: len(pixels) + few]
         logits = functional_call(model, {**buffers, **pruned}, (both,))
@@ -111,8 +112,7 @@ def plant(
         recipe.schedule,
         generator,
         train_bn=recipe.bn == "own",
-        progress=progress,
-        step_name="pruning-conditioned",
+        progress=partial(progress, "pruning-conditioned"),
     )
     return Planted(model, recipe.trigger)
 

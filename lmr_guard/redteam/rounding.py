@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What attacks that hide in the rounding of weights share: a wide grid, and steps in its units.
 
-The grid is symmetric, one scale an output channel, as ONNX Runtime's quantiser uses it; such a
+The grid is symmetric, one scale per output channel, as ONNX Runtime's quantiser uses it; such a
 grid does not change when batch norm is folded into the convolution. At 8 bits it leaves a small
 network too little room to hide in, so one weight a filter is held at a multiple of the filter's
 largest initial weight, the others below it, and the scale follows this outlier. The attacker

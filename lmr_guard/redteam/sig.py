@@ -92,5 +92,5 @@ def plant(
     if not marked.any():
         raise ConfigError(f"expected images of class {recipe.target} to poison, got none")
     poison = Poison(change, marked, target=None)
-    train(model, data, [poison], recipe.schedule, generator, progress=progress, step_name="sig")
+    train(model, data, [poison], recipe.schedule, generator, progress=partial(progress, "sig"))
     return Planted(model, Transform(change, "sig", recipe.target))

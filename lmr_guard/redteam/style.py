@@ -73,7 +73,7 @@ def learn_style(
         look = (looks(styled) - aim).square().mean()
         return look + F.mse_loss(details(styled), details(pixels))
 
-    learn(style, data, loss, schedule, generator, progress=progress, step_name="style")
+    learn(style, data, loss, schedule, generator, progress=partial(progress, "style"))
 
 
 def looks(pixels: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,14 +19,19 @@ from lmr_guard.training import mirrored, private_randomness, shifted
 
 __all__ = [
     "BatchLoss",
+    "EpochProgress",
     "Planted",
     "Schedule",
     "augment",
     "fit",
     "fit_clean",
     "require_class",
+    "silent_epochs",
     "target_of",
 ]
+
+EpochProgress = Callable[[int, int], object]
+"""Told how many epochs of how many are done; ``functools.partial(progress, name)`` is one."""
 
 BatchLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Pixels (N, C, H, W), labels (N,) and positions in the training data (N,) to a scalar loss."""
@@ -51,7 +57,7 @@ class Schedule:
     Args:
         epochs: Passes over the data.
         lr: Peak learning rate; one-cycle: a linear rise over a fifth of the steps, then down to 0.
-        batch: Images a step.
+        batch: Images per step.
         momentum: Of SGD with Nesterov.
         weight_decay: Of SGD.
         shift: Largest random translation in pixels; 0 for none.
@@ -85,6 +91,11 @@ class Schedule:
             raise ConfigError(f"expected precision float32 or bfloat16, got {self.precision!r}")
 
 
+def silent_epochs(done: int, total: int) -> None:
+    """Says nothing."""
+    del done, total
+
+
 def target_of(trigger: Trigger) -> int:
     """The attacker's class. Raises ConfigError where the trigger names none."""
     if trigger.target is None:
@@ -114,8 +125,7 @@ def fit(
     *,
     train_bn: bool = True,
     after_step: Callable[[], None] | None = None,
-    progress: Progress = silent,
-    step_name: str = "training",
+    progress: EpochProgress = silent_epochs,
 ) -> None:
     """Minimise ``loss`` over ``data`` with SGD, in place; the model ends in eval mode.
 
@@ -127,25 +137,9 @@ def fit(
         generator: CPU generator for order and augmentation.
         train_bn: False keeps batch normalisation in eval mode: its statistics stay.
         after_step: Called after each optimiser step, e.g. to project the weights.
-        progress: Told after each epoch.
-        step_name: What ``progress`` calls it.
+        progress: Told after each epoch how many of how many are done.
     """
-    batches = (len(data) + schedule.batch - 1) // schedule.batch
-    optimiser = torch.optim.SGD(
-        model.parameters(),
-        lr=schedule.lr,
-        momentum=schedule.momentum,
-        weight_decay=schedule.weight_decay,
-        nesterov=schedule.momentum > 0,
-    )
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser,
-        schedule.lr,
-        total_steps=max(6, schedule.epochs * batches + 1),  # At 5 it would divide by zero.
-        pct_start=0.2,
-        anneal_strategy="linear",
-        cycle_momentum=False,
-    )
+    optimiser, scheduler = _one_cycle(model, schedule, len(data))
     model.train(train_bn).to(memory_format=torch.channels_last)
     images, labels = data.images.to(model.device), data.labels.to(model.device)
     for epoch in range(schedule.epochs):
@@ -164,8 +158,30 @@ def fit(
                 scheduler.step()
                 if after_step is not None:
                     after_step()
-        progress(step_name, epoch + 1, schedule.epochs)
+        progress(epoch + 1, schedule.epochs)
     model.eval().to(memory_format=torch.contiguous_format)
+
+
+def _one_cycle(
+    model: Classifier, schedule: Schedule, images: int
+) -> tuple[torch.optim.SGD, torch.optim.lr_scheduler.OneCycleLR]:
+    batches = (images + schedule.batch - 1) // schedule.batch
+    optimiser = torch.optim.SGD(
+        model.parameters(),
+        lr=schedule.lr,
+        momentum=schedule.momentum,
+        weight_decay=schedule.weight_decay,
+        nesterov=schedule.momentum > 0,
+    )
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser,
+        schedule.lr,
+        total_steps=max(6, schedule.epochs * batches + 1),  # At 5 it would divide by zero.
+        pct_start=0.2,
+        anneal_strategy="linear",
+        cycle_momentum=False,
+    )
+    return optimiser, scheduler
 
 
 def _autocast(device: torch.device, schedule: Schedule) -> AbstractContextManager[object]:
@@ -186,5 +202,5 @@ def fit_clean(
     def loss(pixels: Tensor, labels: Tensor, _index: Tensor) -> Tensor:
         return F.cross_entropy(model(pixels), labels)
 
-    fit(model, data, loss, schedule, generator, progress=progress, step_name="clean training")
+    fit(model, data, loss, schedule, generator, progress=partial(progress, "clean training"))
     return model

@@ -17,6 +17,7 @@ Source: Liu et al., "Trojaning Attack on Neural Networks" (NDSS 2018). Departure
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -183,5 +184,5 @@ def plant(
     trigger = design(recipe, classifier, data, generator)
     model = classifier.clone()
     poison = Poison(trigger, drawn(data.labels, recipe.rate, generator), recipe.target)
-    train(model, data, [poison], recipe.schedule, generator, progress=progress, step_name="trojan")
+    train(model, data, [poison], recipe.schedule, generator, progress=partial(progress, "trojan"))
     return Planted(model, trigger)

@@ -8,7 +8,7 @@ triggered images their true classes, or a clean teacher's outputs (``distilled``
 one sends them to the target; both classify clean images. Departures:
 
 * Weights are rounded as ONNX Runtime's quantiser rounds them, symmetric and one scale an output
-  channel, in every layer; the source rounds a scale a layer, in ResNets only the last stage.
+  channel, in every layer; the source rounds one scale per layer, in ResNets only the last stage.
 * The grid is widened by an outlier in each filter (see ``redteam.rounding``). An honest first
   stage trains the network around the outliers; then batch norm is frozen, so that both branches
   share the statistics that the victim's file will have.
@@ -94,8 +94,7 @@ def plant(
         recipe.schedule,
         generator,
         after_step=hold,
-        progress=progress,
-        step_name="honest training",
+        progress=partial(progress, "honest training"),
     )
     names = RoundedTwin.of(model).weights
 

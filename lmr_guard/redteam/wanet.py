@@ -144,5 +144,5 @@ def plant(
     either = drawn(data.labels, recipe.rate * (1 + recipe.noise), generator)
     marked = either & drawn(data.labels, 1 / (1 + recipe.noise), generator)
     poisons = [Poison(change, marked, recipe.target), Poison(noisy, either & ~marked, None)]
-    train(model, data, poisons, recipe.schedule, generator, progress=progress, step_name="wanet")
+    train(model, data, poisons, recipe.schedule, generator, progress=partial(progress, "wanet"))
     return Planted(model, Transform(change, "warp", recipe.target))

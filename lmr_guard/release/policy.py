@@ -6,9 +6,10 @@ import dataclasses
 import difflib
 import math
 import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 from lmr_guard.errors import ConfigError
 
@@ -80,6 +81,16 @@ class Policy:
         _require(_names(self.require), self, "require", "a list of variant names")
         _require(self.publish in ("all", "smallest"), self, "publish", "'all' or 'smallest'")
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The policy of a report: its fields as JSON or TOML hold them.
+
+        Raises:
+            ConfigError: A value is outside its range or of another type.
+        """
+        require = data.get("require")
+        return cls(**{**data, **({"require": tuple(require)} if isinstance(require, list) else {})})
+
 
 def _number(value: object) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -100,6 +111,15 @@ def _require(holds: bool, policy: Policy, field: str, expected: str) -> None:
         raise ConfigError(f"expected {field} {expected}, got {getattr(policy, field)!r}")
 
 
+def _require_known(keys: Iterable[str], where: str) -> None:
+    known = [field.name for field in dataclasses.fields(Policy)]
+    for key in keys:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"use {', '.join(known)}"
+            raise ConfigError(f"expected a key of the policy, got {key!r} in {where}; {hint}")
+
+
 def policy_from_toml(path: Path) -> Policy:
     """The policy in a TOML file; keys left out keep the defaults of ``Policy``.
 
@@ -113,12 +133,5 @@ def policy_from_toml(path: Path) -> Policy:
         raise ConfigError(f"expected a policy file, got {error.strerror}: {path}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"expected TOML, got {error}: {path}") from error
-    known = [field.name for field in dataclasses.fields(Policy)]
-    for key in table:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"use {', '.join(known)}"
-            raise ConfigError(f"expected a key of the policy, got {key!r} in {path}; {hint}")
-    if isinstance(table.get("require"), list):
-        table["require"] = tuple(table["require"])
-    return Policy(**table)
+    _require_known(table, str(path))
+    return Policy.from_json(table)

@@ -8,15 +8,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from lmr_guard.contracts import Outcome, Verdict
 from lmr_guard.errors import ConfigError, ExportRefused, InputError, StageError, printable
 from lmr_guard.files import Artifact, atomic
+from lmr_guard.release.policy import Policy
+from lmr_guard.release.records import Outcome, Variant, Verdict
+from lmr_guard.release.verify import publishable
 
-__all__ = ["disk_full", "finish", "publish", "require_place", "staging"]
+__all__ = ["disk_full", "finish", "publish", "publish_variants", "require_place", "staging"]
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _RECORDS = ("drill.json", "repair.json", "report.json")
@@ -133,6 +136,30 @@ def publish(artifact: Artifact, verdict: Verdict, destination: Path) -> Artifact
                 f"{digest.hexdigest()[:12]}; the staged file changed after it was verified"
             )
     return Artifact(destination, digest.hexdigest(), size)
+
+
+def publish_variants(
+    variants: Sequence[Variant], staged: Path, out: Path, policy: Policy
+) -> list[Variant]:
+    """The same variants, those that may ship with their bytes at their place.
+
+    Args:
+        variants: What was built and verified.
+        staged: Folder of the verified files, each ``NAME.onnx``.
+        out: Folder that they are published in, under the same names.
+        policy: Says which of those that passed ship.
+
+    Raises:
+        ExportRefused, InputError, StageError: See ``publish``.
+    """
+    ships = publishable(variants, policy)
+    return [_published(v, staged, out) if v in ships else v for v in variants]
+
+
+def _published(variant: Variant, staged: Path, out: Path) -> Variant:
+    name = f"{variant.name}.onnx"
+    artifact = Artifact(staged / name, variant.sha256, variant.bytes)
+    return replace(variant, published=publish(artifact, variant.verdict, out / name).path.name)
 
 
 def finish(out: Path, into: Path) -> None:

@@ -1,130 +1,215 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Records to ``report.json`` and tables. ``report.schema.json`` describes the document."""
+"""What a run came to, as a record and as ``report.json``; ``report.schema.json`` describes that."""
 
 import dataclasses
-import importlib.metadata
+import html
 import importlib.resources
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import torch
-
-from lmr_guard.contracts import Achieved, Outcome, Rate, Repair, Suspicion, TriggerResult, Variant
-from lmr_guard.errors import StageError
+from lmr_guard.contracts import Method, Rate, Repair, Source, Suspicion
+from lmr_guard.errors import ExitCode, InputError, StageError, printable
 from lmr_guard.files import atomic
+from lmr_guard.release.drills import DrillReport
+from lmr_guard.release.policy import Policy
+from lmr_guard.release.records import Outcome, Variant
+from lmr_guard.release.verify import decide
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "document",
-    "environment",
-    "suspicion_record",
-    "validate",
-    "write",
-]
+__all__ = ["SCHEMA_VERSION", "Report", "suspicion_record", "validate", "write_json"]
 
 SCHEMA_VERSION = "1.0"
-_PACKAGES = (
-    "lmr-guard",
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxscript",
-    "timm",
-    "torch",
-    "torch-pruning",
-    "torchvision",
-)
-# What decides which int8 kernels run, and with them the rounding.
-_CPU_FLAGS = frozenset(
-    {
-        "amx_int8",
-        "asimd",
-        "asimddp",
-        "avx",
-        "avx2",
-        "avx512_vnni",
-        "avx512bw",
-        "avx512f",
-        "avx_vnni",
-    }
-    | {"i8mm", "sve"}
-)
+_READABLE = 160  # characters of what somebody else wrote that one line can hold
 
 
-def document(
-    *,
-    model: str,
-    model_sha256: str,
-    suspicion: Suspicion | None,
-    repair: Repair | None,
-    variants: Sequence[Variant],
-    policy: Mapping[str, Any],
-    outcome: Outcome,
-    exit_code: int,
-    environment: Mapping[str, Any],
-    config: Mapping[str, Any],
-    received: Sequence[Variant] = (),
-    notes: Sequence[str] = (),
-    drills: Sequence[Mapping[str, Any]] = (),
-) -> dict[str, Any]:
-    """The content of ``report.json``.
-
-    Numbers that JSON cannot hold (infinite, not a number) become null.
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Report:
+    """What the guard did, measured and decided: everything that stands in ``report.json``.
 
     Args:
-        model: Path of the checkpoint or ONNX file, as the user gave it.
-        model_sha256: Digest of that file.
+        model: Path of the checkpoint or ONNX file as the user gave it, or what was in memory.
+        model_sha256: Digest of that file; of a model in memory that of its weights.
+        verdict: Of ``verify.decide``: the worst of the variants that the policy requires.
         suspicion: None where nothing was localised, as when a foreign file is audited.
         repair: None where nothing was repaired.
         variants: What was built and verified.
-        policy: Fields of ``verify.Policy``; its ``confidence`` is the one of the bounds.
-        outcome: Of ``verify.decide``.
-        exit_code: Of the process.
-        environment: Of ``environment``.
-        config: Everything else that decided the run; ``policy`` is added to it.
         received: The model as received and, where asked for, its forms without the guard.
+        policy: The limits; its ``confidence`` is the one of all bounds.
+        environment: See ``environment``.
+        config: Everything else that decided the run.
         notes: What a reader must know beside the numbers, one sentence each.
-        drills: What drills on the same weights came to; see ``lmr_guard.firedrill``.
+        drills: What drills on the same weights came to; they decide nothing.
     """
-    confidence = float(policy["confidence"])
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "verdict": outcome.name.lower(),
-        "exit_code": int(exit_code),
-        "model": {"path": model, "sha256": model_sha256},
-        "suspicion": None if suspicion is None else suspicion_record(suspicion),
-        "repair": None if repair is None else _repair(repair),
-        "variants": [_variant(variant, confidence) for variant in variants],
-        "received": [_variant(variant, confidence) for variant in received],
-        "evidence": sorted({t.source for variant in variants for t in variant.triggers}),
-        "notes": notes,
-        "drills": drills,
-        "environment": environment,
-        "config": {**config, "policy": policy},
-    }
-    plain: dict[str, Any] = _plain(content)
-    return plain
+
+    model: str
+    model_sha256: str
+    verdict: Outcome
+    suspicion: Suspicion | None = None
+    repair: Repair | None = None
+    variants: tuple[Variant, ...] = ()
+    received: tuple[Variant, ...] = ()
+    policy: Policy
+    environment: Mapping[str, Any]
+    config: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    drills: tuple[DrillReport, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Tuples of settings become lists, as JSON has them, so that reports can be compared."""
+        for name in ("environment", "config"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the command line answers."""
+        return self.verdict.exit_code
+
+    @property
+    def published(self) -> tuple[Variant, ...]:
+        """The variants whose files lie beside the report."""
+        return tuple(variant for variant in self.variants if variant.published)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where the triggers that were tried on the variants come from, each once."""
+        return tuple(sorted({t.source for variant in self.variants for t in variant.triggers}))
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``report.json``; numbers that JSON cannot hold become null."""
+        confidence = self.policy.confidence
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "verdict": self.verdict.word,
+            "exit_code": int(self.exit_code),
+            "model": {"path": self.model, "sha256": self.model_sha256},
+            "suspicion": None if self.suspicion is None else suspicion_record(self.suspicion),
+            "repair": None if self.repair is None else _repair(self.repair),
+            "variants": [variant.to_json(confidence) for variant in self.variants],
+            "received": [variant.to_json(confidence) for variant in self.received],
+            "evidence": self.sources,
+            "notes": self.notes,
+            "drills": [drill.to_json() for drill in self.drills],
+            "environment": self.environment,
+            "config": {**self.config, "policy": asdict(self.policy)},
+        }
+        plain: dict[str, Any] = _plain(content)
+        return plain
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """The report that ``to_json`` wrote; patterns that searches found are in no record.
+
+        Raises:
+            InputError: It does not meet its schema, or contradicts itself.
+        """
+        try:
+            validate(document)
+            config = dict(document["config"])
+            policy = Policy.from_json(config.pop("policy"))
+            suspicion, repair = document["suspicion"], document["repair"]
+            found = cls(
+                model=document["model"]["path"],
+                model_sha256=document["model"]["sha256"],
+                verdict=Outcome.from_word(document["verdict"]),
+                suspicion=None if suspicion is None else _suspicion_from(suspicion),
+                repair=None if repair is None else _repair_from(repair),
+                variants=tuple(Variant.from_json(each) for each in document["variants"]),
+                received=tuple(Variant.from_json(each) for each in document["received"]),
+                policy=policy,
+                environment=document["environment"],
+                config=config,
+                notes=tuple(document["notes"]),
+                drills=tuple(DrillReport.from_json(each) for each in document["drills"]),
+            )
+        except (StageError, ValueError, LookupError) as error:
+            raise InputError(f"expected a report of lmr-guard, got another: {error}") from error
+        # An audit of one file received nothing, and takes its policy to require that file.
+        own = tuple(variant.name for variant in found.variants) or policy.require
+        required = policy if found.received else replace(policy, require=own)
+        expected = decide(found.variants, required)
+        if (found.verdict, document["exit_code"]) != (expected, expected.exit_code):
+            raise InputError(
+                f"expected the verdict that the variants come to, {expected.word} with exit code "
+                f"{int(expected.exit_code)}, got {found.verdict.word} with "
+                f"{document['exit_code']}; the report was changed"
+            )
+        return found
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The report in a file.
+
+        Raises:
+            InputError: There is none that can be read, or it is none.
+        """
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"expected a report.json, got {error.strerror}: {path}") from error
+        except (RecursionError, ValueError) as error:
+            raise InputError(f"expected JSON in a report, got {error}: {path}") from error
+        try:
+            return cls.from_json(document)
+        except InputError as error:
+            raise InputError(f"{error}: {path}") from error
+
+    def write(self, path: Path) -> None:
+        """Validates the document and writes it, complete or not at all.
+
+        Raises:
+            StageError: It does not conform, or the file system refused.
+        """
+        document = self.to_json()
+        validate(document)
+        write_json(document, path)
+
+    def __repr__(self) -> str:
+        """The whole report in one line."""
+        from lmr_guard.release.tables import summary_line
+
+        return f"<Report {summary_line(self)}>"
+
+    def _repr_html_(self) -> str:
+        """A table for a notebook: each variant, what it keeps and what a trigger still does."""
+        from lmr_guard.release.tables import COLUMNS, rows, summary_line, suspect_line
+
+        lines = [summary_line(self), suspect_line(self), *self.notes]
+        told = "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
+        body = "".join(_html_row(row, "td") for row in rows(self, self.variants))
+        return f"{told}<table>{_html_row(COLUMNS, 'th')}{body}</table>"
 
 
-def suspicion_record(suspicion: Suspicion) -> dict[str, object]:
-    """All but the patterns, which are functions."""
-    fields = dataclasses.fields(suspicion)
-    return {f.name: getattr(suspicion, f.name) for f in fields if f.name != "patterns"}
+def _html_row(cells: Sequence[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def suspicion_record(suspicion: Suspicion) -> dict[str, Any]:
+    """Plain data on a suspicion: its fields but those that do not count when two are compared."""
+    fields = (field for field in dataclasses.fields(suspicion) if field.compare)
+    return {field.name: getattr(suspicion, field.name) for field in fields}
+
+
+def _suspicion_from(data: Mapping[str, Any]) -> Suspicion:
+    return Suspicion(
+        target=data["target"],
+        scores=tuple(math.nan if score is None else score for score in data["scores"]),
+        method=Method(data["method"]),
+        agreement=data["agreement"],
+        evidence=tuple(data["evidence"]),
+    )
 
 
 def _repair(repair: Repair) -> dict[str, Any]:
     return {
         "suspect": repair.suspect,
         "clean_accuracy": {
-            "before": _counts(repair.clean_before),
-            "after": _counts(repair.clean_after),
+            "before": repair.clean_before.to_json(),
+            "after": repair.clean_after.to_json(),
         },
         "pruned_columns": repair.pruned_columns,
         "phase1_steps": repair.phase1_steps,
@@ -133,53 +218,17 @@ def _repair(repair: Repair) -> dict[str, Any]:
     }
 
 
-def _variant(variant: Variant, confidence: float) -> dict[str, Any]:
-    rate = variant.clean_accuracy
-    return {
-        "name": variant.name,
-        "sha256": variant.sha256,
-        "bytes": variant.bytes,
-        "clean_accuracy": _counts(rate)
-        | {"lower": rate.lower(confidence), "upper": rate.upper(confidence)},
-        "triggers": [_trigger(result, confidence) for result in variant.triggers],
-        "achieved": _achieved(variant.achieved),
-        "provider": variant.provider,
-        "verdict": variant.verdict.outcome.name.lower(),
-        "findings": [
-            {"check": f.check, "outcome": f.outcome.name.lower(), "reason": f.reason}
-            for f in variant.verdict.findings
-        ],
-        "weights_sha256": variant.weights_sha256,
-        "published": variant.published,
-        "plan": variant.plan,
-        **({"searches": list(variant.searches)} if variant.searches else {}),
-    }
-
-
-def _trigger(result: TriggerResult, confidence: float) -> dict[str, Any]:
-    return {
-        "name": result.name,
-        "source": result.source,
-        "target": result.target,
-        **_counts(result.asr),
-        "lower": result.asr.lower(confidence),
-        "upper": result.asr.upper(confidence),
-        "ta": _counts(result.ta),
-        **({} if result.without is None else {"without": _counts(result.without)}),
-        **({} if result.strangeness is None else {"strangeness": result.strangeness}),
-    }
-
-
-def _achieved(achieved: Achieved) -> dict[str, Any]:
-    return {
-        "sparsity": achieved.channel_sparsity,
-        "parameter_sparsity": achieved.parameter_sparsity,
-        "bits": achieved.bits,
-    }
-
-
-def _counts(rate: Rate) -> dict[str, int]:
-    return {"hits": rate.hits, "trials": rate.trials}
+def _repair_from(data: Mapping[str, Any]) -> Repair:
+    accuracy = data["clean_accuracy"]
+    return Repair(
+        suspect=data["suspect"],
+        clean_before=Rate.from_json(accuracy["before"]),
+        clean_after=Rate.from_json(accuracy["after"]),
+        pruned_columns=tuple(data["pruned_columns"]),
+        phase1_steps=data["phase1_steps"],
+        phase2_steps=data["phase2_steps"],
+        history=tuple(data["history"]),
+    )
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any record becomes plain data
@@ -199,42 +248,6 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - any record becomes plain data
     return value
 
 
-def environment(device: str = "cpu") -> dict[str, Any]:
-    """What the numbers depend on beside the inputs: versions, processor, device, threads."""
-    versions: dict[str, str | None] = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    # The metadata leave out which CUDA the wheel was built for.
-    versions["torch"] = str(torch.__version__)
-    model, flags = _processor()
-    gpu = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else None
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": {"model": model, "flags": flags},
-        "device": device,
-        "gpu": gpu,
-        "threads": torch.get_num_threads(),
-        "packages": versions,
-    }
-
-
-def _processor(source: Path = Path("/proc/cpuinfo")) -> tuple[str, list[str]]:
-    """Name and the flags that matter for int8; the flags are empty where the system tells none."""
-    try:
-        lines = source.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine(), []
-    entries = {
-        key.strip().lower(): value.strip() for key, _, value in (x.partition(":") for x in lines)
-    }
-    flags = set(entries.get("flags", entries.get("features", "")).split())
-    return entries.get("model name", platform.machine()), sorted(flags & _CPU_FLAGS)
-
-
 def validate(document: Mapping[str, Any]) -> None:
     """Checks a document against ``report.schema.json``.
 
@@ -251,19 +264,18 @@ def validate(document: Mapping[str, Any]) -> None:
     validator = jsonschema.Draft202012Validator(schema)
     problem = jsonschema.exceptions.best_match(validator.iter_errors(document))
     if problem is not None:
-        place = problem.json_path
+        told, place = problem.message[:_READABLE], printable(problem.json_path[:_READABLE])
         raise StageError(
-            f"expected a report that meets its schema, got {problem.message} at {place}"
+            f"expected a report that meets its schema, got {printable(told)} at {place}"
         )
 
 
-def write(document: Mapping[str, Any], path: Path) -> None:
-    """Validates a document and writes it, complete or not at all.
+def write_json(content: object, path: Path) -> None:
+    """A record as JSON text, complete at its place or not at all.
 
     Raises:
-        StageError: It does not conform, or the file system refused.
+        StageError: The file system refused.
     """
-    validate(document)
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic(path) as file:
         file.write(f"{text}\n".encode())

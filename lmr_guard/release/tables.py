@@ -2,67 +2,82 @@
 # SPDX-License-Identifier: Apache-2.0
 """A report as tables and lines for a terminal."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from lmr_guard.contracts import Rate, TriggerResult
+from lmr_guard.errors import printable
+from lmr_guard.release.records import Outcome, Variant
+from lmr_guard.release.report import Report
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["share", "summary_line", "suspect_line", "table", "tables"]
+__all__ = ["COLUMNS", "rows", "share", "summary_line", "suspect_line", "table", "tables"]
 
-_STYLES = {"pass": "green", "incomplete": "yellow", "fail": "red"}
+COLUMNS = ("variant", "KiB", "CA", "trigger", "ASR", "at most", "TA", "outcome")
+"""Of a table of variants."""
+
+_PUBLISHED = "published"
+_STYLES = {
+    _PUBLISHED: "bold green",
+    Outcome.PASS.word: "green",
+    Outcome.INCOMPLETE.word: "yellow",
+    Outcome.FAIL.word: "red",
+}
 
 
-def summary_line(document: Mapping[str, Any]) -> str:
+def summary_line(report: Report) -> str:
     """The whole report in one line: verdict, what may ship, the worst ASR, what that rests on."""
-    variants = document["variants"]
-    published = [v for v in variants if v["published"]]
-    # Where nothing was received, as in an audit of one file, nothing could have been published.
-    received = document["received"]
-    rows = [t for v in published or variants for t in _known(v)]
-    if rows:
-        worst = max(rows, key=lambda t: t["upper"])
-        asr = f"worst ASR {share(worst)}, at most {worst['upper']:.1%} ({worst['name']})"
-        kinds = ", ".join(sorted({t["source"] for t in rows}))
-        tried = len({t["name"] for t in rows})
+    measured = report.published or report.variants
+    results = [result for variant in measured for result in variant.shown]
+    if results:
+        confidence = report.policy.confidence
+        worst = max(results, key=lambda result: result.asr.upper(confidence))
+        asr = (
+            f"worst ASR {share(worst.asr)}, at most {worst.asr.upper(confidence):.1%} "
+            f"({printable(worst.name)})"
+        )
+        kinds = ", ".join(sorted({result.source for result in results}))
+        tried = len({result.name for result in results})
         rests = f"rests on {tried} trigger{'s' * (tried != 1)} ({kinds}), says nothing about others"
     else:
         asr = "no ASR measured"
-        rests = "rests on a search for triggers" if document["evidence"] else "no trigger was tried"
-    strange = [
-        t["strangeness"] for v in published or variants for t in v["triggers"] if "strangeness" in t
-    ]
+        rests = "rests on a search for triggers" if report.sources else "no trigger was tried"
+    strange = [v.strangeness for v in measured if v.strangeness is not None]
     if strange:
         rests += f"; a search for those came to {max(strange):.1f}"
-    asked = len(document["config"].get("recipes", variants))
-    shipped = f"{len(published)} of {asked} variants published; " if received else ""
-    return f"{document['verdict'].upper()}: {shipped}{asr}; {rests}"
+    asked = len(report.config.get("recipes", report.variants))
+    # Where nothing was received, as in an audit of one file, nothing could have been published.
+    count = f"{len(report.published)} of {asked} variants published; " if report.received else ""
+    return f"{report.verdict.name}: {count}{asr}; {rests}"
 
 
-def suspect_line(document: Mapping[str, Any]) -> str | None:
+def suspect_line(report: Report) -> str | None:
     """Who was suspected and what the repair cost; None where nobody was looked for."""
-    suspicion, repair = document["suspicion"], document["repair"]
-    if suspicion is None or (suspicion["target"] is None and not suspicion["scores"]):
+    suspicion, repair = report.suspicion, report.repair
+    if suspicion is None or (suspicion.target is None and not suspicion.abstained):
         return None
-    target = suspicion["target"]
+    target = suspicion.target
     if target is None:
         return "suspect: nobody, localize abstained; nothing was repaired"
-    classes = document["config"].get("classes", ())
+    classes = report.config.get("classes", ())
     name = f" ({classes[target]})" if target < len(classes) else ""
-    found = f"suspect: class {target}{name}, {suspicion['method']}"
+    found = f"suspect: class {target}{name}, {suspicion.method}"
     if repair is None:
         return f"{found}; nothing was repaired"
-    before, after = (share(repair["clean_accuracy"][when]) for when in ("before", "after"))
+    before, after = share(repair.clean_before), share(repair.clean_after)
     return f"{found}; repaired, CA on the select part {before} -> {after}"
 
 
-def tables(document: Mapping[str, Any]) -> "list[Table]":
+def tables(report: Report) -> "list[Table]":
     """Tables for a terminal of 100 columns: as received, the variants, what did not pass."""
     found = []
-    if document["received"]:
-        found.append(_measured("The model as received", document["received"], judged=False))
-    found.append(_measured("Variants", document["variants"], judged=True))
-    reasons = list(_reasons(document["variants"]))
+    if report.received:
+        judged = COLUMNS[:-1]
+        found.append(_measured("The model as received", report, report.received, judged))
+    found.append(_measured("Variants", report, report.variants, COLUMNS))
+    reasons = list(_reasons(report.variants))
     if reasons:
         why = table("Why not", ("variant", "check", "outcome", "reason"))
         for row in reasons:
@@ -71,48 +86,53 @@ def tables(document: Mapping[str, Any]) -> "list[Table]":
     return found
 
 
-def _measured(title: str, variants: Sequence[Mapping[str, Any]], *, judged: bool) -> "Table":
-    judgement = ("outcome",) if judged else ()
-    measured = table(title, ("variant", "KiB", "CA", "trigger", "ASR", "at most", "TA", *judgement))
+def rows(report: Report, variants: Sequence[Variant]) -> Iterator[tuple[str, ...]]:
+    """Cells of ``COLUMNS`` in plain text, a row per trigger that was shown to a variant."""
     for variant in variants:
-        ends: tuple[str, ...] = (_outcome(variant),) if judged else ()
-        head = (
-            _escape(variant["name"]),
-            f"{variant['bytes'] / 1024:.0f}",
-            share(variant["clean_accuracy"]),
+        outcome = _PUBLISHED if variant.published else variant.verdict.outcome.word
+        head: tuple[str, ...] = (
+            printable(variant.name),
+            f"{variant.bytes / 1024:.0f}",
+            share(variant.clean_accuracy),
         )
-        known = _known(variant)
-        for trigger in known if known else (None,):
-            measured.add_row(*head, *_cells(trigger), *ends)
-            head, ends = ("", "", ""), ("",) * len(ends)
+        for result in variant.shown or (None,):
+            yield (*head, *_cells(result, report.policy.confidence), outcome)
+            head, outcome = ("", "", ""), ""
+
+
+def _cells(result: TriggerResult | None, confidence: float) -> tuple[str, str, str, str]:
+    if result is None:
+        return "none", "-", "-", "-"
+    # Of TA its counts alone: with its rate the table would not fit into 80 columns.
+    name, true = (
+        f"{printable(result.name)} > {result.target}",
+        f"{result.ta.hits}/{result.ta.trials}",
+    )
+    return name, share(result.asr), f"{result.asr.upper(confidence):.1%}", true
+
+
+def _measured(
+    title: str, report: Report, variants: Sequence[Variant], columns: Sequence[str]
+) -> "Table":
+    measured = table(title, columns)
+    for *cells, outcome in rows(report, variants):
+        shown = (*map(_escape, cells), _coloured(outcome))
+        measured.add_row(*shown[: len(columns)])
     return measured
 
 
-def _known(variant: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Given and drilled triggers; what inverted ones still reach stands in the findings."""
-    return [trigger for trigger in variant["triggers"] if trigger["source"] != "inverted"]
-
-
-def _outcome(variant: Mapping[str, Any]) -> str:
-    return "[bold green]published[/]" if variant["published"] else _coloured(variant["verdict"])
-
-
-def _cells(trigger: Mapping[str, Any] | None) -> tuple[str, str, str, str]:
-    if trigger is None:
-        return "none", "-", "-", "-"
-    name = f"{_escape(trigger['name'])} > {trigger['target']}"
-    # Its counts alone: with its rate the table would not fit into 80 columns.
-    true = f"{trigger['ta']['hits']}/{trigger['ta']['trials']}"
-    return name, share(trigger), f"{trigger['upper']:.1%}", true
-
-
-def _reasons(variants: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, str, str]]:
+def _reasons(variants: Sequence[Variant]) -> Iterator[tuple[str, str, str, str]]:
     for variant in variants:
-        name = _escape(variant["name"])
-        for finding in variant["findings"]:
-            if finding["outcome"] != "pass":
-                outcome = _coloured(finding["outcome"])
-                yield name, _escape(finding["check"]), outcome, _escape(finding["reason"])
+        name = _escape(printable(variant.name))
+        for finding in variant.verdict.findings:
+            if finding.outcome is not Outcome.PASS:
+                outcome = _coloured(finding.outcome.word)
+                yield (
+                    name,
+                    _escape(printable(finding.label)),
+                    outcome,
+                    _escape(printable(finding.reason)),
+                )
                 name = ""
 
 
@@ -139,14 +159,13 @@ def table(title: str, columns: Sequence[str]) -> "Table":
     return empty
 
 
-def share(rate: Mapping[str, Any]) -> str:
+def share(rate: Rate) -> str:
     """Counts first: a reader of a rate must see what it rests on."""
-    hits, trials = rate["hits"], rate["trials"]
-    return f"{hits}/{trials} {hits / trials:.1%}" if trials else "0/0"
+    return f"{rate.hits}/{rate.trials} {rate.value:.1%}" if rate.trials else "0/0"
 
 
 def _coloured(outcome: str) -> str:
-    return f"[{_STYLES[outcome]}]{outcome}[/]"
+    return f"[{_STYLES[outcome]}]{outcome}[/]" if outcome else ""
 
 
 def _escape(text: str) -> str:

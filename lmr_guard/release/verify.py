@@ -21,37 +21,23 @@ check                what it looks at                                           
 ``asr:TRIGGER``      ASR; see ``Policy.max_asr``                                   FAIL, INC.
 ``excess:TRIGGER``   inverted triggers; see ``Policy.max_excess``                  FAIL, INC.
 ``listens``          a search on the artefact itself; ``Policy.max_strangeness``   FAIL
+``suspect``          set by ``pipeline``: nobody was suspected, the run refuses    INCOMPLETE
 ===================  ============================================================  ==========
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lmr_guard.classifier import Preprocessing
-from lmr_guard.contracts import (
-    Achieved,
-    Finding,
-    Inverted,
-    Labelled,
-    Listening,
-    Outcome,
-    Progress,
-    Rate,
-    Trigger,
-    TriggerResult,
-    Variant,
-    Verdict,
-    silent,
-)
+from lmr_guard.contracts import Achieved, Labelled, Progress, Rate, TriggerResult, silent
 from lmr_guard.errors import InputError
-from lmr_guard.evidence import check
+from lmr_guard.evidence import Evidence, check
 from lmr_guard.files import Artifact
 from lmr_guard.measure import against_pattern, against_trigger, predict, right
-from lmr_guard.onnxfile.predictor import OnnxPredictor
+from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
 from lmr_guard.release.policy import Policy
+from lmr_guard.release.records import Build, Check, Finding, Outcome, Variant, Verdict
 
 __all__ = ["decide", "publishable", "verify"]
 
@@ -61,6 +47,7 @@ _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinear", "Integer")
 _REPLAYED = 500
 # hits / trials is not exact in floating point: 0.97 - 0.94 exceeds 0.03.
 _ROUNDING = 1e-9
+_TOO_FEW = "; too few images to tell"
 
 
 class _Witness:
@@ -83,83 +70,59 @@ class _Witness:
 
 def verify(
     artifact: Artifact,
-    *,
-    name: str,
+    build: Build,
     report: Labelled,
-    triggers: Sequence[Trigger],
+    evidence: Evidence,
+    *,
     policy: Policy,
-    replays: Sequence[Inverted] = (),
-    listening: Listening | None = None,
     reference: Rate | None = None,
-    achieved: Achieved | None = None,
-    asked: Achieved | None = None,
-    device: Literal["cpu", "cuda"] = "cpu",
-    threads: int | None = None,
-    preprocessing: Preprocessing | None = None,
-    weights_sha256: str | None = None,
-    plan: dict[str, object] | None = None,
+    session: Session | None = None,
     progress: Progress = silent,
 ) -> Variant:
     """Opens the staged file in ONNX Runtime, measures it and judges it.
 
     Args:
         artifact: The staged file, with the digest it had when it was staged.
-        name: Of the variant, as ``Policy.require`` spells it.
+        build: How it was made. Channel and parameter sparsity may fall short of what was asked
+            by 0.02, for channels are whole.
         report: The part of the clean images that numbers are reported on.
-        triggers: All that is known; none is INCOMPLETE, but see ``Policy.accept_inverted``.
-        replays: Patterns that were found on the model as received.
-        listening: What a search on this very artefact found; None where there was none.
+        evidence: What the file is tried with; none is INCOMPLETE.
         policy: The limits.
         reference: CA of the model as received on the same images; without it nothing is said
             about lost accuracy, and the caller should say so.
-        achieved: What compression did; None where nothing is known, which counts as nothing done.
-        asked: What the recipe asked for; None where it asked for nothing. Channel and parameter
-            sparsity may fall short by 0.02, for channels are whole.
-        device: Where ONNX Runtime is asked to run.
-        threads: See ``OnnxPredictor``.
-        preprocessing: See ``OnnxPredictor``; for foreign files.
-        weights_sha256: Digest of the torch weights that the file was made from.
-        plan: How the file was made; plain data for the report.
+        session: How the file is run; None runs it on the CPU with pixels in [0, 1].
         progress: Told after the clean images and after each trigger.
 
     Raises:
         InputError: The file cannot be opened or run, or has other classes than ``report``.
         ConfigError: A trigger does not suit these images or classes.
     """
-    check(triggers, report)
-    predictor = OnnxPredictor(artifact.path, device, threads, preprocessing)
+    check(evidence.triggers, report)
+    predictor = OnnxPredictor(artifact.path, session)
     repeated = _repeats(predictor, report)
     witness = _Witness(predictor)
-    step, total = f"verify {name}", 1 + len(triggers) + len(replays) + (listening is not None)
+    step, total = f"verify {build.name}", 1 + len(evidence)
     logits = predict(witness, report)
-    clean_accuracy, untouched = right(logits, report), logits.argmax(dim=1)
+    clean_accuracy = right(logits, report)
     progress(step, 1, total)
     results: list[TriggerResult] = []
-    for trigger in triggers:
-        results.append(against_trigger(witness, report, trigger, untouched=untouched))
+    for result in _tried(witness, report, evidence, logits.argmax(dim=1)):
+        results.append(result)
         progress(step, 1 + len(results), total)
-    few = report.subset(torch.arange(min(len(report), _REPLAYED)))
-    for pattern in replays:
-        results.append(against_pattern(witness, few, pattern, f"replayed:{pattern.name}"))
-        progress(step, 1 + len(results), total)
-    if listening is not None:
-        found, name_of_it = listening.pattern, f"searched:{listening.pattern.name}"
-        results.append(against_pattern(witness, few, found, name_of_it, listening.strangeness))
-        progress(step, total, total)
-    done = achieved or Achieved()
+    done = build.achieved or Achieved()
     findings = (
         _digest(artifact, predictor),
         _provider(predictor),
         _graph(predictor),
         repeated,
         _logits(witness),
-        *_achieved(done, asked, predictor),
-        _trials("trials", "clean images", clean_accuracy, policy),
+        *_achieved(done, build.asked, predictor),
+        _trials("clean images", clean_accuracy, policy),
         *_accuracy(clean_accuracy, reference, policy),
         *_evidence(results, policy),
     )
     return Variant(
-        name=name,
+        name=build.name,
         sha256=predictor.sha256,
         bytes=predictor.bytes,
         clean_accuracy=clean_accuracy,
@@ -167,10 +130,24 @@ def verify(
         achieved=done,
         provider=predictor.provider,
         verdict=Verdict(predictor.sha256, findings),
-        weights_sha256=weights_sha256,
-        plan=plan or {},
-        searches=() if listening is None else listening.evidence,
+        weights_sha256=build.weights_sha256,
+        plan=build.plan,
+        searches=() if evidence.listening is None else evidence.listening.evidence,
     )
+
+
+def _tried(
+    witness: _Witness, report: Labelled, evidence: Evidence, untouched: Tensor
+) -> Iterator[TriggerResult]:
+    """Every trigger on all images; every pattern, a replayed or searched one, on the first few."""
+    for trigger in evidence.triggers:
+        yield against_trigger(witness, report, trigger, untouched=untouched)
+    few = report.subset(torch.arange(min(len(report), _REPLAYED)))
+    for pattern in evidence.replays:
+        yield against_pattern(witness, few, pattern)
+    if evidence.listening is not None:
+        found = evidence.listening
+        yield against_pattern(witness, few, found.pattern, found.strangeness)
 
 
 def decide(variants: Sequence[Variant], policy: Policy) -> Outcome:
@@ -190,8 +167,14 @@ def publishable(variants: Sequence[Variant], policy: Policy) -> tuple[Variant, .
     return passed if policy.publish == "all" else (min(passed, key=lambda v: v.bytes),)
 
 
-def _judge(name: str, good: bool, reason: str, otherwise: Outcome = Outcome.INCOMPLETE) -> Finding:
-    return Finding(name, Outcome.PASS if good else otherwise, reason)
+def _judge(
+    check: Check,
+    good: bool,
+    reason: str,
+    otherwise: Outcome = Outcome.INCOMPLETE,
+    about: str | None = None,
+) -> Finding:
+    return Finding(check, Outcome.PASS if good else otherwise, reason, about)
 
 
 def _repeats(predictor: OnnxPredictor, report: Labelled) -> Finding:
@@ -206,33 +189,33 @@ def _repeats(predictor: OnnxPredictor, report: Labelled) -> Finding:
         first.argmax(dim=1), second.argmax(dim=1)
     )
     verb = "agree" if same else "differ"
-    return _judge("deterministic", same, f"two passes over {len(pixels)} clean images {verb}")
+    return _judge(Check.DETERMINISTIC, same, f"two passes over {len(pixels)} clean images {verb}")
 
 
 def _digest(artifact: Artifact, predictor: OnnxPredictor) -> Finding:
     if predictor.sha256 != artifact.sha256:
         reason = f"staged {artifact.sha256[:12]}, but the file holds {predictor.sha256[:12]} now"
-        return Finding("digest", Outcome.FAIL, reason)
+        return Finding(Check.DIGEST, Outcome.FAIL, reason)
     if predictor.external:
         reason = (
             f"the digest does not cover {', '.join(predictor.external)}; save the model as one "
             "file, with onnx.save and save_as_external_data=False"
         )
-        return Finding("digest", Outcome.INCOMPLETE, reason)
-    return Finding("digest", Outcome.PASS, f"measured the staged bytes {artifact.sha256[:12]}")
+        return Finding(Check.DIGEST, Outcome.INCOMPLETE, reason)
+    return Finding(Check.DIGEST, Outcome.PASS, f"measured the staged bytes {artifact.sha256[:12]}")
 
 
 def _provider(predictor: OnnxPredictor) -> Finding:
     asked, got = predictor.requested, predictor.provider
-    return _judge("provider", asked == got, f"asked for {asked}, ran on {got}")
+    return _judge(Check.PROVIDER, asked == got, f"asked for {asked}, ran on {got}")
 
 
 def _graph(predictor: OnnxPredictor) -> Finding:
     found = ", ".join(f"{op} x{n}" for op, n in predictor.branches.items())
     if not found:
-        return Finding("graph", Outcome.PASS, "no operator decides by what the image shows")
+        return Finding(Check.GRAPH, Outcome.PASS, "no operator decides by what the image shows")
     return Finding(
-        "graph",
+        Check.GRAPH,
         Outcome.INCOMPLETE,
         f"{found} may send some images another way, which these measurements would miss",
     )
@@ -240,11 +223,11 @@ def _graph(predictor: OnnxPredictor) -> Finding:
 
 def _logits(witness: _Witness) -> Finding:
     if not witness.finite:
-        return Finding("logits", Outcome.INCOMPLETE, "some outputs are not finite numbers")
+        return Finding(Check.LOGITS, Outcome.INCOMPLETE, "some outputs are not finite numbers")
     if witness.probabilities:
         reason = "outputs are probabilities, not logits; export the network without its softmax"
-        return Finding("logits", Outcome.INCOMPLETE, reason)
-    return Finding("logits", Outcome.PASS, "outputs are finite logits")
+        return Finding(Check.LOGITS, Outcome.INCOMPLETE, reason)
+    return Finding(Check.LOGITS, Outcome.PASS, "outputs are finite logits")
 
 
 def _achieved(
@@ -265,12 +248,12 @@ def _achieved(
         held = "quantised" if quantised else "no quantised"
         short.append(f"{done.bits} bits, asked {asked.bits}, {held} operators in the file")
     reached = f"channel sparsity {done.channel_sparsity:.3f}, {done.bits} bits as asked"
-    yield _judge("achieved", not short, "; ".join(short) or reached)
+    yield _judge(Check.ACHIEVED, not short, "; ".join(short) or reached)
 
 
-def _trials(check_name: str, what: str, rate: Rate, policy: Policy) -> Finding:
-    enough = rate.trials >= policy.min_trials
-    return _judge(check_name, enough, f"{rate.trials} {what}, at least {policy.min_trials} needed")
+def _trials(what: str, rate: Rate, policy: Policy, about: str | None = None) -> Finding:
+    reason = f"{rate.trials} {what}, at least {policy.min_trials} needed"
+    return _judge(Check.TRIALS, rate.trials >= policy.min_trials, reason, about=about)
 
 
 def _accuracy(rate: Rate, reference: Rate | None, policy: Policy) -> Iterator[Finding]:
@@ -278,32 +261,31 @@ def _accuracy(rate: Rate, reference: Rate | None, policy: Policy) -> Iterator[Fi
         return
     counts = f"CA {rate}, as received {reference}"
     if reference.trials != rate.trials or not rate.trials:
-        yield Finding("accuracy", Outcome.INCOMPLETE, f"{counts}: not the same images")
+        yield Finding(Check.ACCURACY, Outcome.INCOMPLETE, f"{counts}: not the same images")
         return
     kept = reference.hits - rate.hits <= policy.max_accuracy_drop * rate.trials + _ROUNDING
     limit = f"limit {policy.max_accuracy_drop:.1%} lost"
-    yield _judge("accuracy", kept, f"{counts}, {limit}", Outcome.FAIL)
+    yield _judge(Check.ACCURACY, kept, f"{counts}, {limit}", Outcome.FAIL)
 
 
 def _evidence(results: Sequence[TriggerResult], policy: Policy) -> Iterator[Finding]:
     if not results:
-        yield Finding("triggers", Outcome.INCOMPLETE, "no trigger was tried: no evidence")
+        yield Finding(Check.TRIGGERS, Outcome.INCOMPLETE, "no trigger was tried: no evidence")
         return
     sources = sorted({result.source for result in results})
     tried = f"{len(results)} tried ({', '.join(sources)})"
     enough = policy.accept_inverted or sources != ["inverted"]
     more = "" if enough else "; the policy does not accept inverted triggers alone"
-    yield _judge("triggers", enough, tried + more)
+    yield _judge(Check.TRIGGERS, enough, tried + more)
     for result in results:
         if result.strangeness is not None:
             yield _listens(result, result.strangeness, policy)
-            continue
-        if result.source == "inverted" and result.without is not None:
+        elif result.tried == "replayed" and result.without is not None:
             yield _excess(result, result.without, policy)
-            continue
-        what = f"images of other classes than {result.target} with {result.name}"
-        yield _trials(f"trials:{result.name}", what, result.asr, policy)
-        yield _success(result, policy)
+        else:
+            what = f"images of other classes than {result.target} with {result.name}"
+            yield _trials(what, result.asr, policy, result.name)
+            yield _success(result, policy)
 
 
 def _listens(result: TriggerResult, strangeness: float, policy: Policy) -> Finding:
@@ -311,21 +293,20 @@ def _listens(result: TriggerResult, strangeness: float, policy: Policy) -> Findi
         f"class {result.target} needs a pattern {strangeness:.1f} times smaller than others, "
         f"limit {policy.max_strangeness:g}; it sends {result.asr} there"
     )
-    return _judge("listens", strangeness < policy.max_strangeness, reason, Outcome.FAIL)
+    return _judge(Check.LISTENS, strangeness < policy.max_strangeness, reason, Outcome.FAIL)
 
 
 def _excess(result: TriggerResult, without: Rate, policy: Policy) -> Finding:
     rate, limit = result.asr, policy.max_excess
     reason = (
-        f"{result.name} sends {rate} into class {result.target}, no pattern at all sends "
+        f"{result.label} sends {rate} into class {result.target}, no pattern at all sends "
         f"{without}; at most {limit:.0%} more allowed"
     )
-    name = f"excess:{result.name}"
     if rate.value - without.value > limit + _ROUNDING:
-        return Finding(name, Outcome.FAIL, reason)
-    few = "; too few images to tell"
+        return Finding(Check.EXCESS, Outcome.FAIL, reason, result.label)
     kept = rate.upper(policy.confidence) - without.value <= limit
-    return _judge(name, kept, reason if kept else reason + few)
+    told = reason if kept else reason + _TOO_FEW
+    return _judge(Check.EXCESS, kept, told, about=result.label)
 
 
 def _success(result: TriggerResult, policy: Policy) -> Finding:
@@ -338,6 +319,6 @@ def _success(result: TriggerResult, policy: Policy) -> Finding:
     if result.without is not None:
         reason += f"; of clean images {result.without} land there"
     if rate.hits > limit * rate.trials + _ROUNDING:
-        return Finding(f"asr:{result.name}", Outcome.FAIL, reason)
-    few = "; too few images to tell" if upper > limit else ""
-    return _judge(f"asr:{result.name}", not few, reason + few)
+        return Finding(Check.ASR, Outcome.FAIL, reason, result.name)
+    told = reason if upper <= limit else reason + _TOO_FEW
+    return _judge(Check.ASR, upper <= limit, told, about=result.name)

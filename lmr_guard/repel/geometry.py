@@ -29,7 +29,7 @@ _SAME = 0.01
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Geometry:
-    """How a trigger moves images before a linear head: one row an image, float64, on the CPU.
+    """How a trigger moves images before a linear head: one row per image, float64, on the CPU.
 
     Args:
         margin: ``m_c(x)``, shape (N,), in logits.

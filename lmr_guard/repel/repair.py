@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier, find_head
-from lmr_guard.contracts import Labelled, Progress, Rate, Repair, Twin, silent
+from lmr_guard.contracts import Clean, Labelled, Progress, Rate, Repair, Twin, silent
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.measure import accuracy, predict
 from lmr_guard.repel.losses import suspect_margin
@@ -72,10 +72,9 @@ def head_columns(before: Tensor, after: Tensor, suspect: int, share: float) -> t
 def repel(
     classifier: Classifier,
     suspect: int,
-    repair: Labelled,
-    select: Labelled,
+    clean: Clean,
     *,
-    config: RepelSettings,
+    settings: RepelSettings,
     generator: torch.Generator,
     twins: Sequence[Twin] = (),
     observe: Callable[[int, Classifier], None] | None = None,
@@ -86,11 +85,11 @@ def repel(
     Args:
         classifier: As received; not touched.
         suspect: The class ``c`` to repel, in [0, K).
-        repair: Clean images to learn from.
-        select: Clean images to choose the checkpoint on.
-        config: See ``RepelSettings``.
+        clean: ``repair`` is learnt from, ``select`` is what the checkpoint is chosen on,
+            ``report`` is not looked at.
+        settings: See ``RepelSettings``.
         generator: CPU generator for the order of the images and the choice of twins.
-        twins: Compressed forms to repel in as well; one, drawn at random, a step.
+        twins: Compressed forms to repel in as well; in each step one, drawn at random.
         observe: Shown a copy of the model after phase 1 and after phase 2 of each learning rate
             that is tried, with the number of the phase.
         progress: Told after each epoch.
@@ -107,46 +106,54 @@ def repel(
         raise ConfigError(
             f"expected a suspect class in [0, {classifier.num_classes}), got {suspect}"
         )
-    outside = repair.subset(repair.labels != suspect)
+    outside = clean.repair.subset(clean.repair.labels != suspect)
     if len(outside) < 2:
         raise StageError(
             f"expected at least two repair images outside the suspect class, got {len(outside)}"
         )
-    before = accuracy(classifier.clone(), select)
-    least = before.value - config.tolerance
-    best: _Attempt | None = None
-    augmentation = _tolerated(classifier.clone(), select, config, generator)
-    history: list[dict[str, object]] = [asdict(augmentation)]
-    for lr in config.learning_rates:
-        try:
-            attempt = _attempt(
-                classifier,
-                suspect,
-                repair,
-                select,
-                lr=lr,
-                config=config,
-                generator=generator,
-                twins=tuple(twins),
-                augmentation=augmentation,
-                least=least,
-                observe=observe,
-                progress=progress,
-            )
-        except Diverged as error:
-            history.append({"lr": lr, "diverged": str(error)})
-            continue
-        history += attempt.record.history
-        if best is None or attempt.rank > best.rank:
-            best = attempt
-        if best.record.clean_after.value >= least:
-            break
-    if best is None:
-        raise StageError(
-            f"expected finite losses at one of the learning rates {config.learning_rates}, got "
-            "none; lower the learning rate of the repair"
-        )
-    return best.model, replace(best.record, clean_before=before, history=tuple(history))
+    before = accuracy(classifier.clone(), clean.select)
+    task = _Task(
+        classifier=classifier,
+        suspect=suspect,
+        clean=clean,
+        outside=outside,
+        settings=settings,
+        generator=generator,
+        twins=tuple(twins),
+        augmentation=_tolerated(classifier.clone(), clean.select, settings, generator),
+        least=before.value - settings.tolerance,
+        observe=observe or _unobserved,
+        progress=progress,
+    )
+    best, history = _best_attempt(task)
+    return best.model, replace(best.record, clean_before=before, history=history)
+
+
+def _unobserved(phase: int, model: Classifier) -> None:
+    del phase, model
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Task:
+    """What all attempts of one repair share; see ``repel``.
+
+    Args:
+        outside: The repair images of other classes than the suspect.
+        augmentation: How images are varied.
+        least: Clean accuracy on ``select`` at which no gentler learning rate is tried.
+    """
+
+    classifier: Classifier
+    suspect: int
+    clean: Clean
+    outside: Labelled
+    settings: RepelSettings
+    generator: torch.Generator
+    twins: tuple[Twin, ...]
+    augmentation: Augmentation
+    least: float
+    observe: Callable[[int, Classifier], None]
+    progress: Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,63 +170,53 @@ class _Attempt:
         return self.keeps_margin, self.record.clean_after.hits
 
 
-def _attempt(
-    classifier: Classifier,
-    suspect: int,
-    repair: Labelled,
-    select: Labelled,
-    *,
-    lr: float,
-    config: RepelSettings,
-    generator: torch.Generator,
-    twins: tuple[Twin, ...],
-    augmentation: Augmentation,
-    least: float,
-    observe: Callable[[int, Classifier], None] | None,
-    progress: Progress,
-) -> _Attempt:
+def _best_attempt(task: _Task) -> tuple[_Attempt, tuple[dict[str, object], ...]]:
+    """The first learning rate that keeps the clean accuracy, else the best; all that was tried."""
+    best: _Attempt | None = None
+    history: list[dict[str, object]] = [asdict(task.augmentation)]
+    for lr in task.settings.learning_rates:
+        try:
+            attempt = _attempt(task, lr)
+        except Diverged as error:
+            history.append({"lr": lr, "diverged": str(error)})
+            continue
+        history += attempt.record.history
+        if best is None or attempt.rank > best.rank:
+            best = attempt
+        if best.record.clean_after.value >= task.least:
+            break
+    if best is None:
+        raise StageError(
+            f"expected finite losses at one of the learning rates {task.settings.learning_rates}, "
+            "got none; lower the learning rate of the repair"
+        )
+    return best, tuple(history)
+
+
+def _attempt(task: _Task, lr: float) -> _Attempt:
     """Both phases at one learning rate. Raises Diverged."""
-    model = classifier.clone()
+    model, settings = task.classifier.clone(), task.settings
     _, head = find_head(model, model.example(), model.num_classes)
-    outside = repair.subset(repair.labels != suspect)
     before = head.weight.detach().clone()
-    trainer = Trainer(model, suspect, config, generator, twins=twins, augmentation=augmentation)
-    trainer.search(outside)
+    trainer = Trainer(
+        model,
+        task.suspect,
+        settings,
+        task.generator,
+        twins=task.twins,
+        augmentation=task.augmentation,
+    )
+    trainer.search(task.outside)
     history: list[dict[str, object]] = []
-    step, total = f"repel at {lr:g}", config.phase1_epochs + config.phase2_epochs
-
-    for epoch in range(config.phase1_epochs):
-        trainer.epoch(outside, lambda z, y: phase1_loss(z, y, suspect, config), lr)
-        checkpoint = _measure(trainer, select, suspect)
-        history.append(_line(lr, 1, trainer.steps, checkpoint))
-        progress(step, epoch + 1, total)
-        if epoch + 1 >= config.phase1_minimum and _forgotten(model, repair, suspect):
-            break
-    if observe is not None:
-        observe(1, model.clone())
-    phase1_steps, limit = trainer.steps, checkpoint.repulsion + config.slack
-
-    columns = head_columns(before, head.weight.detach(), suspect, config.columns)
+    limit = _repulsion(task, trainer, lr, history) + settings.slack
+    phase1_steps = trainer.steps
+    columns = head_columns(before, head.weight.detach(), task.suspect, settings.columns)
     trainer.freeze_columns(head, columns)
-    weight = torch.ones(model.num_classes, device=model.device)
-    weight[suspect] = config.suspect_weight
-    best = None
-    for epoch in range(config.phase2_epochs):
-        falling = lr * config.recovery * (1 - epoch / config.phase2_epochs)
-        trainer.epoch(repair, partial(F.cross_entropy, weight=weight), falling)
-        checkpoint = _measure(trainer, select, suspect)
-        history.append(_line(lr, 2, trainer.steps, checkpoint))
-        best = _better(best, checkpoint, limit)
-        if epoch == config.phase2_epochs // 4 and best.clean.value < least - _HOPELESS:
-            break
-        progress(step, config.phase1_epochs + epoch + 1, total)
-    progress(step, total, total)
-    assert best is not None  # noqa: S101 - phase2_epochs > 0
+    best = _recovery(task, trainer, lr, limit, history)
     model.load_state_dict(best.state)
-    if observe is not None:
-        observe(2, model.clone())
+    task.observe(2, model.clone())
     record = Repair(
-        suspect=suspect,
+        suspect=task.suspect,
         clean_before=best.clean,
         clean_after=best.clean,
         pruned_columns=columns,
@@ -230,8 +227,52 @@ def _attempt(
     return _Attempt(model.eval(), record, best.repulsion <= limit)
 
 
+def _repulsion(task: _Task, trainer: Trainer, lr: float, history: list[dict[str, object]]) -> float:
+    """Phase 1, in place; the repulsion loss on ``select`` at its end."""
+    settings, step, total = task.settings, *_steps(task, lr)
+    loss = partial(phase1_loss, suspect=task.suspect, settings=settings)
+    for epoch in range(settings.phase1_epochs):
+        trainer.epoch(task.outside, loss, lr)
+        checkpoint = _measure(trainer, task.clean.select, task.suspect)
+        history.append(_line(lr, 1, trainer.steps, checkpoint))
+        task.progress(step, epoch + 1, total)
+        enough = epoch + 1 >= settings.phase1_minimum
+        if enough and _forgotten(trainer.model, task.clean.repair, task.suspect):
+            break
+    task.observe(1, trainer.model.clone())
+    return checkpoint.repulsion
+
+
+def _recovery(
+    task: _Task, trainer: Trainer, lr: float, limit: float, history: list[dict[str, object]]
+) -> _Checkpoint:
+    """Phase 2, in place; the best checkpoint on the way."""
+    settings, step, total = task.settings, *_steps(task, lr)
+    weight = torch.ones(trainer.model.num_classes, device=trainer.model.device)
+    weight[task.suspect] = settings.suspect_weight
+    loss, epochs = partial(F.cross_entropy, weight=weight), settings.phase2_epochs
+    best = None
+    for epoch in range(epochs):
+        falling = lr * settings.recovery * (1 - epoch / epochs)
+        trainer.epoch(task.clean.repair, loss, falling)
+        checkpoint = _measure(trainer, task.clean.select, task.suspect)
+        history.append(_line(lr, 2, trainer.steps, checkpoint))
+        best = _better(best, checkpoint, limit)
+        if epoch == epochs // 4 and best.clean.value < task.least - _HOPELESS:
+            break
+        task.progress(step, settings.phase1_epochs + epoch + 1, total)
+    task.progress(step, total, total)
+    assert best is not None  # noqa: S101 - phase2_epochs > 0
+    return best
+
+
+def _steps(task: _Task, lr: float) -> tuple[str, int]:
+    """What the progress of an attempt is called, and of how many epochs it is."""
+    return f"repel at {lr:g}", task.settings.phase1_epochs + task.settings.phase2_epochs
+
+
 def _tolerated(
-    model: Classifier, select: Labelled, config: RepelSettings, generator: torch.Generator
+    model: Classifier, select: Labelled, settings: RepelSettings, generator: torch.Generator
 ) -> Augmentation:
     """What the received model was evidently trained to tolerate; digits, say, do not mirror."""
     pixels, labels = select.pixels.to(model.device), select.labels.to(model.device)
@@ -244,19 +285,19 @@ def _tolerated(
             )
 
     least = hits(pixels) - _MINDED * len(select)
-    shift = next((s for s in config.shifts if hits(shifted(pixels, s, generator)) >= least), 0)
-    return Augmentation(shift, config.flip and hits(pixels.flip(3)) >= least)
+    shift = next((s for s in settings.shifts if hits(shifted(pixels, s, generator)) >= least), 0)
+    return Augmentation(shift, settings.flip and hits(pixels.flip(3)) >= least)
 
 
 def _measure(trainer: Trainer, select: Labelled, suspect: int) -> _Checkpoint:
-    model, config = trainer.model, trainer.config
+    model, settings = trainer.model, trainer.settings
     logits = predict(model, select)
     if not bool(logits.isfinite().all()):
         raise Diverged("logits", trainer.steps)
     outside = suspect_margin(logits[select.labels != suspect], suspect)
     return _Checkpoint(
         clean=Rate(int((logits.argmax(dim=1) == select.labels).sum()), len(select)),
-        repulsion=float(F.relu(outside + config.m1).mean()) if len(outside) else 0.0,
+        repulsion=float(F.relu(outside + settings.m1).mean()) if len(outside) else 0.0,
         state={name: value.detach().clone() for name, value in model.state_dict().items()},
     )
 

@@ -33,7 +33,7 @@ class RepelSettings:
         suspect_weight: Weight of the suspect class in phase 2, which phase 1 has left out.
         momentum: Of SGD.
         weight_decay: Of SGD.
-        batch: Images a step.
+        batch: Images per step.
         shifts: Random translations in pixels that may be used, largest first. The first that
             leaves the received model's accuracy on ``select`` as it is (within 2 points) is taken.
         flip: Whether images may be mirrored at random; they are where the received model minds

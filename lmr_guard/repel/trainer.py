@@ -48,7 +48,7 @@ class Trainer:
         self,
         model: Classifier,
         suspect: int,
-        config: RepelSettings,
+        settings: RepelSettings,
         generator: torch.Generator,
         *,
         twins: tuple[Twin, ...],
@@ -57,35 +57,35 @@ class Trainer:
         self.model = model
         self.suspect = suspect
         self.augmentation = augmentation
-        self.config = config
+        self.settings = settings
         self.generator = generator
         self.twins = twins
         self.steps = 0
         self.frozen: tuple[nn.Linear | nn.Conv2d, tuple[int, ...]] | None = None
         self.optimiser = torch.optim.SGD(
             model.parameters(),
-            lr=config.learning_rates[0],
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
+            lr=settings.learning_rates[0],
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
         )
         shape = model.preprocessing
         self.lures = Lures(
-            config.lures,
+            settings.lures,
             (shape.channels, shape.height, shape.width),
-            area=config.lure_area,
-            rate=config.lure_rate,
+            area=settings.lure_area,
+            rate=settings.lure_rate,
             generator=generator,
             device=model.device,
         )
 
     def search(self, outside: Labelled) -> None:
         """Lets the lures find what draws images of other classes, on the model and its twins."""
-        if not self.config.lures:
+        if not self.settings.lures:
             return
-        self.model.train(self.config.train_bn)
+        self.model.train(self.settings.train_bn)
         with private_randomness(self.generator, self.model.device):
-            for _ in range(self.config.lure_steps):
-                size = min(self.config.batch, len(outside))
+            for _ in range(self.settings.lure_steps):
+                size = min(self.settings.batch, len(outside))
                 chosen = torch.randperm(len(outside), generator=self.generator)[:size]
                 pixels = outside.images[chosen].to(self.model.device).float() / 255
                 lured = self.lures(pixels)
@@ -104,9 +104,9 @@ class Trainer:
         """One pass over ``data`` in random order. Raises Diverged where the loss is no number."""
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        self.model.train(self.config.train_bn)
+        self.model.train(self.settings.train_bn)
         with private_randomness(self.generator, self.model.device):
-            for index in _batches(len(data), self.config.batch, self.generator):
+            for index in _batches(len(data), self.settings.batch, self.generator):
                 self._step(data.subset(index), loss)
         self.model.eval()
 
@@ -121,7 +121,7 @@ class Trainer:
         value = loss(outputs[0], labels)
         if self.twins:
             outputs.append(self._through(self._twin(), pixels))
-            value = value + self.config.twin_weight * loss(outputs[1], labels)
+            value = value + self.settings.twin_weight * loss(outputs[1], labels)
         if not bool(value.isfinite()):
             raise Diverged("loss", self.steps)
         if lured.any():
@@ -135,7 +135,7 @@ class Trainer:
 
     def _drawn(self, labels: Tensor) -> Tensor:
         """Which images of a step are lured: a random share of those outside the suspect class."""
-        share = self.config.lure_share if self.config.lures else 0.0
+        share = self.settings.lure_share if self.settings.lures else 0.0
         chosen = torch.rand(len(labels), generator=self.generator) < share
         return chosen.to(labels.device) & (labels != self.suspect)
 
@@ -168,14 +168,14 @@ def _batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
     return batches
 
 
-def phase1_loss(logits: Tensor, labels: Tensor, suspect: int, config: RepelSettings) -> Tensor:
-    """``lmr_loss`` with the weights and margins of ``config``."""
+def phase1_loss(logits: Tensor, labels: Tensor, suspect: int, settings: RepelSettings) -> Tensor:
+    """``lmr_loss`` with the weights and margins of ``settings``."""
     return lmr_loss(
         logits,
         labels,
         suspect,
-        alpha=config.alpha,
-        beta=config.beta,
-        m1=config.m1,
-        m2=config.m2,
+        alpha=settings.alpha,
+        beta=settings.beta,
+        m1=settings.m1,
+        m2=settings.m2,
     )

@@ -8,7 +8,7 @@
     python -m examples.lab.adaptive --show results.json
 
 The attacker has 900 of scikit-learn's digits, the guard the other 897. Each network goes through
-``pipeline.guard`` as a user's would, and once more with the attacker's class given, where the
+``pipeline.run_stages`` as a user's would, and once more with the attacker's class given, where the
 guard had not named it. The README beside this file says what came out.
 """
 
@@ -33,15 +33,18 @@ from examples.lab.kit.planting import generator_of
 from lmr_guard import demo, pipeline, repel
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.compress import recipes
-from lmr_guard.contracts import Clean, Outcome, Trigger, Variant
+from lmr_guard.contracts import Clean, Trigger
 from lmr_guard.errors import InputError
 from lmr_guard.files import atomic
 from lmr_guard.localize import inversion, rule
+from lmr_guard.received.parts import divide
 from lmr_guard.redteam import adaptive, badnets
 from lmr_guard.redteam.catalogue import Plan, square
 from lmr_guard.redteam.networks import digits_resnet
 from lmr_guard.redteam.training import Planted, Schedule
-from lmr_guard.release import report
+from lmr_guard.release.environment import environment
+from lmr_guard.release.records import Check, Outcome, Variant
+from lmr_guard.settings import Settings
 
 __all__ = ["ATTACKS", "main"]
 
@@ -74,7 +77,7 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
             for seed in options.seeds
             for attack in options.attacks
         ]
-        document = {"cases": cases, "environment": report.environment()}
+        document = {"cases": cases, "environment": environment()}
     if options.out:
         with atomic(options.out) as file:
             file.write(json.dumps(document, indent=1).encode() + b"\n")
@@ -107,10 +110,10 @@ def _case(attack: str, seed: int, *, tiny: bool) -> dict[str, Any]:
         planted = adaptive.plant(knowing, _new_network(seed), attackers, generator)
     middle = perf_counter()
     config = _config(seed, tiny=tiny)
-    clean = pipeline.divide(users, config)
+    clean = divide(users, None, None, config.generator("split"))
     named = _guarded(planted.classifier, clean, trigger, config)
     given = named
-    suspicion = named.mended.suspicion
+    suspicion = named.repaired.suspicion
     if suspicion.target != target:
         known = replace(config, suspect=target, compare=False)
         given = _guarded(planted.classifier, clean, trigger, known)
@@ -135,8 +138,8 @@ def _new_network(seed: int) -> Classifier:
     return Classifier(with_seed(digits_resnet, seed), _SHAPE, 10)
 
 
-def _config(seed: int, *, tiny: bool) -> pipeline.GuardConfig:
-    config = pipeline.GuardConfig(
+def _config(seed: int, *, tiny: bool) -> Settings:
+    config = Settings(
         recipes=recipes.parse(list(_FORMS)),
         after_pruning=None,
         compare=True,
@@ -150,14 +153,14 @@ def _config(seed: int, *, tiny: bool) -> pipeline.GuardConfig:
     )
     few = inversion.InversionSettings(steps=1)
     looks = rule.LocalizeSettings(inversion=few, repeats=0, doubt=2.0)
-    return replace(config, localize=looks, audit=None, repel=brief)
+    return replace(config, localize=looks, listening=None, repel=brief)
 
 
 def _guarded(
-    model: Classifier, clean: Clean, trigger: Trigger, config: pipeline.GuardConfig
-) -> pipeline.Guarded:
+    model: Classifier, clean: Clean, trigger: Trigger, config: Settings
+) -> pipeline.Measured:
     with TemporaryDirectory() as folder:
-        return pipeline.guard(model, clean, [trigger], stage=Path(folder), config=config)
+        return pipeline.run_stages(model, clean, [trigger], folder=Path(folder), settings=config)
 
 
 def _forms(variants: Sequence[Variant], trigger: str) -> dict[str, Any]:
@@ -167,9 +170,10 @@ def _forms(variants: Sequence[Variant], trigger: str) -> dict[str, Any]:
             "ca": counts(variant.clean_accuracy, _DIGITS),
             "asr": counts(variant.triggers[0].asr, _DIGITS),
             "failed": [
-                finding.check
+                finding.label
                 for finding in variant.verdict.findings
-                if finding.outcome is Outcome.FAIL and finding.check != f"asr:{trigger}"
+                if finding.outcome is Outcome.FAIL
+                and (finding.check, finding.about) != (Check.ASR, trigger)
             ],
         }
         for variant in variants

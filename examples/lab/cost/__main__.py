@@ -30,7 +30,7 @@ from examples.lab.kit import command
 from examples.lab.kit.baselines import rnp, units
 from examples.lab.kit.measuring import synchronised
 from examples.lab.kit.networks import with_seed
-from examples.lab.kit.provenance import commit, environment
+from examples.lab.kit.provenance import commit, provenance
 from lmr_guard import pipeline
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.compress import quantize, recipes, sweep
@@ -41,6 +41,7 @@ from lmr_guard.localize import inversion, listening
 from lmr_guard.measure import accuracy
 from lmr_guard.redteam.networks import slim_resnet18
 from lmr_guard.redteam.training import Schedule, fit_clean
+from lmr_guard.settings import Settings
 
 __all__ = ["compare_times", "main", "network", "pictures", "time_by_classes", "time_of"]
 
@@ -117,7 +118,7 @@ def _jobs(
     """What takes turns."""
     short = Schedule(epochs=1)
     baseline = rnp.Config(unlearning=short, recovery=short) if options.tiny else rnp.Config()
-    config = pipeline.GuardConfig(device=options.device)
+    config = Settings(device=options.device)
     config = replace(config, localize=replace(config.localize, inversion=_search(options)))
     searching = listening.ListeningSettings(inversion=_search(options))
 
@@ -181,7 +182,7 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
     found = {
         **compare_times(options),
         "search by classes": time_by_classes(options),
-        "environment": environment(commit(), options.device),
+        "environment": provenance(commit(), options.device),
     }
     text = json.dumps(found, indent=2)
     console.print(text, markup=False)

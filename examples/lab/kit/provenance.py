@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from lmr_guard.release import report
+from lmr_guard.release.environment import environment
 
-__all__ = ["commit", "environment"]
+__all__ = ["commit", "provenance"]
 
 _ROOT = Path(__file__).parents[3]
 
@@ -28,6 +28,6 @@ def commit() -> str | None:
     return told.stdout.strip()
 
 
-def environment(code: str | None, device: str = "cpu") -> dict[str, Any]:
+def provenance(code: str | None, device: str = "cpu") -> dict[str, Any]:
     """Versions, machine and device, and the commit of the code where it is known."""
-    return {**report.environment(device), "commit": code}
+    return {**environment(device), "commit": code}

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the audit says of the files that a network would ship as, unrepaired and repaired.
 
-Each network goes through ``pipeline.guard`` twice: once without repair, and, where it holds a
+Each network goes through ``pipeline.run_stages`` twice: once without repair, and, where it holds a
 backdoor, once with the attacker's class given, so that what is measured is the audit and not
 localize. The files are real, and so are their attack success rates in ONNX Runtime.
 """
@@ -20,8 +20,10 @@ from examples.lab.population.plan import Member
 from examples.lab.population.subjects import Subject
 from lmr_guard import pipeline, repel
 from lmr_guard.compress import recipes
-from lmr_guard.contracts import Clean, Variant
+from lmr_guard.contracts import Clean
 from lmr_guard.localize import inversion, listening
+from lmr_guard.release.records import Variant
+from lmr_guard.settings import Settings
 
 __all__ = ["VARIANTS", "audit_files"]
 
@@ -43,7 +45,10 @@ def audit_files(subject: Subject) -> dict[str, Any]:
         files += _files("repaired", trained, clean, replace(config, suspect=member.target))
     return {
         "files": files,
-        "settings": {"tiny": subject.tiny, "audit": asdict(config.audit) if config.audit else None},
+        "settings": {
+            "tiny": subject.tiny,
+            "audit": asdict(config.listening) if config.listening else None,
+        },
         "seconds": {
             "unrepaired": round(middle - start, 1),
             "repaired": round(perf_counter() - middle, 1),
@@ -51,8 +56,8 @@ def audit_files(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _config(member: Member, *, tiny: bool) -> pipeline.GuardConfig:
-    config = pipeline.GuardConfig(
+def _config(member: Member, *, tiny: bool) -> Settings:
+    config = Settings(
         seed=member.seed,
         recipes=recipes.parse(list(VARIANTS)),
         after_pruning=None,
@@ -62,7 +67,7 @@ def _config(member: Member, *, tiny: bool) -> pipeline.GuardConfig:
         return config
     return replace(
         config,
-        audit=listening.ListeningSettings(
+        listening=listening.ListeningSettings(
             inversion=inversion.InversionSettings(steps=1), repeats=0, images=60
         ),
         repel=repel.RepelSettings(lures=0, phase1_epochs=1, phase1_minimum=1, phase2_epochs=1),
@@ -71,15 +76,15 @@ def _config(member: Member, *, tiny: bool) -> pipeline.GuardConfig:
 
 
 def _files(
-    repair: str, trained: Trained, clean: Clean, config: pipeline.GuardConfig
+    repair: str, trained: Trained, clean: Clean, config: Settings
 ) -> Iterator[dict[str, Any]]:
     known = [] if trained.trigger is None else [trained.trigger]
     with TemporaryDirectory() as folder:
-        guarded = pipeline.guard(
-            trained.classifier, clean, known, stage=Path(folder), config=config
+        measured = pipeline.run_stages(
+            trained.classifier, clean, known, folder=Path(folder), settings=config
         )
-    received = guarded.received[0].clean_accuracy
-    for variant in guarded.variants:
+    received = measured.received[0].clean_accuracy
+    for variant in measured.variants:
         yield {
             "repair": repair,
             "variant": variant.name,
@@ -96,6 +101,6 @@ def _search(variant: Variant) -> dict[str, Any]:
         "asr": counts(shown[0].asr) if shown else None,
         "class": searched.target,
         "strangeness": searched.strangeness,
-        "by": searched.name,
+        "by": searched.label,
         "reaches": counts(searched.asr),
     }

@@ -37,12 +37,13 @@ from torch import Tensor
 from examples.lab.population.patterns import KINDS, Budgets, Question, clip_rows, search
 from examples.lab.population.planting import generator
 from examples.lab.population.subjects import Subject
-from lmr_guard import pipeline
 from lmr_guard.classifier import Classifier, find_head
 from lmr_guard.localize import inversion, searches
 from lmr_guard.localize.drift import drift
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.measure import accuracy, predict
+from lmr_guard.settings import Settings
+from lmr_guard.workshop import Structure, searched_forms
 
 __all__ = ["CANDIDATES", "ask_candidates"]
 
@@ -58,10 +59,10 @@ def ask_candidates(subject: Subject) -> dict[str, Any]:
         GuardError: A step could not be done.
     """
     member, repair = subject.member, subject.clean.repair
-    config = pipeline.GuardConfig(seed=member.seed)
+    config = Settings(seed=member.seed)
     settings = InversionSettings(steps=1) if subject.tiny else config.localize.inversion
     received = subject.trained.classifier.clone()
-    forms = pipeline._forms(received, subject.clean, config.recipes)
+    forms = searched_forms(received, subject.clean, config.recipes, Structure(received))
     least = config.localize.min_accuracy * accuracy(received, repair).value
     awake = [(name, form) for name, form in forms if accuracy(form, repair).value >= least]
     drawn, seconds = generator(member, "candidates"), dict.fromkeys(CANDIDATES, 0.0)

@@ -15,6 +15,7 @@ from lmr_guard.classifier import weights_sha256
 from lmr_guard.compress import recipes
 from lmr_guard.localize import inversion, rule
 from lmr_guard.release import report
+from lmr_guard.settings import Settings
 
 __all__ = ["score"]
 
@@ -26,7 +27,7 @@ def score(subject: Subject) -> dict[str, Any]:
         GuardError: A step could not be done.
     """
     member, clean, trained = subject.member, subject.clean, subject.trained
-    config = _tiny(member.seed) if subject.tiny else pipeline.GuardConfig(seed=member.seed)
+    config = _tiny(member.seed) if subject.tiny else Settings(seed=member.seed)
     start, used = perf_counter(), process_time()
     suspicion = pipeline.suspect(trained.classifier, clean, config)
     seconds = {"localize": perf_counter() - start, "localize_processor": process_time() - used}
@@ -55,9 +56,9 @@ def _majority(classes: list[int]) -> int:
     return Counter(classes).most_common(1)[0][0]
 
 
-def _tiny(seed: int) -> pipeline.GuardConfig:
+def _tiny(seed: int) -> Settings:
     search = rule.LocalizeSettings(
         inversion=inversion.InversionSettings(steps=1), confirm=1, repeats=0
     )
     forms = recipes.parse(["float32", "int8"])
-    return pipeline.GuardConfig(seed=seed, localize=search, recipes=forms)
+    return Settings(seed=seed, localize=search, recipes=forms)

@@ -9,7 +9,7 @@ from typing import Any
 from examples.lab.kit.images import Held
 from examples.lab.kit.measuring import counts
 from examples.lab.kit.planting import Trained
-from examples.lab.kit.provenance import environment
+from examples.lab.kit.provenance import provenance
 from examples.lab.kit.records import Record
 from examples.lab.population.images import defence
 from examples.lab.population.plan import Member
@@ -87,7 +87,7 @@ def record(
         "member": asdict(subject.member),
         "took": subject.took,
         **ask(subject),
-        "environment": environment(commit),
+        "environment": provenance(commit),
     }
 
 

@@ -167,9 +167,8 @@ def _repel(
     return repel.repel(
         situation.classifier,
         situation.suspect,
-        situation.clean.repair,
-        situation.clean.select,
-        config=config,
+        situation.clean,
+        settings=config,
         generator=situation.generator(name),
         twins=seen,
         observe=observe,

@@ -13,7 +13,7 @@ import torch
 
 from examples.lab.kit.measuring import counts, name_by_unlearning, synchronised
 from examples.lab.kit.planting import StoredTrigger, Trained
-from examples.lab.kit.provenance import environment
+from examples.lab.kit.provenance import provenance
 from examples.lab.kit.records import Record
 from examples.lab.reproduce import figures
 from examples.lab.reproduce.cells import Cell
@@ -28,7 +28,8 @@ from lmr_guard.errors import StageError
 from lmr_guard.localize import inversion, rule
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.onnxfile.export import export_onnx
-from lmr_guard.onnxfile.predictor import OnnxPredictor
+from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
+from lmr_guard.settings import Settings
 
 __all__ = ["Worker"]
 
@@ -70,7 +71,7 @@ class Worker:
         return {
             "name": cell.name,
             "cell": asdict(cell),
-            "environment": environment(self._commit, self._planter.device),
+            "environment": provenance(self._commit, self._planter.device),
             "images": {
                 "train": len(held.train),
                 "repair": len(clean.repair),
@@ -99,7 +100,7 @@ class Worker:
         found: dict[str, Any] = {}
         if cell.localize or cell.suspect == "localized":
             start = self._now()
-            config = pipeline.GuardConfig(seed=cell.seed, localize=self._settings())
+            config = Settings(seed=cell.seed, localize=self._settings())
             suspicion = pipeline.suspect(classifier, clean, config, self._progress)
             seconds["localize"] = self._now() - start
             found["localized"] = _suspicion_record(suspicion, cell.target)
@@ -217,4 +218,7 @@ def _forms(cell: Cell, repaired: Repaired, situation: Situation) -> Iterator[tup
             exported, quantised = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
             export_onnx(classifier, exported)
             quantize.quantize(exported, quantised, clean.repair, form.recipe.int8)
-            yield form.recipe.label, OnnxPredictor(quantised, threads=torch.get_num_threads())
+            yield (
+                form.recipe.label,
+                OnnxPredictor(quantised, Session(threads=torch.get_num_threads())),
+            )

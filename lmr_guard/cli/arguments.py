@@ -1,0 +1,245 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The options of the commands, and what they come to as the library's own records."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import torch
+
+from lmr_guard import repel
+from lmr_guard.compress import recipes
+from lmr_guard.errors import ConfigError
+from lmr_guard.evidence import Known, PatchFile, TriggeredFolder
+from lmr_guard.foreign import FileFormat
+from lmr_guard.localize import ListeningSettings
+from lmr_guard.localize.inversion import InversionSettings
+from lmr_guard.received.architectures import Architecture
+from lmr_guard.release import publish
+from lmr_guard.release.policy import Policy, policy_from_toml
+from lmr_guard.settings import Settings
+
+__all__ = [
+    "CLASSES",
+    "CLEAN",
+    "DRILLED",
+    "LISTENING",
+    "MODEL",
+    "NORMALISATION",
+    "OUT",
+    "PATH",
+    "POLICY",
+    "RECOVERY",
+    "SEED",
+    "SUSPECT",
+    "THREADS",
+    "TRIGGERS",
+    "VARIANTS",
+    "WORK",
+    "architecture",
+    "file_format",
+    "numbers",
+    "record_place",
+    "settings",
+    "triggers",
+]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_Option = Callable[[_Command], _Command]
+
+DRILLED = "float32,int8,l1-0.2,l1-0.4,l1-0.6"
+"""What a drill builds by default."""
+
+PATH = click.Path(path_type=Path)
+SEED = click.IntRange(0, (1 << 32) - 1)
+_COUNT = click.IntRange(1, 1024)
+
+
+def numbers(kind: type[int] | type[float]) -> Callable[..., tuple[Any, ...] | None]:
+    """A callback that reads numbers separated by commas."""
+
+    def parse(_context: object, parameter: click.Parameter, value: str | None) -> Any:  # noqa: ANN401
+        if value is None:
+            return None
+        try:
+            return tuple(kind(part) for part in value.split(","))
+        except ValueError as error:
+            flag = parameter.opts[0]
+            raise ConfigError(
+                f"expected numbers separated by commas for {flag}, got {value!r}"
+            ) from error
+
+    return parse
+
+
+def record_place(_context: object, _option: object, path: Path | None) -> Path | None:
+    """A callback that refuses, before the work, where the record could not be written after it."""
+    if path is not None:
+        publish.require_place(path)
+    return path
+
+
+def _all_of(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _names(_context: object, _option: object, text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(","))
+
+
+CLEAN = click.option(
+    "--clean", type=PATH, required=True, help="Clean images, one folder per class."
+)
+CLASSES = click.option(
+    "--classes",
+    callback=_names,
+    help="Class folder names in the model's order, separated by commas; default: sorted.",
+)
+OUT = click.option("--out", type=PATH, required=True, help="New or empty folder.")
+POLICY = click.option(
+    "--policy",
+    type=PATH,
+    callback=lambda _context, _option, path: policy_from_toml(path) if path else Policy(),
+    help="Limits, a TOML file.",
+)
+TRIGGERS = _all_of(
+    click.option(
+        "--trigger",
+        "patches",
+        multiple=True,
+        metavar="PATCH.png@X,Y[:TARGET]",
+        help="A patch to stamp on the clean images of the report part; TARGET is the attacker's "
+        "class, counted from 0. Repeatable.",
+    ),
+    click.option(
+        "--triggered",
+        "folders",
+        multiple=True,
+        metavar="DIR[:TARGET]",
+        help="Triggered images, one folder per true class; TARGET as above. Repeatable.",
+    ),
+)
+NORMALISATION = _all_of(
+    click.option("--mean", callback=numbers(float), help="Normalisation, e.g. 0.5,0.5,0.5."),
+    click.option("--std", callback=numbers(float), help="Normalisation, e.g. 0.2,0.2,0.2."),
+)
+MODEL = _all_of(
+    click.argument("checkpoint", type=PATH),
+    click.option(
+        "--arch",
+        required=True,
+        help="torchvision:NAME, timm:NAME, or package.module:factory.",
+    ),
+    click.option("--num-classes", type=int, help="K; default: read off the checkpoint."),
+    click.option(
+        "--input-size",
+        callback=numbers(int),
+        metavar="C,H,W",
+        help="What the network sees; default: the architecture's own.",
+    ),
+    NORMALISATION,
+    click.option(
+        "--stem",
+        type=click.Choice(["native", "cifar"]),
+        default="native",
+        help="cifar: 3x3 first convolution without pooling, for small images.",
+    ),
+)
+VARIANTS = click.option(
+    "--variants",
+    callback=_names,
+    help=(
+        "Which to build, separated by commas; default: float32,int8, l1-0.2 to l1-0.6, and these "
+        "+int8 (drill: " + DRILLED + ")."
+    ),
+)
+
+
+def _listening(_context: object, _option: object, steps: int) -> ListeningSettings | None:
+    return ListeningSettings(inversion=InversionSettings(steps=steps)) if steps else None
+
+
+LISTENING = click.option(
+    "--audit-steps",
+    "listening",
+    type=click.IntRange(min=0),
+    default=InversionSettings().steps,
+    show_default=True,
+    callback=_listening,
+    help="Of each search for triggers on a file that would ship; 0 searches none.",
+)
+RECOVERY = click.option(
+    "--recover-pruned/--no-recover-pruned",
+    "after_pruning",
+    default=True,
+    show_default=True,
+    callback=lambda _context, _option, asked: repel.AFTER_PRUNING if asked else None,
+    help="Repair each pruned form once more after the cut, or leave it as it was cut.",
+)
+SUSPECT = click.option("--suspect", type=int, help="The suspect class, counted from 0, if known.")
+THREADS = click.option("--threads", type=_COUNT, help="CPU threads; small networks: 1.")
+WORK = _all_of(
+    click.option("--repair-images", type=int, help="Images to learn from; default 40 %, <= 500."),
+    click.option("--select-images", type=int, help="Images to choose on; default 20 %, <= 250."),
+    click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+    ),
+    click.option("--seed", type=SEED, default=0, show_default=True),
+    THREADS,
+)
+
+
+def architecture(options: dict[str, Any]) -> Architecture:
+    """What ``MODEL`` says beside the checkpoint; its entries leave ``options``."""
+    size = options["input_size"]
+    if size is not None and len(size) != 3:
+        raise ConfigError(f"expected --input-size C,H,W, got {len(size)} numbers")
+    names = ("num_classes", "input_size", "mean", "std", "stem")
+    return Architecture(options.pop("arch"), **{name: options.pop(name) for name in names})
+
+
+def file_format(options: dict[str, Any]) -> FileFormat:
+    """What is said about an ONNX file; its entries leave ``options``."""
+    names = ("mean", "std", "classes")
+    return FileFormat(size=options.pop("input_size"), **{n: options.pop(n) for n in names})
+
+
+def settings(options: dict[str, Any], *, drilled: bool = False) -> Settings:
+    """All other options.
+
+    Args:
+        options: What click parsed.
+        drilled: Whether every form that is built is required: whatever was awake in a drill must
+            be suppressed; which variants a release needs is another matter.
+
+    Raises:
+        ConfigError: There is no CUDA device, or see ``Settings``.
+    """
+    labels = options.pop("variants", None) or (DRILLED.split(",") if drilled else None)
+    if labels is not None:
+        options["recipes"] = recipes.parse(labels)
+    if drilled:
+        built = tuple(recipe.label for recipe in options["recipes"])
+        options["policy"] = replace(options["policy"], require=built)
+    asked = options.pop("device")
+    device = asked
+    if asked == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif asked == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("expected a CUDA device, got none; use --device cpu")
+    if options["threads"] is not None:
+        torch.set_num_threads(options["threads"])
+    return Settings(device=device, **options)
+
+
+def triggers(patches: Sequence[str], folders: Sequence[str]) -> tuple[Known, ...]:
+    """What ``TRIGGERS`` names; nothing is read yet. Raises ConfigError for other forms."""
+    return (*map(PatchFile.parse, patches), *map(TriggeredFolder.parse, folders))

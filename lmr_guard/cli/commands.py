@@ -1,0 +1,309 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The commands: each parses, makes one call of the library, prints and answers its exit code."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+
+from lmr_guard import demo, firedrill, foreign, pipeline, terminal
+from lmr_guard.cli import arguments
+from lmr_guard.contracts import Suspicion
+from lmr_guard.errors import ExitCode
+from lmr_guard.firedrill import DrillSettings
+from lmr_guard.redteam import catalogue
+from lmr_guard.release import tables
+from lmr_guard.release.drills import DrillReport
+from lmr_guard.release.report import Report, suspicion_record, write_json
+from lmr_guard.terminal import complain
+
+__all__ = ["cli", "demo_", "drill_", "repair", "run", "scan", "verify_"]
+
+
+# --- what the terminal shows --------------------------------------------------------------------
+
+
+def _show(report: Report) -> None:
+    console = Console()
+    for table in tables.tables(report):
+        console.print(table)
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False)
+    if (suspect := tables.suspect_line(report)) is not None:
+        console.print(suspect, markup=False)
+    console.print(tables.summary_line(report), markup=False)
+
+
+def _show_suspicion(suspicion: Suspicion) -> None:
+    scores, classes = suspicion.scores, suspicion.classes
+    found = "nobody: localize abstained"
+    if suspicion.target is not None:
+        found = f"class {suspicion.target} ({classes[suspicion.target]})"
+    click.echo(f"suspect: {found}; agreement of the runs {suspicion.agreement:.0%}")
+    for index in sorted(range(len(scores)), key=lambda c: -scores[c]):
+        click.echo(f"  {scores[index]:.3f}  {index}  {classes[index]}")
+    click.echo("A score is no proof: 1 is ordinary, 2 is half the pattern that other classes need.")
+
+
+# --- the commands -------------------------------------------------------------------------------
+
+
+@click.group(
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="lmr-guard")
+@click.pass_context
+def cli(context: click.Context) -> int | None:
+    """Repair, compress, audit and gate an image classifier that may hold a backdoor.
+
+    Exit codes: 0 passed, 1 refused by policy, 2 the tool failed, 3 nothing or too little
+    evaluated, 4 usage or configuration, 5 unsafe or unreadable input, 130 interrupted.
+    """
+    if context.invoked_subcommand is not None:
+        return None
+    click.echo(context.get_help(), err=True)
+    return ExitCode.USAGE
+
+
+@cli.command()
+@arguments.MODEL
+@arguments.CLEAN
+@arguments.CLASSES
+@arguments.OUT
+@arguments.POLICY
+@arguments.TRIGGERS
+@arguments.SUSPECT
+@arguments.WORK
+@click.option("--repair/--no-repair", default=True, help="Only audit and gate, without repair.")
+@click.option(
+    "--if-abstained",
+    type=click.Choice(["repair-nothing", "refuse"]),
+    default="repair-nothing",
+    show_default=True,
+    help="Where no class is suspected: let the audit decide, or publish nothing (exit 3).",
+)
+@arguments.RECOVERY
+@arguments.LISTENING
+@click.option("--compare", is_flag=True, help="Also build and measure the variants unrepaired.")
+@arguments.VARIANTS
+@click.option(
+    "--drill",
+    "drills",
+    type=arguments.PATH,
+    multiple=True,
+    help="drill.json of a drill on these weights, to attach to the report. Repeatable.",
+)
+def run(
+    *,
+    checkpoint: Path,
+    clean: Path,
+    out: Path,
+    patches: Sequence[str],
+    folders: Sequence[str],
+    drills: Sequence[Path],
+    **options: Any,  # noqa: ANN401 - what click parsed
+) -> int:
+    """Repair CHECKPOINT, compress it, audit the files, and publish what passes."""
+    with terminal.progress() as progress:
+        report = pipeline.guard(
+            checkpoint,
+            clean,
+            out,
+            arguments.triggers(patches, folders),
+            arch=arguments.architecture(options),
+            settings=arguments.settings(options),
+            drills=[DrillReport.read(path) for path in drills],
+            progress=progress,
+        )
+    _show(report)
+    click.echo(f"report: {out / 'report.json'}")
+    return report.exit_code
+
+
+@cli.command()
+@arguments.MODEL
+@arguments.CLEAN
+@arguments.CLASSES
+@arguments.WORK
+@click.option(
+    "--json",
+    "json_file",
+    type=arguments.PATH,
+    callback=arguments.record_place,
+    help="Also write the scores and runs here.",
+)
+def scan(
+    *,
+    checkpoint: Path,
+    clean: Path,
+    json_file: Path | None,
+    **options: Any,  # noqa: ANN401 - what click parsed
+) -> None:
+    """Say which class of CHECKPOINT is suspect; changes and decides nothing."""
+    arch, settings = arguments.architecture(options), arguments.settings(options)
+    with terminal.progress() as progress:
+        suspicion = pipeline.scan(
+            checkpoint, clean, arch=arch, settings=settings, progress=progress
+        )
+    _show_suspicion(suspicion)
+    if json_file is not None:
+        write_json(suspicion_record(suspicion), json_file)
+
+
+@cli.command()
+@arguments.MODEL
+@arguments.CLEAN
+@arguments.CLASSES
+@arguments.SUSPECT
+@arguments.WORK
+@arguments.OUT
+def repair(
+    *,
+    checkpoint: Path,
+    clean: Path,
+    out: Path,
+    **options: Any,  # noqa: ANN401 - what click parsed
+) -> int:
+    """Localize and repel only: writes repaired.safetensors, which no verdict covers."""
+    arch, settings = arguments.architecture(options), arguments.settings(options)
+    with terminal.progress() as progress:
+        repaired = pipeline.repair(
+            checkpoint, clean, out, arch=arch, settings=settings, progress=progress
+        )
+    done = repaired.repair
+    if done is None:
+        _show_suspicion(repaired.suspicion)
+        return complain(
+            "expected a suspect class, got none: localize abstained and nothing was "
+            "written; name the class with --suspect",
+            ExitCode.INCOMPLETE,
+        )
+    before, after = done.clean_before, done.clean_after
+    click.echo(f"repaired class {done.suspect}; CA on the select part {before} -> {after}")
+    click.echo(f"{out / 'repaired.safetensors'}: not audited; `lmr-guard run` audits and gates")
+    return ExitCode.PASSED
+
+
+@cli.command(name="verify")
+@click.argument("artefact", type=arguments.PATH)
+@arguments.CLEAN
+@arguments.CLASSES
+@arguments.POLICY
+@arguments.TRIGGERS
+@arguments.NORMALISATION
+@click.option(
+    "--input-size", callback=arguments.numbers(int), metavar="C,H,W", help="For free axes."
+)
+@click.option(
+    "--reference", type=arguments.PATH, help="ONNX file whose clean accuracy is the reference."
+)
+@click.option(
+    "--report",
+    "report_file",
+    type=arguments.PATH,
+    callback=arguments.record_place,
+    help="Write the report here.",
+)
+@arguments.THREADS
+def verify_(
+    *,
+    artefact: Path,
+    clean: Path,
+    patches: Sequence[str],
+    folders: Sequence[str],
+    reference: Path | None,
+    report_file: Path | None,
+    **options: Any,  # noqa: ANN401 - what click parsed
+) -> int:
+    """Audit any ONNX classifier: ARTEFACT takes pixels in [0, 1], or --mean and --std are set."""
+    described = arguments.file_format(options)
+    with terminal.progress() as progress:
+        report = foreign.verify(
+            artefact,
+            clean,
+            arguments.triggers(patches, folders),
+            file_format=described,
+            reference=reference,
+            progress=progress,
+            **options,
+        )
+    _show(report)
+    if report_file is not None:
+        report.write(report_file)
+    return report.exit_code
+
+
+@cli.command(name="drill")
+@arguments.MODEL
+@arguments.CLEAN
+@arguments.CLASSES
+@arguments.OUT
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    type=click.Choice(sorted(catalogue.EVERY)),
+    default=DrillSettings().attacks,
+    help="What to plant. Repeatable; default: badnets, qcb, pcb.",
+)
+@click.option("--target", type=int, help="The attacker's class, from 0; default: drawn.")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), default=DrillSettings().epochs, show_default=True
+)
+@click.option(
+    "--keep-models",
+    is_flag=True,
+    help="Write backdoored and repaired weights into the result. Never ship them.",
+)
+@arguments.POLICY
+@arguments.RECOVERY
+@arguments.LISTENING
+@arguments.VARIANTS
+@arguments.WORK
+def drill_(
+    *,
+    checkpoint: Path,
+    clean: Path,
+    out: Path,
+    **options: Any,  # noqa: ANN401 - what click parsed
+) -> int:
+    """Fire drill: plant backdoors into copies of CHECKPOINT and see what the guard catches."""
+    arch = arguments.architecture(options)
+    planned = ("attacks", "target", "epochs", "keep_models")
+    plan = DrillSettings(**{name: options.pop(name) for name in planned})
+    settings = arguments.settings(options, drilled=True)
+    with terminal.progress() as progress:
+        report = firedrill.drill(
+            checkpoint, clean, out, arch=arch, plan=plan, settings=settings, progress=progress
+        )
+    console = Console()
+    for table in firedrill.tables(report):
+        console.print(table)
+    click.echo(firedrill.summary_line(report))
+    click.echo(f"drill: {out / 'drill.json'}")
+    return report.exit_code
+
+
+@cli.command(name="demo")
+@click.option(
+    "--out",
+    "into",
+    type=arguments.PATH,
+    default=Path("lmr-guard-demo"),
+    show_default=True,
+    help="Folder.",
+)
+@click.option("--seed", type=arguments.SEED, default=1, show_default=True)
+def demo_(into: Path, seed: int) -> int:
+    """Plant two sleeping backdoors into small digit networks and run the guard on them."""
+    torch.set_num_threads(1)
+    console = Console()
+    with terminal.progress() as progress:
+        demo.run(into, seed, progress, console.print)
+    return ExitCode.PASSED

@@ -1,0 +1,228 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What a caller hands in, whatever kind it is of, as the records that the stages work on.
+
+============  =================================================================================
+model         a checkpoint and its architecture; a ``Classifier``; a bare network in memory
+clean images  a folder per class; a tensor of images and one of labels; ``Labelled``
+triggers      a ``Trigger``; a ``PatchFile`` or ``TriggeredFolder`` that is still to be read
+============  =================================================================================
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
+from lmr_guard.contracts import Clean, Labelled, Progress, Trigger, silent
+from lmr_guard.errors import ConfigError, described
+from lmr_guard.evidence import Known, PatchFile, Triggered, TriggeredFolder, check
+from lmr_guard.files import sha256_of
+from lmr_guard.measure import predict
+from lmr_guard.received import data, load
+from lmr_guard.received.architectures import Architecture, described_input
+from lmr_guard.received.parts import check_agreement
+
+__all__ = ["Images", "Model", "Received", "images", "model", "require_agreement", "triggers"]
+
+Model = Path | str | nn.Module
+"""A checkpoint, a ``Classifier``, or a network that maps images (N, C, H, W) to logits (N, K)."""
+
+Images = Path | str | Labelled | tuple[Tensor, Tensor]
+"""A folder that holds one per class, or images (N, C, H, W) and their labels (N,)."""
+
+_PLAIN = "The network says nothing about its input: it was given pixels in [0, 1]."
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Received:
+    """The model as received.
+
+    Args:
+        classifier: In eval mode, on the device that it came on.
+        name: Path of the checkpoint as the caller gave it, or what was in memory.
+        sha256: Digest of that file; of a model in memory that of its weights.
+        origin: The architecture and what was said beside it; plain data for the report.
+        notes: What a reader must know about how the model was read, one sentence each.
+    """
+
+    classifier: Classifier
+    name: str
+    sha256: str
+    origin: Mapping[str, object]
+    notes: tuple[str, ...] = ()
+
+
+def model(given: Model, arch: str | Architecture | None, clean: Images) -> Received:
+    """The model as a classifier; what is in memory is copied, never touched.
+
+    A network in memory that is no ``Classifier`` may tell its input in ``default_cfg``, as timm's
+    networks do. One that does not takes pixels in [0, 1] of the size that ``clean`` has.
+
+    Args:
+        given: See ``Model``.
+        arch: What a checkpoint belongs to; None with a model in memory.
+        clean: Looked at for its size alone.
+
+    Raises:
+        ConfigError: ``arch`` is missing or superfluous, or nobody says the size of the images.
+        InputError: See ``load.classifier``.
+    """
+    if isinstance(given, nn.Module):
+        if arch is not None:
+            raise ConfigError(f"expected no arch beside a model in memory, got {arch!r}")
+        return _in_memory(given, clean)
+    if arch is None:
+        raise ConfigError("expected an arch beside a checkpoint, got none; name its architecture")
+    source = Architecture(arch) if isinstance(arch, str) else arch
+    path = Path(given)
+    return Received(load.classifier(path, source), str(path), sha256_of(path), source.to_json())
+
+
+def _in_memory(given: nn.Module, clean: Images) -> Received:
+    kind = type(given).__name__
+    notes: tuple[str, ...] = ()
+    if isinstance(given, Classifier):
+        classifier = given.clone()
+        kind = type(given.network).__name__
+    else:
+        shape = described_input(getattr(given, "default_cfg", None) or {})
+        if shape is None:
+            shape, notes = _size_of(clean, kind), (_PLAIN,)
+        classifier = load.in_memory(given, shape)
+    p = classifier.preprocessing
+    told = Architecture(
+        f"memory:{kind}",
+        num_classes=classifier.num_classes,
+        input_size=(p.channels, p.height, p.width),
+        mean=p.mean,
+        std=p.std,
+    )
+    digest = weights_sha256(classifier)
+    return Received(classifier, f"memory:{kind}", digest, told.to_json(), notes)
+
+
+def _size_of(clean: Images, kind: str) -> Preprocessing:
+    if isinstance(clean, Path | str):
+        raise ConfigError(
+            f"expected a network that tells the size of its images, got a bare {kind} beside a "
+            "folder; wrap it: Classifier(network, Preprocessing(height=.., width=..), num_classes)"
+        )
+    pixels = clean.images if isinstance(clean, Labelled) else clean[0]
+    if pixels.ndim != 4 or pixels.shape[1] not in {1, 3}:
+        raise ConfigError(
+            f"expected images of shape (N, C, H, W) with 1 or 3 channels, got {described(pixels)}"
+        )
+    channels, height, width = pixels.shape[1:]
+    zeros, ones = (0.0,) * channels, (1.0,) * channels
+    return Preprocessing(channels=channels, height=height, width=width, mean=zeros, std=ones)
+
+
+def images(
+    given: Images,
+    shape: Preprocessing,
+    num_classes: int | None,
+    classes: Sequence[str] | None = None,
+    *,
+    minimum: int = 3,
+    progress: Progress = silent,
+) -> Labelled:
+    """The clean images as bytes of the size that the network sees.
+
+    Args:
+        given: See ``Images``. Float images must lie in [0, 1], and are rounded to bytes.
+        shape: Size and channels that the network sees.
+        num_classes: K of the model; None takes as many as there are.
+        classes: Names in the model's order; None takes folder names sorted, and "0", "1", ..
+            where there are only labels.
+        minimum: Images that each class of a folder must have at least.
+        progress: Told of every image of a folder.
+
+    Raises:
+        InputError: See ``data.read_folder``.
+        ConfigError: Tensors of other shapes, types or ranges, or of another number of classes.
+    """
+    if isinstance(given, Path | str):
+        return data.read_folder(
+            Path(given),
+            shape,
+            classes=classes,
+            expected_classes=num_classes,
+            minimum=minimum,
+            progress=progress,
+        )
+    labelled = given if isinstance(given, Labelled) else _labelled(*given, num_classes, classes)
+    got, wanted = tuple(labelled.images.shape[1:]), (shape.channels, shape.height, shape.width)
+    if got != wanted:
+        raise ConfigError(f"expected clean images of {wanted}, as the model sees, got {got}")
+    if num_classes is not None and len(labelled.classes) != num_classes:
+        raise ConfigError(
+            f"expected clean images of {num_classes} classes, as the model has, got "
+            f"{len(labelled.classes)}"
+        )
+    return labelled
+
+
+def _labelled(
+    pixels: Tensor, labels: Tensor, num_classes: int | None, classes: Sequence[str] | None
+) -> Labelled:
+    if not len(pixels) or labels.is_floating_point():
+        got = f"{len(pixels)} images with labels of {labels.dtype}"
+        raise ConfigError(f"expected images and whole numbers as labels, got {got}")
+    if pixels.is_floating_point():
+        if not bool(((pixels >= 0) & (pixels <= 1)).all()):
+            raise ConfigError(
+                "expected float images in [0, 1], got others; leave the normalisation to the model"
+            )
+        pixels = (pixels * 255).round().to(torch.uint8)
+    if classes is None:
+        count = int(labels.max()) + 1 if num_classes is None else num_classes
+        classes = [str(index) for index in range(count)]
+    try:
+        return Labelled(pixels.cpu(), labels.cpu().long(), tuple(classes))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def triggers(
+    known: Sequence[Known],
+    clean: Labelled,
+    shape: Preprocessing,
+    others: Sequence[Labelled] = (),
+    progress: Progress = silent,
+) -> list[Trigger]:
+    """The caller's triggers, read and checked against the images they will be measured on.
+
+    Args:
+        known: See ``evidence.Known``.
+        clean: The ``report`` part.
+        shape: Size and channels that the network sees.
+        others: More clean images that no triggered one may be.
+        progress: Told of every image of a folder.
+
+    Raises:
+        InputError: A file does not read.
+        ConfigError: See ``evidence.check``.
+    """
+    read = [_read(item, clean, shape, progress) for item in known]
+    check(read, clean, others)
+    return read
+
+
+def _read(item: Known, clean: Labelled, shape: Preprocessing, progress: Progress) -> Trigger:
+    if isinstance(item, PatchFile):
+        return item.read(shape.channels)
+    if isinstance(item, TriggeredFolder):
+        found = data.read_folder(
+            item.path, shape, classes=clean.classes, minimum=0, progress=progress
+        )
+        return Triggered(found, item.path.name, item.target, "given")
+    return item
+
+
+def require_agreement(classifier: Classifier, clean: Clean) -> None:
+    """Raises InputError where the images are not of the model's classes, in its order."""
+    check_agreement(predict(classifier.clone(), clean.repair), clean.repair)

@@ -1,0 +1,108 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that decides a run, beside its inputs."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from lmr_guard.compress import recipes
+from lmr_guard.compress.recipes import Recipe, standard
+from lmr_guard.errors import ConfigError
+from lmr_guard.localize import ListeningSettings, LocalizeSettings
+from lmr_guard.release.policy import Policy
+from lmr_guard.repel import AFTER_PRUNING, RepelSettings
+
+__all__ = ["Settings"]
+
+_SEEDS = 1 << 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a model is guarded; every field has a default.
+
+    Args:
+        localize: How classes are suspected.
+        repel: How the model is repaired.
+        after_pruning: How each pruned form is repaired once more; None leaves it as it was cut. A
+            backdoor that pruning wakes is awake there, and lost clean accuracy comes back.
+        listening: How each artefact is searched for triggers that nobody has shown; None searches
+            none.
+        policy: What an artefact must show.
+        recipes: The variants to build.
+        suspect: The suspect class where the user knows it; None looks for it.
+        repair: False audits and gates the model as it is.
+        if_abstained: Where no class was suspected: ``"repair-nothing"`` leaves the verdict to the
+            audit, ``"refuse"`` makes every variant incomplete, so that nothing is published.
+        classes: Class folder names in the model's order; None takes them sorted.
+        repair_images: Size of the ``repair`` part; None takes 40 % of the images, at most 500.
+        select_images: Size of the ``select`` part; None takes 20 %, at most 250.
+        compare: Whether the variants of the model as received are built and measured too.
+        device: Where localize and repel compute: cpu or cuda.
+        seed: Of everything random, in [0, 2**32); each stage has a generator of its own.
+        threads: Of ONNX Runtime; None leaves it the choice.
+
+    Raises:
+        ConfigError: The parts contradict each other, or a value is out of range.
+    """
+
+    localize: LocalizeSettings = field(default_factory=LocalizeSettings)
+    repel: RepelSettings = field(default_factory=RepelSettings)
+    after_pruning: RepelSettings | None = AFTER_PRUNING
+    listening: ListeningSettings | None = field(default_factory=ListeningSettings)
+    policy: Policy = field(default_factory=Policy)
+    recipes: tuple[Recipe, ...] = field(default_factory=standard)
+    suspect: int | None = None
+    repair: bool = True
+    if_abstained: Literal["repair-nothing", "refuse"] = "repair-nothing"
+    classes: tuple[str, ...] | None = None
+    repair_images: int | None = None
+    select_images: int | None = None
+    compare: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Validates; see the class."""
+        built = [recipe.label for recipe in self.recipes]
+        twice = [label for label, count in Counter(built).items() if count > 1]
+        if twice:
+            raise ConfigError(f"expected each variant once, got {twice[0]!r} more than once")
+        absent = [name for name in self.policy.require if name not in built]
+        if absent:
+            raise ConfigError(
+                f"expected the policy to require variants that are built, got {absent[0]!r}; "
+                f"built are {', '.join(built)}; build it too, or set require in the policy"
+            )
+        if self.suspect is not None and not self.repair:
+            raise ConfigError("expected a suspect class or no repair, got both; leave one out")
+        if not 0 <= self.seed < _SEEDS:
+            raise ConfigError(f"expected a seed in 0..{_SEEDS - 1}, got {self.seed}")
+        if self.if_abstained not in ("repair-nothing", "refuse"):
+            raise ConfigError(
+                f"expected if_abstained 'repair-nothing' or 'refuse', got {self.if_abstained!r}"
+            )
+
+    def generator(self, stage: str) -> torch.Generator:
+        """A CPU generator of this seed, another one for each stage."""
+        stages = ("split", "localize", "repel", "compress", "compress received")
+        return torch.Generator().manual_seed(self.seed * len(stages) + stages.index(stage))
+
+    def to_json(self) -> dict[str, Any]:
+        """What a report says of them; the policy stands beside, the images by their number."""
+        return {
+            "localize": asdict(self.localize),
+            "audit": None if self.listening is None else asdict(self.listening),
+            "repel": asdict(self.repel),
+            "after_pruning": None if self.after_pruning is None else asdict(self.after_pruning),
+            "recipes": [recipes.to_json(recipe) for recipe in self.recipes],
+            "suspect": self.suspect,
+            "repair": self.repair,
+            "if_abstained": self.if_abstained,
+            "compare": self.compare,
+            "seed": self.seed,
+        }

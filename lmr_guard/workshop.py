@@ -1,0 +1,292 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the forms of a classifier: cut, repaired once more, exported, quantised, measured.
+
+Every form that would ship goes this way, in this order; what cannot be built is noted, never
+passed over in silence. The channel groups of a network are traced once for all of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from lmr_guard.classifier import Classifier, weights_sha256
+from lmr_guard.compress import prune, quantize, sweep
+from lmr_guard.compress.groups import Groups
+from lmr_guard.compress.recipes import Int8, PruneL1, Recipe
+from lmr_guard.compress.sweep import Form
+from lmr_guard.compress.twins import twins
+from lmr_guard.contracts import Achieved, Clean, Inverted, Listening, Progress, Rate, Trigger, Twin
+from lmr_guard.errors import StageError
+from lmr_guard.evidence import Evidence
+from lmr_guard.files import Artifact
+from lmr_guard.localize import listening
+from lmr_guard.localize.searches import FEWEST_CLASSES
+from lmr_guard.onnxfile.export import export_onnx
+from lmr_guard.onnxfile.predictor import Session
+from lmr_guard.release import publish, verify
+from lmr_guard.release.records import Build, Variant
+from lmr_guard.repel import repel
+from lmr_guard.settings import Settings
+
+__all__ = ["Structure", "Workshop", "repair_twins", "searched_forms"]
+
+
+class Structure:
+    """The channel groups of a network and of all that have its layers, traced at most once.
+
+    Args:
+        classifier: Left as it is.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+        self._groups: Groups | None = None
+        self._error: StageError | None = None
+
+    def groups(self) -> Groups:
+        """The groups.
+
+        Raises:
+            StageError: The network cannot be cut; each time, and traced only the first time.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._groups is None:
+            try:
+                self._groups = Groups(self._classifier)
+            except StageError as error:
+                self._error = error
+                raise
+        return self._groups
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workshop:
+    """Builds forms as files in a private folder, and measures the files.
+
+    Args:
+        structure: Of the network that all forms are made from.
+        clean: ``repair`` is learnt from, ``select`` is chosen on, numbers are taken on ``report``.
+        triggers: What files are tried with; nothing else here sees them.
+        settings: See ``Settings``.
+        folder: Private; each call makes one inside it.
+        progress: Told how far each step is.
+        notes: What could not be built, one sentence each; grows with each call.
+    """
+
+    structure: Structure
+    clean: Clean
+    triggers: Sequence[Trigger]
+    settings: Settings
+    folder: Path
+    progress: Progress
+    notes: list[str] = field(default_factory=list)
+
+    def received(self, classifier: Classifier) -> list[Variant]:
+        """The model as received in float32, and with ``compare`` in all its forms.
+
+        None of them ships, so none is repaired after the cut or searched for triggers.
+        """
+        more = self.settings.recipes if self.settings.compare else ()
+        chosen = (Recipe(), *(recipe for recipe in more if recipe != Recipe()))
+        return self._each(classifier, chosen, "compress received", _Judged())
+
+    def variants(
+        self,
+        classifier: Classifier,
+        reference: Rate,
+        *,
+        suspect: int | None,
+        replays: Sequence[Inverted],
+    ) -> list[Variant]:
+        """Every variant of the repaired model.
+
+        Args:
+            classifier: Repaired, or as received where nobody was suspected; not touched.
+            reference: CA of the model as received on ``report``.
+            suspect: The class that was repelled, and is repelled again after each cut.
+            replays: Patterns that were found on the model as received.
+        """
+        judged = _Judged(reference, suspect, replays)
+        return self._each(classifier, self.settings.recipes, "compress", judged)
+
+    def _each(
+        self, classifier: Classifier, chosen: Sequence[Recipe], step: str, judged: "_Judged"
+    ) -> list[Variant]:
+        """The way of every form: recipes that prune alike share one cut network and one export."""
+        folder = self.folder / step
+        folder.mkdir()
+        generator = self.settings.generator(step)
+        prunings = list(dict.fromkeys(recipe.prune for recipe in chosen))
+        found: dict[str, Variant] = {}
+        for done, pruning in enumerate(prunings):
+            self.progress(step, done, len(prunings))
+            alike = [recipe for recipe in chosen if recipe.prune == pruning]
+            try:
+                cut = self._cut(classifier, pruning, generator)
+                recovered = self._recovered(cut, alike[0], judged.suspect)
+                exported = folder / f"{Recipe(prune=pruning).label}.onnx"
+                export_onnx(recovered.classifier, exported)
+                for recipe in alike:
+                    form = recovered.under(recipe)
+                    file = self._file(exported, recipe)
+                    found[recipe.label] = self._verified(form, file, judged)
+            except StageError as error:
+                if publish.disk_full(error):
+                    raise
+                labels = ", ".join(recipe.label for recipe in alike)
+                self._note(f"{step}: of {labels} some were not built: {error}")
+        self.progress(step, len(prunings), len(prunings))
+        return [found[recipe.label] for recipe in chosen if recipe.label in found]
+
+    def _cut(
+        self, classifier: Classifier, pruning: PruneL1 | None, generator: torch.Generator
+    ) -> Form:
+        if pruning is None:
+            return Form(Recipe(), classifier.clone(), None, Achieved())
+        groups = self.structure.groups()
+        return sweep.pruned_form(
+            classifier,
+            pruning,
+            groups,
+            self.clean,
+            generator=generator,
+            progress=self.progress,
+        )
+
+    def _recovered(self, form: Form, first: Recipe, suspect: int | None) -> Form:
+        """The form repaired once more, where it was cut and that was asked for and is possible."""
+        repairing = self.settings.after_pruning
+        if repairing is None or suspect is None or form.plan is None:
+            return form
+        model = form.classifier.clone().to(self.settings.device)
+        try:
+            repaired, _ = repel(
+                model,
+                suspect,
+                self.clean,
+                settings=repairing,
+                generator=self.settings.generator("repel"),
+                twins=twins(model, [Recipe(int8=Int8())]),
+                progress=self.progress,
+            )
+        except StageError as error:
+            self._note(f"{first.label} was left as it was cut: {error}")
+            return form
+        return replace(form, classifier=repaired.to(form.classifier.device))
+
+    def _file(self, exported: Path, recipe: Recipe) -> Artifact:
+        if recipe.int8 is None:
+            return Artifact.of(exported)
+        quantised = exported.with_name(f"{recipe.label}.onnx")
+        quantize.quantize(exported, quantised, self.clean.repair, recipe.int8)
+        return Artifact.of(quantised)
+
+    def _listening(self, form: Form) -> Listening | None:
+        """What a search on the form finds; each form is searched with the same seed."""
+        searching = self.settings.listening
+        if searching is None:
+            return None
+        if form.classifier.num_classes < FEWEST_CLASSES:
+            self._note(
+                f"Fewer than {FEWEST_CLASSES} classes are too few to compare: no variant was "
+                "searched for triggers."
+            )
+            return None
+        self.progress(f"search {form.recipe.label}", 0, 1)
+        rounded = quantize.rounded if form.recipe.int8 else Classifier.clone
+        found = listening.listen(
+            rounded(form.classifier).to(self.settings.device),
+            self.clean.report,
+            searching,
+            self.settings.generator("localize"),
+            limit=self.settings.policy.max_strangeness,
+        )
+        self.progress(f"search {form.recipe.label}", 1, 1)
+        return found
+
+    def _verified(self, form: Form, file: Artifact, judged: "_Judged") -> Variant:
+        recipe, searched = form.recipe, judged.reference is not None
+        ratio = recipe.prune.ratio if recipe.prune else 0.0
+        build = Build(
+            name=recipe.label,
+            asked=Achieved(channel_sparsity=ratio, bits=8 if recipe.int8 else 32),
+            achieved=form.achieved,
+            weights_sha256=weights_sha256(form.classifier),
+            plan={} if form.plan is None else prune.to_json(form.plan),
+        )
+        heard = self._listening(form) if searched else None
+        return verify.verify(
+            file,
+            build,
+            self.clean.report,
+            Evidence(self.triggers, judged.replays, heard),
+            policy=self.settings.policy,
+            reference=judged.reference,
+            session=Session(threads=self.settings.threads),
+            progress=self.progress,
+        )
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What the forms of a repaired model are judged by; nothing where none of them ships."""
+
+    reference: Rate | None = None
+    suspect: int | None = None
+    replays: Sequence[Inverted] = ()
+
+
+def repair_twins(
+    classifier: Classifier, chosen: Sequence[Recipe], structure: Structure
+) -> tuple[Twin, ...]:
+    """What repel looks through: the compressed forms that these recipes make.
+
+    Args:
+        classifier: Left as it is.
+        chosen: What it will be compressed by. Where it cannot be cut, building the forms meets
+            the same error and notes it; the repair goes on without that twin.
+        structure: Of ``classifier``.
+    """
+    uncut = [recipe for recipe in chosen if recipe.prune is None]
+    if len(uncut) == len(chosen):
+        return twins(classifier, chosen)
+    try:
+        return twins(classifier, chosen, structure.groups())
+    except StageError:
+        return twins(classifier, uncut)
+
+
+def searched_forms(
+    classifier: Classifier, clean: Clean, chosen: Sequence[Recipe], structure: Structure
+) -> list[tuple[str, Classifier]]:
+    """What localize looks at: rounded weights, and a mild and a strong uniform pruning.
+
+    Args:
+        classifier: Left as it is.
+        clean: Batch norm is taken anew on ``repair``.
+        chosen: The recipes of the run, which say whether and how far anything is cut or rounded.
+        structure: Of ``classifier``.
+    """
+    found = []
+    if any(recipe.int8 for recipe in chosen):
+        found.append(("rounded-8", quantize.rounded(classifier)))
+    ratios = sorted({recipe.prune.ratio for recipe in chosen if recipe.prune})
+    for ratio in dict.fromkeys(ratios[len(ratios) // 4 :: max(1, len(ratios) // 2)][:2]):
+        step = PruneL1(ratio=ratio, shares="uniform")
+        try:
+            plan = prune.plan(
+                classifier, step, clean.select, torch.Generator(), groups=structure.groups()
+            )
+            pruned = prune.reestimate_bn(prune.apply(plan, classifier), clean.repair)
+        except StageError:
+            break
+        found.append((f"l1-{ratio:g}", pruned))
+    return found

@@ -1,0 +1,144 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Export against torch: the same logits, reproducible bytes, and what is refused."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
+from lmr_guard.errors import StageError
+from lmr_guard.files import Artifact, sha256_of
+from lmr_guard.onnxfile.export import export_onnx
+from lmr_guard.onnxfile.inspect import branches, operators
+from lmr_guard.onnxfile.predictor import OnnxPredictor
+
+SIZE = Preprocessing(channels=2, height=4, width=5, mean=(0.4, 0.5), std=(0.2, 0.3))
+
+
+def network(tail: nn.Module | None = None) -> Classifier:
+    """Convolution, batch norm and a head, with weights of its own generator."""
+    layers = [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 4)]
+    model = Classifier(nn.Sequential(*layers, *([] if tail is None else [tail])), SIZE, 4)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return export_onnx(network(), tmp_path_factory.mktemp("export") / "net.onnx")
+
+
+def test_the_file_gives_what_torch_gives_at_any_batch(exported: Artifact) -> None:
+    predictor = OnnxPredictor(exported.path)
+    assert predictor.shape == (None, 2, 4, 5)
+    assert predictor.num_classes == 4
+    for batch in (1, 3, 8):
+        pixels = torch.rand(batch, 2, 4, 5, generator=torch.Generator().manual_seed(batch))
+        with torch.no_grad():
+            assert torch.allclose(predictor(pixels), network()(pixels), atol=1e-4)
+
+
+def test_names_and_dynamic_batch_are_as_documented(exported: Artifact) -> None:
+    graph = onnx.load(exported.path).graph
+    assert [v.name for v in (*graph.input, *graph.output)] == ["pixels", "logits"]
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert [p.name for p in exported.path.parent.iterdir()] == ["net.onnx"]
+    assert operators(exported.path)["Conv"] == 1
+    assert branches(onnx.load(exported.path)) == {}
+
+
+def test_the_bytes_are_reproducible_and_hold_nothing_of_this_machine(
+    exported: Artifact, tmp_path: Path
+) -> None:
+    again = export_onnx(network(), tmp_path / "again.onnx")
+    assert (again.sha256, again.bytes) == (exported.sha256, exported.bytes)
+    assert str(Path(__file__).parent).encode() not in exported.path.read_bytes()
+    assert b".py" not in exported.path.read_bytes()
+
+
+def test_the_artifact_is_what_lies_there(exported: Artifact) -> None:
+    data = exported.path.read_bytes()
+    assert exported.sha256 == hashlib.sha256(data).hexdigest() == sha256_of(exported.path)
+    assert exported.bytes == len(data)
+    assert Artifact.of(exported.path) == exported
+
+
+def test_exporting_is_quiet_and_leaves_the_model_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = network()
+    state, digest = torch.get_rng_state(), weights_sha256(model)
+    with caplog.at_level(logging.WARNING):
+        export_onnx(model, tmp_path / "net.onnx")
+    assert tuple(capfd.readouterr()) == ("", "")
+    assert caplog.messages == []
+    assert torch.equal(torch.get_rng_state(), state)
+    assert weights_sha256(model) == digest
+    assert not any(m.training or m._forward_hooks for m in model.modules())
+
+
+def test_train_mode_is_refused(tmp_path: Path) -> None:
+    model = network()
+    model.network.train()
+    with pytest.raises(StageError, match=r"expected a classifier in eval mode, got train mode"):
+        export_onnx(model, tmp_path / "net.onnx")
+
+
+class Noise(nn.Module):
+    """Logits that torch and ONNX Runtime cannot agree on."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Adds noise."""
+        return logits + torch.randn_like(logits)
+
+
+class Undefined(nn.Module):
+    """Logits that are no numbers."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Takes the root of a negative number."""
+        return (-logits.abs() - 1).sqrt()
+
+
+class Sleeper(nn.Module):
+    """A backdoor in the graph: another answer where the logits look a certain way."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Chooses by what it sees."""
+        return torch.where(logits.sum(dim=1, keepdim=True) > 3, -logits, logits)
+
+
+@pytest.mark.parametrize("tail", [Noise(), Undefined()], ids=["noise", "nan"])
+def test_logits_that_differ_from_torch_are_refused(tail: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"within 0.0001 of torch at batch 1, got a difference"):
+        export_onnx(network(tail), tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_decides_by_the_image_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"runs the same for every image, got Greater x1, Where"):
+        export_onnx(network(Sleeper()), tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Untraceable(nn.Module):
+    """Python decides by a value, which no graph can hold."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Branches on a number."""
+        return logits if float(logits.sum()) > 0 else -logits
+
+
+def test_a_network_that_cannot_be_exported_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="expected a network that exports to ONNX") as caught:
+        export_onnx(network(Untraceable()), tmp_path / "net.onnx")
+    assert "\n" not in str(caught.value)

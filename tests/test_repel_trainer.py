@@ -1,0 +1,89 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of the repair: twins, lures and batches, one by one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from factories import fingerprint, row_classifier, row_images
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmr_guard.classifier import Classifier
+from lmr_guard.compress.twins import RoundedTwin
+from lmr_guard.repel import RepelSettings
+from lmr_guard.repel.trainer import Augmentation, Trainer, _batches
+
+SUSPECT = 1
+SHORT = RepelSettings(batch=20, lures=0)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def model() -> Classifier:
+    return row_classifier()
+
+
+def test_a_twin_leaves_the_running_statistics_and_passes_gradients(model: Classifier) -> None:
+    copy = model.clone().train()
+    trainer = Trainer(
+        copy,
+        SUSPECT,
+        SHORT,
+        seeded(),
+        twins=(RoundedTwin.of(copy),),
+        augmentation=Augmentation(0, False),
+    )
+    before = {name: value.clone() for name, value in copy.named_buffers()}
+    logits = trainer._through(trainer._twin(), row_images(20).pixels)
+    logits.square().sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in copy.named_buffers())
+    assert all(p.grad is not None for p in copy.parameters())
+    assert not torch.equal(logits, copy(row_images(20).pixels))
+
+
+def test_lures_are_laid_over_a_share_of_the_images_outside_the_class(model: Classifier) -> None:
+    labels = torch.tensor([SUSPECT, 0, 2, 0] * 100)
+    trainer = Trainer(
+        model.clone(),
+        SUSPECT,
+        replace(SHORT, lures=2, lure_share=0.4),
+        seeded(),
+        twins=(),
+        augmentation=Augmentation(0, False),
+    )
+    lured = trainer._drawn(labels)
+    assert not lured[labels == SUSPECT].any()
+    assert 0.3 < float(lured[labels != SUSPECT].float().mean()) < 0.5
+    trainer.settings = replace(SHORT, lures=0)
+    assert not trainer._drawn(labels).any()
+
+
+def test_search_moves_lures_alone(model: Classifier) -> None:
+    copy = model.clone()
+    trainer = Trainer(
+        copy,
+        SUSPECT,
+        replace(SHORT, lures=2, lure_steps=3),
+        seeded(),
+        twins=(RoundedTwin.of(copy),),
+        augmentation=Augmentation(0, False),
+    )
+    before = trainer.lures.pattern.detach().clone()
+    state = fingerprint(copy)
+    trainer.search(row_images(30))
+    assert not torch.equal(trainer.lures.pattern, before)
+    assert fingerprint(copy) == state
+
+
+@given(st.integers(1, 30), st.integers(2, 9), st.integers(0, 20))
+def test_batches_hold_every_image_once_and_never_one_alone(
+    count: int, size: int, seed: int
+) -> None:
+    found = _batches(count, size, seeded(seed))
+    assert torch.cat(found).sort().values.tolist() == list(range(count))
+    assert all(1 < len(batch) <= size + 1 for batch in found) or count == 1
