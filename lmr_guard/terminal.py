@@ -37,19 +37,19 @@ def stoppable() -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in _STOPS}
-    heard = {n: h for n, h in before.items() if h is not None and h is not signal.SIG_IGN}
+    handlers = {n: h for n, h in before.items() if h is not None and h is not signal.SIG_IGN}
 
     def stop(_signal: int, _frame: object) -> None:
-        for number in heard:
+        for number in handlers:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    for number in heard:
+    for number in handlers:
         signal.signal(number, stop)
     try:
         yield
     finally:
-        for number, handler in heard.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 

@@ -14,7 +14,7 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.localize import inversion, rule
-from lmr_guard.localize.rule import LocalizeSettings, _Drifted, _fell, _judged, _Run
+from lmr_guard.localize.rule import LocalizeSettings, _Drifted, _agreeing_runs, _judge, _Run
 from lmr_guard.localize.searches import Search
 from lmr_guard.localize.unlearning import UnlearningSettings
 
@@ -148,7 +148,7 @@ def test_judgement(
     data = row_images(20)
     config = LocalizeSettings(sure=2.0, doubt=2.0)
     one = search(model, data, "a", *sizes)
-    found = _judged([one], data, config, seeded())
+    found = _judge([one], data, config, seeded())
     assert found.target == target
     assert found.scores == pytest.approx(scores, abs=1e-4)
     assert [pattern.target for pattern in found.patterns] == ([] if target is None else [target])
@@ -159,7 +159,7 @@ def test_a_warp_must_be_far_stranger(model: Classifier) -> None:
     for size, target in ((1 / 30, None), (1 / 50, 1)):
         made = search(model, data, "received", (1.0, size, 1.0))
         made.space = "warp"
-        found = _judged([made], data, LocalizeSettings(doubt=2.5), seeded())
+        found = _judge([made], data, LocalizeSettings(doubt=2.5), seeded())
         assert found.target == target
         assert found.scores[1] == pytest.approx((1 / size) ** 0.25, abs=1e-4)
 
@@ -168,7 +168,7 @@ def test_the_form_that_is_awake_decides(model: Classifier) -> None:
     data = row_images(20)
     asleep = search(model, data, "received", (1.2, 1.1, 1.0))
     awake = search(model, data, "l1-0.4", (4.0, 4.0, 1.0))
-    found = _judged([awake, asleep], data, LocalizeSettings(), seeded())
+    found = _judge([awake, asleep], data, LocalizeSettings(), seeded())
     assert found.target == 2
     assert found.scores[2] == pytest.approx(4.0)
     assert [pattern.name for pattern in found.patterns] == ["patch@l1-0.4"]
@@ -191,7 +191,7 @@ def test_where_no_pattern_is_strange_drift_is_asked(
     made = search(model, row_images(20), "received", (1.0, 1.0, size))
     form = _Drifted("l1-0.4", torch.tensor(leads), 0.8)
     config = LocalizeSettings(sure=2.0, doubt=2.0)
-    found = _judged([made], row_images(20), config, seeded(), drifted=[form])
+    found = _judge([made], row_images(20), config, seeded(), drifted=[form])
     assert (found.target, found.method) == (target, method)
     asked = target != 2
     counted = max(max(leads) * 0.8, made.score) if asked else made.score
@@ -232,7 +232,7 @@ def test_unlearning_names_a_class_that_patterns_reach_with_little(
 ) -> None:
     made = search(model, row_images(20), "received", sizes)
     config = LocalizeSettings(sure=2.0, doubt=2.0)
-    found = _judged([made], row_images(20), config, seeded(), fell=runs)
+    found = _judge([made], row_images(20), config, seeded(), agreeing=runs)
     assert (found.target, found.method) == (target, method)
     assert [pattern.target for pattern in found.patterns] == [target]
     told = [record for record in found.evidence if record["by"] == "unlearning"]
@@ -243,7 +243,7 @@ def test_a_search_that_was_not_repeated_is_enough_beside_unlearning(model: Class
     loud = search(model, row_images(20), "a", (1.0, 1.0, 0.45))
     quiet = search(model, row_images(20), "b", (1.0, 0.48, 1.0))
     config = LocalizeSettings(confirm=1, doubt=2.0)
-    found = _judged([loud, quiet], row_images(20), config, seeded(), fell=[FELL] * 4)
+    found = _judge([loud, quiet], row_images(20), config, seeded(), agreeing=[FELL] * 4)
     assert found.target == 1
     assert found.scores == pytest.approx((1.0, 1 / 0.48, 1 / 0.45), abs=1e-3)
     assert [pattern.name for pattern in found.patterns] == ["patch@b"]
@@ -253,7 +253,7 @@ def test_an_honest_network_unlearns_once_and_is_not_asked_again(
     clean_network: Classifier, digits: Clean
 ) -> None:
     config = LocalizeSettings()
-    (run,) = _fell(clean_network, digits.repair, config, seeded())
+    (run,) = _agreeing_runs(clean_network, digits.repair, config, seeded())
     assert run.reached
     assert float(run.lead.max()) < config.unlearned
 
@@ -275,7 +275,7 @@ def test_every_compressed_form_that_keeps_some_accuracy_may_drift(
 def test_only_the_searches_that_were_repeated_count(model: Classifier) -> None:
     quiet = search(model, row_images(20), "a", (1.0, 1.0, 1.1))
     loud = search(model, row_images(20), "b", (1.0, 0.1, 1.0))
-    found = _judged([quiet, loud], row_images(20), LocalizeSettings(confirm=1), seeded())
+    found = _judge([quiet, loud], row_images(20), LocalizeSettings(confirm=1), seeded())
     assert found.target is None
     assert {record["form"] for record in found.evidence} == {"a", "b"}
 
@@ -284,7 +284,7 @@ def test_a_backdoored_network_falls_back_to_its_class_in_every_run(
     badnets_network: Classifier, digits: Clean
 ) -> None:
     config = LocalizeSettings(unlearned=1.5)
-    runs = _fell(badnets_network, digits.repair, config, seeded())
+    runs = _agreeing_runs(badnets_network, digits.repair, config, seeded())
     assert [(run.lr, run.repeat) for run in runs] == [(0.03, 0), (0.03, 1), (0.01, 0), (0.01, 1)]
     assert {run.named for run in runs} == {3}
 
@@ -301,7 +301,7 @@ def test_in_doubt_unlearning_is_asked(
     made = Search("received", badnets_network, digits.repair, "patch", classes)
     patterns = tuple(inversion.Pattern("patch", k, 1.0, ()) for k in range(10))
     made.found.append(inversion.Found("patch", classes, sizes, patterns))
-    found = _judged([made], digits.repair, LocalizeSettings(sure=2.0, doubt=1.5), seeded())
+    found = _judge([made], digits.repair, LocalizeSettings(sure=2.0, doubt=1.5), seeded())
     assert found.target == (3 if agrees else None)
     assert found.method == "inversion and unlearning"
     runs = [record for record in found.evidence if record["by"] == "unlearning"]

@@ -12,7 +12,7 @@ from factories import fingerprint, row_classifier, row_images, row_network
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean
 from lmr_guard.errors import ConfigError
-from lmr_guard.localize.unlearning import UnlearningSettings, fallen, named_by, unlearn
+from lmr_guard.localize.unlearning import UnlearningSettings, fallback, named_by, unlearn
 from lmr_guard.measure import predict
 
 SMALL = UnlearningSettings(learning_rates=(0.03,), seeds=2, batch=20, max_steps=200, stop=1.2)
@@ -37,7 +37,7 @@ def test_the_right_class_of_a_backdoored_network(
 def test_fallen_by_eye() -> None:
     logits = torch.tensor([[9.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 2.0, 0.0]])
     labels = torch.tensor([0, 0, 2])
-    found = fallen(logits, labels)
+    found = fallback(logits, labels)
     for c in range(3):
         terms = [float(logits[i].softmax(0)[c]) for i in range(3) if int(labels[i]) != c]
         assert float(found[c]) == pytest.approx(sum(terms) / len(terms))

@@ -244,7 +244,7 @@ def candidates(
     count = classifier.num_classes
     if count <= settings.most:
         return torch.arange(count)
-    fallen = torch.zeros(count)
+    landings = torch.zeros(count)
     copies = 4
     for space in SPACES:
         search = _Search(space, copies, classifier, generator)
@@ -256,8 +256,8 @@ def candidates(
             search.project()
             if step >= settings.steps * (1 - _TAIL):
                 landed = logits.argmax(dim=2)
-                fallen += landed[landed != own].cpu().bincount(minlength=count)
-    leading = fallen.topk(settings.most // 2).indices
+                landings += landed[landed != own].cpu().bincount(minlength=count)
+    leading = landings.topk(settings.most // 2).indices
     rest = torch.ones(count, dtype=torch.bool)
     rest[leading] = False
     ordinary = rest.nonzero().flatten()

@@ -206,17 +206,17 @@ def suspect(
     asked = [("received", received)] + [
         each for each, share in zip(copies, shares, strict=True) if share >= settings.min_accuracy
     ]
-    searches = _searched(asked, repair, settings, generator, progress)
-    fell: list[_Run] = []
+    searches = _search_all(asked, repair, settings, generator, progress)
+    agreeing: list[_Run] = []
     if (
         classifier.num_classes >= FEWEST_CLASSES
         and float(_highest(searches).max()) >= settings.doubt
     ):
-        fell = _fell(received, repair, settings, generator)
-    return _judged(searches, repair, settings, generator, fell=fell, drifted=drifted)
+        agreeing = _agreeing_runs(received, repair, settings, generator)
+    return _judge(searches, repair, settings, generator, agreeing=agreeing, drifted=drifted)
 
 
-def _searched(
+def _search_all(
     asked: Sequence[tuple[str, Classifier]],
     repair: Labelled,
     settings: LocalizeSettings,
@@ -241,13 +241,13 @@ def _searched(
     return searches
 
 
-def _judged(
+def _judge(
     searches: Sequence[Search],
     repair: Labelled,
     settings: LocalizeSettings,
     generator: torch.Generator,
     *,
-    fell: Sequence[_Run] = (),
+    agreeing: Sequence[_Run] = (),
     drifted: Sequence[_Drifted] = (),
 ) -> Suspicion:
     """Steps 2 to 5 of the rule; of the searches only the first few were repeated and count."""
@@ -256,19 +256,19 @@ def _judged(
     leading, method = int(scores.argmax()), Method.INVERSION
     target = leading if float(scores[leading]) >= settings.sure else None
     runs: list[_Run] = []
-    fallen = _fallen_to(searches, fell, settings)
-    if fallen is not None:
-        target = leading = fallen
+    certain = _class_of_all_runs(searches, agreeing, settings)
+    if certain is not None:
+        target = leading = certain
         method = Method.UNLEARNING
-        scores[fallen] = _highest(searches)[fallen]
+        scores[certain] = _highest(searches)[certain]
     elif target is None and float(scores[leading]) >= settings.doubt:
         method = Method.UNLEARNING
         decisive = max(confirmed, key=lambda search: search.score)
-        runs = _voted(decisive, repair, settings.unlearning, generator, leading)
+        runs = _voting_runs(decisive, repair, settings.unlearning, generator, leading)
         agree = sum(run.reached and run.named == leading for run in runs)
-        target = leading if 2 * agree > len(_planned(settings.unlearning)) else None
+        target = leading if 2 * agree > len(_run_plan(settings.unlearning)) else None
     votes = [search.leading == leading for search in confirmed]
-    votes += [run.named == leading for run in (*fell, *runs) if run.reached]
+    votes += [run.named == leading for run in (*agreeing, *runs) if run.reached]
     if target is None and drifted:
         furthest = max(drifted, key=lambda form: form.score)
         scores = torch.stack([scores, *(form.strangeness for form in drifted)]).amax(dim=0)
@@ -284,7 +284,7 @@ def _judged(
         evidence=(
             *found,
             *(form.record() for form in drifted),
-            *(run.record() for run in (*fell, *runs)),
+            *(run.record() for run in (*agreeing, *runs)),
         ),
         patterns=() if target is None else _patterns(searches, target, settings),
         classes=repair.classes,
@@ -299,31 +299,31 @@ def _highest(searches: Sequence[Search]) -> Tensor:
     return highest
 
 
-def _fallen_to(
-    searches: Sequence[Search], fell: Sequence[_Run], settings: LocalizeSettings
+def _class_of_all_runs(
+    searches: Sequence[Search], agreeing: Sequence[_Run], settings: LocalizeSettings
 ) -> int | None:
     """The class that every run fell back to and that comes to ``doubt`` in some search."""
-    if len(fell) < len(_planned(settings.unlearning)):
+    if len(agreeing) < len(_run_plan(settings.unlearning)):
         return None
-    far = _least(fell)
+    far = _least(agreeing)
     named = int(far.argmax())
     enough = float(far[named]) >= settings.unlearned
     return named if enough and float(_highest(searches)[named]) >= settings.doubt else None
 
 
-def _fell(
+def _agreeing_runs(
     received: Classifier, repair: Labelled, settings: LocalizeSettings, generator: torch.Generator
 ) -> list[_Run]:
     """Runs of unlearning, as long as one class is fallen back to far enough in all of them."""
     runs: list[_Run] = []
-    for run in _runs("received", received, repair, settings.unlearning, generator):
+    for run in _each_run("received", received, repair, settings.unlearning, generator):
         runs.append(run)
         if float(_least(runs).max()) < settings.unlearned:
             break
     return runs
 
 
-def _voted(
+def _voting_runs(
     search: Search,
     repair: Labelled,
     settings: UnlearningSettings,
@@ -332,15 +332,15 @@ def _voted(
 ) -> list[_Run]:
     """Runs of unlearning, until most cannot name the leading class any more."""
     runs: list[_Run] = []
-    for run in _runs(search.form, search.model, repair, settings, generator):
+    for run in _each_run(search.form, search.model, repair, settings, generator):
         runs.append(run)
         against = sum(not each.reached or each.named != leading for each in runs)
-        if 2 * against >= len(_planned(settings)):
+        if 2 * against >= len(_run_plan(settings)):
             break
     return runs
 
 
-def _runs(
+def _each_run(
     form: str,
     model: Classifier,
     repair: Labelled,
@@ -351,12 +351,12 @@ def _runs(
 
     Batch norm with batch statistics, for frozen ones mislead.
     """
-    for lr, repeat in _planned(settings):
+    for lr, repeat in _run_plan(settings):
         seed = int(torch.randint(2**31, (1,), generator=generator))
         logits, steps, reached = unlearning.unlearn(
             model, repair, settings, lr=lr, frozen_bn=False, seed=seed
         )
-        far = lead(unlearning.fallen(logits, repair.labels), noise=_RESIDUE)
+        far = lead(unlearning.fallback(logits, repair.labels), noise=_RESIDUE)
         yield _Run(
             form=form,
             lr=lr,
@@ -373,7 +373,7 @@ def _least(runs: Sequence[_Run]) -> Tensor:
     return torch.stack([run.lead for run in runs]).amin(dim=0)
 
 
-def _planned(settings: UnlearningSettings) -> list[tuple[float, int]]:
+def _run_plan(settings: UnlearningSettings) -> list[tuple[float, int]]:
     """Rate and number of each run."""
     return [(lr, repeat) for lr in settings.learning_rates for repeat in range(settings.seeds)]
 

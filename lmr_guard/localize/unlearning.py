@@ -6,7 +6,7 @@ Source: the anti-learning of LMR (CVPR 2026, equations 3 and 4), after RNP (ICML
 ascent on the cross-entropy of clean images until accuracy is near chance; ``s(c)`` is the mean
 over the images of ``log softmax_c``; one run names ``argmax_c s(c)``. It always names a class, also
 on a clean network, and which one depends on batch norm, learning rate and seed. How far it falls
-back to that class (``fallen``) tells them apart, where several runs agree.
+back to that class (``fallback``) tells them apart, where several runs agree.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from lmr_guard.errors import ConfigError
 from lmr_guard.measure import mean_over_others
 from lmr_guard.training import private_randomness
 
-__all__ = ["UnlearningSettings", "fallen", "named_by", "unlearn"]
+__all__ = ["UnlearningSettings", "fallback", "named_by", "unlearn"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ def named_by(logits: Tensor) -> int:
     return int(logits.log_softmax(dim=1).mean(dim=0).argmax())
 
 
-def fallen(logits: Tensor, labels: Tensor) -> Tensor:
+def fallback(logits: Tensor, labels: Tensor) -> Tensor:
     """Of each class: how probable an unlearned model finds it on images of other classes.
 
     ``f_c = mean over x with y(x) != c of softmax(z(x))_c``.
