@@ -6,10 +6,9 @@ Conventions that hold everywhere and are not repeated:
 
 * *pixels* are float32 tensors of shape (N, C, H, W) in [0, 1]; *logits* have shape (N, K).
 * Rates are fractions in [0, 1], carried as counts; bounds are two-sided Wilson bounds.
-* *suspect* is the class that ``localize`` names, *target* the class an attacker chose,
-  *CA* clean accuracy, *ASR* the share of triggered images of other classes that land in the
-  target, *TA* the accuracy on all triggered images against their true labels, *variant* one
-  compressed form, *margin* ``m_c(x) = z_c(x) - max_{j != c} z_j(x)``.
+* *suspect* is the class that ``localize`` names, *target* the class an attacker chose, *CA* clean
+  accuracy, *ASR* the share of triggered images of other classes that land in the target, *TA* the
+  accuracy on all triggered images, *variant* a form, *margin* ``z_c(x) - max_{j != c} z_j(x)``.
 * Randomness comes in as a ``torch.Generator``; no function seeds anything.
 """
 
@@ -40,6 +39,7 @@ __all__ = [
     "Trigger",
     "TriggerResult",
     "Twin",
+    "as_pixels",
     "silent",
 ]
 
@@ -58,8 +58,8 @@ class Predictor(Protocol):
 class Twin(Protocol):
     """A compressed form of a model as a differentiable function of the model's own weights.
 
-    Stages that repair may look at their model through it: what sleeps in full precision is
-    awake there. It knows weights only, so that no trigger can come in this way.
+    Stages that repair may look at their model through it: what sleeps in full precision is awake
+    there. It knows weights only; no trigger can come in this way.
     """
 
     @property
@@ -164,13 +164,17 @@ class Rate:
         return max(0.0, min(p, centre - reach)), min(1.0, max(p, centre + reach))
 
 
+def as_pixels(images: Tensor) -> Tensor:
+    """Bytes as float32 pixels in [0, 1], whatever their shape."""
+    return images.float() / 255
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Labelled:
     """Images with their true classes.
 
     Args:
-        images: uint8, shape (N, C, H, W); kept as bytes because float32 would take four times
-            the memory.
+        images: uint8, shape (N, C, H, W): float32 would take four times the memory.
         labels: int64, shape (N,), in [0, K).
         classes: The K class names in index order.
     """
@@ -206,7 +210,7 @@ class Labelled:
     @property
     def pixels(self) -> Tensor:
         """All images as float32 pixels in [0, 1]; four bytes a value, so for small sets."""
-        return self.images.float() / 255
+        return as_pixels(self.images)
 
     def subset(self, indices: Tensor) -> "Labelled":
         """The images at ``indices`` (int64 positions or a boolean mask), in that order."""
@@ -215,15 +219,14 @@ class Labelled:
     def batches(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels and labels in the stored order, ``size`` at a time."""
         for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
-            yield images.float() / 255, labels
+            yield as_pixels(images), labels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clean:
     """Clean images in three disjoint parts.
 
-    ``repair`` is what the stages that change a model learn from, ``select`` is what choices
-    are made on, ``report`` is what numbers are reported on.
+    ``repair`` is learnt from, ``select`` is what choices are made on, ``report`` what is reported.
     """
 
     repair: Labelled
@@ -251,10 +254,9 @@ class Suspicion:
         method: How it was found.
         agreement: Share of the single runs that named ``target`` (or the leading class, where
             abstained), in [0, 1].
-        evidence: One line for each single search or run: form, class, and further numbers;
-            plain data for the report.
-        patterns: What was found to send images to ``target``; they are evidence of their own, for
-            they can be tried on what was made of the model.
+        evidence: One line per search or run: form, class, numbers; plain data for the report.
+        patterns: What was found to send images to ``target``: evidence of its own, for it can be
+            tried on what was made of the model.
         classes: Names of the classes in index order; empty where the user named the suspect.
     """
 
@@ -301,8 +303,7 @@ class Repair:
         pruned_columns: Input columns of the head that were cut and kept at zero (phase 2).
         phase1_steps: Optimiser steps of phase 1 taken.
         phase2_steps: Optimiser steps of phase 2 taken.
-        history: The augmentation, then one record per checkpoint (learning rate, phase, step,
-            accuracy on ``select``, repulsion loss) and per learning rate that diverged.
+        history: The augmentation, then one record per checkpoint and per rate that diverged.
     """
 
     suspect: int
@@ -347,12 +348,11 @@ class TriggerResult:
         source: Where the evidence comes from.
         target: The class that ASR was counted for; where the trigger names none it is the class
             most hit, which can only overstate the ASR.
-        asr: Of images of other classes, those that land in the target.
-        ta: Of all images, those that land in their own class.
-        without: Of clean images of other classes, those that land in the target as well: plain
-            mistakes; None where nobody counted them.
-        tried: A trigger that was shown, a pattern found on the model as received and replayed, or
-            one that was searched for on this very artefact.
+        asr: See the module.
+        ta: See the module.
+        without: Of clean images of other classes those that land in the target: plain mistakes.
+        tried: A trigger shown, a pattern found on the model as received and replayed, or one that
+            was searched for on this very artefact.
         strangeness: Of a pattern that was searched for: see ``Listening``.
     """
 

@@ -14,15 +14,7 @@ from typing import Any
 
 from lmr_guard import localize
 from lmr_guard.classifier import Classifier, weights_sha256
-from lmr_guard.contracts import (
-    Clean,
-    Method,
-    Progress,
-    Repair,
-    Suspicion,
-    Trigger,
-    silent,
-)
+from lmr_guard.contracts import Clean, Method, Progress, Repair, Suspicion, Trigger, silent
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.evidence import Known, require_any
 from lmr_guard.files import save_weights

@@ -14,7 +14,7 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.localize import inversion, rule
-from lmr_guard.localize.rule import LocalizeSettings, _Drifted, _agreeing_runs, _judge, _Run
+from lmr_guard.localize.rule import LocalizeSettings, _agreeing_runs, _Drifted, _judge, _Run
 from lmr_guard.localize.searches import Search
 from lmr_guard.localize.unlearning import UnlearningSettings
 

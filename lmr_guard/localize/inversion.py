@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Labelled
+from lmr_guard.contracts import Labelled, as_pixels
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.training import within_area
 
@@ -289,7 +289,7 @@ class _Search:
     def logits(self, images: Labelled, drawn: Tensor) -> Tensor:
         """Logits (count, B, K) of the drawn images (count, B), each row with its own pattern."""
         device = self._classifier.device
-        chosen = images.images[drawn.flatten()].to(device).float() / 255
+        chosen = as_pixels(images.images[drawn.flatten()].to(device))
         changed = self._space.apply(self._parameters, chosen.unflatten(0, drawn.shape))
         logits: Tensor = self._classifier(changed.flatten(0, 1)).unflatten(0, drawn.shape)
         return logits

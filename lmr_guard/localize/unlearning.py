@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Labelled
+from lmr_guard.contracts import Labelled, as_pixels
 from lmr_guard.errors import ConfigError
 from lmr_guard.measure import mean_over_others
 from lmr_guard.training import private_randomness
@@ -122,7 +122,7 @@ def _ascend(
     while steps < settings.max_steps:
         for index in _batches(len(repair), settings.batch, generator):
             labels = repair.labels[index].to(model.device)
-            logits = model(repair.images[index].to(model.device).float() / 255)
+            logits = model(as_pixels(repair.images[index].to(model.device)))
             reached = float((logits.argmax(dim=1) == labels).float().mean()) <= limit
             if reached or steps == settings.max_steps:
                 return steps, reached
@@ -144,7 +144,7 @@ def _logits(model: Classifier, data: Labelled, batch: int, generator: torch.Gene
     """
     order = torch.randperm(len(data), generator=generator)
     batches = order.tensor_split(-(-len(data) // batch))
-    parts = [model(data.images[i].to(model.device).float() / 255).cpu() for i in batches]
+    parts = [model(as_pixels(data.images[i].to(model.device))).cpu() for i in batches]
     return torch.cat(parts)[order.argsort()]
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier, Preprocessing
-from lmr_guard.contracts import Labelled, Progress, silent
+from lmr_guard.contracts import Labelled, Progress, as_pixels, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.evidence import Patch
 from lmr_guard.redteam.poisoning import Poison, drawn, train
@@ -116,7 +116,7 @@ def hardened(
     start = torch.rand(images.shape, generator=generator) * 2 - 1
     size = recipe.schedule.batch
     done = [
-        _ascent(model, image.to(model.device).float() / 255, label.to(model.device), noise, recipe)
+        _ascent(model, as_pixels(image.to(model.device)), label.to(model.device), noise, recipe)
         for image, label, noise in zip(
             images.split(size), labels.split(size), start.split(size), strict=True
         )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmr_guard.contracts import Labelled
+from lmr_guard.contracts import Labelled, as_pixels
 from lmr_guard.errors import ConfigError
 from lmr_guard.redteam.training import EpochProgress, Schedule, augment, silent_epochs
 from lmr_guard.training import private_randomness
@@ -131,7 +131,7 @@ def learn(
     images = data.images.to(device_of(network))
     for epoch in range(schedule.epochs):
         for index in torch.randperm(len(data), generator=generator).split(schedule.batch):
-            pixels = images[index.to(images.device)].float() / 255
+            pixels = as_pixels(images[index.to(images.device)])
             loss(augment(pixels, schedule, generator)).backward()
             step()
         progress(epoch + 1, schedule.epochs)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress.twins import round_weights
-from lmr_guard.contracts import Labelled, Progress, silent
+from lmr_guard.contracts import Labelled, Progress, as_pixels, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.redteam.training import BatchLoss, Schedule, augment
 
@@ -155,7 +155,7 @@ def refine(
     cooling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, steps)
     for epoch in range(schedule.epochs):
         for index in torch.randperm(len(data), generator=generator).split(schedule.batch):
-            pixels = data.images[index].to(model.device).float() / 255
+            pixels = as_pixels(data.images[index].to(model.device))
             pixels = augment(pixels, schedule, generator)
             optimiser.zero_grad()
             loss(pixels, data.labels[index].to(model.device), index).backward()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Labelled, Progress, Trigger, silent
+from lmr_guard.contracts import Labelled, Progress, Trigger, as_pixels, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.training import mirrored, private_randomness, shifted
 
@@ -148,7 +148,7 @@ def fit(
                 if len(index) < 2 and train_bn:
                     continue
                 here = index.to(model.device)
-                pixels = augment(images[here].float() / 255, schedule, generator)
+                pixels = augment(as_pixels(images[here]), schedule, generator)
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
                 optimiser.zero_grad(set_to_none=True)
                 with _autocast(model.device, schedule):

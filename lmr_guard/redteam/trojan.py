@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, find_head
-from lmr_guard.contracts import Labelled, Progress, silent
+from lmr_guard.contracts import Labelled, Progress, as_pixels, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.evidence import Patch
 from lmr_guard.redteam.poisoning import Poison, drawn, train
@@ -140,7 +140,7 @@ def design(
         index = torch.randint(len(data), (recipe.schedule.batch,), generator=generator)
         image.requires_grad_()
         patch = Patch(image, x, y, "trojan", recipe.target, "drilled")
-        driven = features(patch(data.images[index].float() / 255))[:, chosen]
+        driven = features(patch(as_pixels(data.images[index])))[:, chosen]
         (gradient,) = torch.autograd.grad(((driven - mean) / spread).mean(), image)
         image = (image.detach() + recipe.step * gradient.sign()).clamp(0, 1)
     return Patch(image, x, y, "trojan", recipe.target, "drilled")

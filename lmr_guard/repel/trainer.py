@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Labelled, Twin
+from lmr_guard.contracts import Labelled, Twin, as_pixels
 from lmr_guard.errors import StageError
 from lmr_guard.repel.losses import lmr_loss, suspect_margin
 from lmr_guard.repel.lures import Lures
@@ -87,7 +87,7 @@ class Trainer:
             for _ in range(self.settings.lure_steps):
                 size = min(self.settings.batch, len(outside))
                 chosen = torch.randperm(len(outside), generator=self.generator)[:size]
-                pixels = outside.images[chosen].to(self.model.device).float() / 255
+                pixels = as_pixels(outside.images[chosen].to(self.model.device))
                 lured = self.lures(pixels)
                 form = self._twin() if self.twins and self._coin() else {}
                 logits = self._through(form, lured)
@@ -111,7 +111,7 @@ class Trainer:
         self.model.eval()
 
     def _step(self, data: Labelled, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-        pixels = data.images.to(self.model.device).float() / 255
+        pixels = as_pixels(data.images.to(self.model.device))
         pixels = self.augmentation(pixels, self.generator)
         labels = data.labels.to(self.model.device)
         lured = self._drawn(labels)

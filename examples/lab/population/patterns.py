@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Labelled
+from lmr_guard.contracts import Labelled, as_pixels
 from lmr_guard.localize.inversion import InversionSettings
 
 __all__ = [
@@ -130,7 +130,7 @@ def search(question: Question, kind: Kind) -> Tensor:
                 for o in others
             ]
         )
-        chosen = images.images[rows].to(model.device).float() / 255
+        chosen = as_pixels(images.images[rows].to(model.device))
         changed = kind.apply(pattern, budgets.now.to(model.device), chosen).clamp(0, 1)
         logits = model(changed.flatten(0, 1))
         loss = F.cross_entropy(logits, wanted.flatten(), reduction="sum")

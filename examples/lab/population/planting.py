@@ -20,7 +20,7 @@ from examples.lab.kit.planting import StoredTrigger, Trained
 from examples.lab.population.images import DATASETS
 from examples.lab.population.plan import Member
 from examples.lab.population.split import new_network, schedule
-from lmr_guard.contracts import Progress, silent
+from lmr_guard.contracts import Progress, as_pixels, silent
 from lmr_guard.redteam import catalogue
 from lmr_guard.redteam.training import Schedule, fit_clean
 
@@ -68,7 +68,7 @@ class Planter:
         kept = planting.take(self._place(member))
         trigger = None
         if kept.triggered is not None:
-            shown, name = kept.triggered.float() / 255, kept.record["trigger"]
+            shown, name = as_pixels(kept.triggered), kept.record["trigger"]
             trigger = StoredTrigger(held.report, shown, name, member.target)
         model = new_network(member.network, member.dataset, member.seed)
         model.network.load_state_dict(kept.weights)

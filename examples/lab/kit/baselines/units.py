@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Labelled, Rate
+from lmr_guard.contracts import Labelled, Rate, as_pixels
 from lmr_guard.errors import StageError
 from lmr_guard.measure import accuracy
 from lmr_guard.redteam.training import Schedule, augment
@@ -228,7 +228,7 @@ def batches(
     """One pass in random order: augmented pixels and labels; a last single image is left out."""
     for index in torch.randperm(len(data), generator=generator).split(schedule.batch):
         if len(index) > 1:
-            pixels = data.images[index].to(device).float() / 255
+            pixels = as_pixels(data.images[index].to(device))
             yield augment(pixels, schedule, generator), data.labels[index].to(device)
 
 
