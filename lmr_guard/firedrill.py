@@ -103,7 +103,7 @@ def drill(
     how, plan = replace(settings or Settings(), compare=True), plan or DrillSettings()
     with publish.staging(Path(out)) as stage:
         received = inputs.model(model, arch, clean)
-        target = _target(plan, received.classifier.num_classes, how.seed)
+        target = _target(plan, received.classifier.num_classes, how)
         guards, attackers = _parts(clean, received.classifier, how, progress)
         ground = _Ground(received, guards, attackers, target, plan, how, progress)
         result = stage / "out"
@@ -195,12 +195,12 @@ def summary_line(report: DrillReport) -> str:
     )
 
 
-def _target(plan: DrillSettings, classes: int, seed: int) -> int:
+def _target(plan: DrillSettings, classes: int, settings: Settings) -> int:
     if plan.target is not None:
         if not 0 <= plan.target < classes:
             raise ConfigError(f"expected a target in 0..{classes - 1}, got {plan.target}")
         return plan.target
-    return int(torch.randint(classes, (1,), generator=torch.Generator().manual_seed(seed)))
+    return int(torch.randint(classes, (1,), generator=settings.generator("target")))
 
 
 def _parts(
@@ -210,14 +210,14 @@ def _parts(
     shape, classes = classifier.preprocessing, settings.classes
     images = inputs.images(clean, shape, classifier.num_classes, classes, progress=progress)
     half, quarter = len(images) // 2, len(images) // 4
-    generator = settings.generator("split")
+    generator = settings.generator("split", "attacker and guard")
     first = split(images, repair=half, select=quarter, generator=generator)
     guards = Labelled(
         torch.cat([first.select.images, first.report.images]),
         torch.cat([first.select.labels, first.report.labels]),
         images.classes,
     )
-    own = settings.generator("split")
+    own = settings.generator("split", "guard")
     parts = divide(guards, settings.repair_images, settings.select_images, own)
     inputs.require_agreement(classifier, parts)
     return parts, first.repair
@@ -233,7 +233,7 @@ def _planted(name: str, ground: _Ground) -> Planted:
         ground.attackers,
         target=ground.target,
         schedule=schedule,
-        generator=torch.Generator().manual_seed(settings.seed),
+        generator=settings.generator("attack", name),
         progress=ground.progress,
     )
     return replace(planted, classifier=planted.classifier.to(classifier.device))

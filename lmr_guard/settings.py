@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that decides a run, beside its inputs."""
 
+import hashlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -18,6 +19,14 @@ from lmr_guard.repel import AFTER_PRUNING, RepelSettings
 __all__ = ["Settings"]
 
 _SEEDS = 1 << 32
+# These keep the seeds that the stored results of the experiments were made with.
+_NUMBERED: tuple[tuple[str, ...], ...] = (
+    ("split",),
+    ("localize",),
+    ("repel",),
+    ("compress",),
+    ("compress received",),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +51,7 @@ class Settings:
         select_images: Size of the ``select`` part; None takes 20 %, at most 250.
         compare: Whether the variants of the model as received are built and measured too.
         device: Where localize and repel compute: cpu or cuda.
-        seed: Of everything random, in [0, 2**32); each stage has a generator of its own.
+        seed: Of everything random, in [0, 2**32); each use has a generator of its own.
         threads: Of ONNX Runtime; None leaves it the choice.
 
     Raises:
@@ -87,10 +96,21 @@ class Settings:
                 f"expected if_abstained 'repair-nothing' or 'refuse', got {self.if_abstained!r}"
             )
 
-    def generator(self, stage: str) -> torch.Generator:
-        """A CPU generator of this seed, another one for each stage."""
-        stages = ("split", "localize", "repel", "compress", "compress received")
-        return torch.Generator().manual_seed(self.seed * len(stages) + stages.index(stage))
+    def generator(self, *use: str) -> torch.Generator:
+        """A CPU generator of this seed, another one for each use.
+
+        What one use draws does not depend on which others there are: a form comes out the same
+        whichever forms are built beside it.
+
+        Args:
+            *use: What it is drawn for, from the stage to the form, e.g. ``"compress", "l1-0.4"``.
+        """
+        if use in _NUMBERED:
+            place = _NUMBERED.index(use)
+            return torch.Generator().manual_seed(self.seed * len(_NUMBERED) + place)
+        digest = hashlib.sha256(repr((self.seed, *use)).encode()).digest()
+        # torch takes 64 bits, of which the first is the sign.
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
     def to_json(self) -> dict[str, Any]:
         """What a report says of them; the policy stands beside, the images by their number."""

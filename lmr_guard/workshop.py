@@ -119,14 +119,13 @@ class Workshop:
         """The way of every form: recipes that prune alike share one cut network and one export."""
         folder = self.folder / step
         folder.mkdir()
-        generator = self.settings.generator(step)
         prunings = list(dict.fromkeys(recipe.prune for recipe in chosen))
         found: dict[str, Variant] = {}
         for done, pruning in enumerate(prunings):
             self.progress(step, done, len(prunings))
             alike = [recipe for recipe in chosen if recipe.prune == pruning]
             try:
-                cut = self._cut(classifier, pruning, generator)
+                cut = self._cut(classifier, pruning, step)
                 recovered = self._recovered(cut, alike[0], judged.suspect)
                 exported = folder / f"{Recipe(prune=pruning).label}.onnx"
                 export_onnx(recovered.classifier, exported)
@@ -142,9 +141,7 @@ class Workshop:
         self.progress(step, len(prunings), len(prunings))
         return [found[recipe.label] for recipe in chosen if recipe.label in found]
 
-    def _cut(
-        self, classifier: Classifier, pruning: PruneL1 | None, generator: torch.Generator
-    ) -> Form:
+    def _cut(self, classifier: Classifier, pruning: PruneL1 | None, step: str) -> Form:
         if pruning is None:
             return Form(Recipe(), classifier.clone(), None, Achieved())
         groups = self.structure.groups()
@@ -153,7 +150,7 @@ class Workshop:
             pruning,
             groups,
             self.clean,
-            generator=generator,
+            generator=self.settings.generator(step, Recipe(prune=pruning).label),
             progress=self.progress,
         )
 
@@ -163,13 +160,14 @@ class Workshop:
         if repairing is None or suspect is None or form.plan is None:
             return form
         model = form.classifier.clone().to(self.settings.device)
+        cut = Recipe(prune=form.recipe.prune).label
         try:
             repaired, _ = repel(
                 model,
                 suspect,
                 self.clean,
                 settings=repairing,
-                generator=self.settings.generator("repel"),
+                generator=self.settings.generator("repel", cut),
                 twins=twins(model, [Recipe(int8=Int8())]),
                 progress=self.progress,
             )
@@ -202,7 +200,7 @@ class Workshop:
             rounded(form.classifier).to(self.settings.device),
             self.clean.report,
             searching,
-            self.settings.generator("localize"),
+            self.settings.generator("listening"),
             limit=self.settings.policy.max_strangeness,
         )
         self.progress(f"search {form.recipe.label}", 1, 1)

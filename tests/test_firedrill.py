@@ -297,8 +297,10 @@ def test_a_target_that_is_no_class(honest: Path, tmp_path: Path) -> None:
 
 
 def test_a_target_is_drawn_by_the_seed() -> None:
-    drawn = [firedrill._target(DrillSettings(), 10, seed) for seed in range(20)]
-    assert drawn == [firedrill._target(DrillSettings(), 10, seed) for seed in range(20)]
+    drawn = [firedrill._target(DrillSettings(), 10, Settings(seed=seed)) for seed in range(20)]
+    assert drawn == [
+        firedrill._target(DrillSettings(), 10, Settings(seed=seed)) for seed in range(20)
+    ]
     assert len(set(drawn)) > 3
     assert set(drawn) <= set(range(10))
 

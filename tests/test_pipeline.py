@@ -8,18 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import flat_architecture, row_classifier, tree, weights_file
+from factories import (
+    fingerprint,
+    flat_architecture,
+    row_classifier,
+    same,
+    tree,
+    weights_file,
+)
 from pinned_reports import outline, pinned
+from safetensors.torch import load_file
 
+from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import recipes
-from lmr_guard.contracts import Progress, silent
+from lmr_guard.contracts import Clean, Progress, silent
 from lmr_guard.errors import ConfigError, ExportRefused, StageError
 from lmr_guard.evidence import PatchFile
 from lmr_guard.files import sha256_of
 from lmr_guard.foreign import verify
 from lmr_guard.localize.listening import ListeningSettings
 from lmr_guard.localize.rule import LocalizeSettings
-from lmr_guard.pipeline import guard
+from lmr_guard.pipeline import guard, repair, scan
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.report import Report, validate
@@ -298,6 +307,18 @@ def test_without_repair_the_backdoor_is_refused(digit_files: Path, tmp_path: Pat
     assert list(tree(tmp_path / "out")) == ["report.json"]
 
 
+def test_a_form_is_the_same_whichever_forms_are_built_beside_it(
+    row_files: Path, tmp_path: Path
+) -> None:
+    alone, beside = (
+        rows(row_files, tmp_path / str(len(built)), replace(PLAIN, recipes=recipes.parse(built)))
+        for built in (["float32", "l1-0.4"], ["float32", "l1-0.6", "l1-0.3", "l1-0.4"])
+    )
+    (one,) = (v for v in alone["variants"] if v["name"] == "l1-0.4")
+    (two,) = (v for v in beside["variants"] if v["name"] == "l1-0.4")
+    assert one == two
+
+
 # --- what decides a run -------------------------------------------------------------------------
 
 
@@ -412,6 +433,57 @@ def test_a_network_that_cannot_be_cut_is_noted_and_incomplete(
     )
     assert (document["verdict"], document["exit_code"]) == ("incomplete", 3)
     assert list(tree(tmp_path / "out")) == ["report.json"]
+
+
+# --- the single steps ---------------------------------------------------------------------------
+
+
+def test_a_scan_names_the_class_and_changes_nothing(
+    badnets_network: Classifier, digits: Clean
+) -> None:
+    before = fingerprint(badnets_network)
+    settings = replace(QUICK, repair_images=None, select_images=None)
+    clean = (digits.repair.images, digits.repair.labels)
+    suspicion = scan(badnets_network, clean, settings=settings)
+    assert (suspicion.target, suspicion.classes[3]) == (3, "3")
+    assert fingerprint(badnets_network) == before
+
+
+def test_a_repair_in_memory_is_the_one_that_is_written(row_files: Path, tmp_path: Path) -> None:
+    given = (row_files / "model.safetensors", row_files / "clean")
+    settings = replace(PLAIN, repair=True, suspect=1, repel=SHORT)
+    kept = repair(*given, arch=ROWS, settings=settings)
+    written = repair(*given, tmp_path / "out", arch=ROWS, settings=settings)
+    assert kept.repair == written.repair
+    weights = load_file(tmp_path / "out" / "repaired.safetensors")
+    assert same(dict(kept.classifier.network.state_dict()), weights)
+    record = json.loads((tmp_path / "out" / "repair.json").read_text(encoding="utf-8"))
+    assert record["weights_sha256"] == weights_sha256(kept.classifier)
+    assert set(tree(tmp_path / "out")) == {"repair.json", "repaired.safetensors"}
+
+
+def test_a_repair_of_nobody_writes_nothing(row_files: Path, tmp_path: Path) -> None:
+    sceptical = LocalizeSettings(confirm=1, repeats=0, sure=1e6, doubt=1e6)
+    settings = replace(PLAIN, repair=True, localize=sceptical)
+    given = (row_files / "model.safetensors", row_files / "clean")
+    left = repair(*given, tmp_path / "out", arch=ROWS, settings=settings)
+    assert (left.repair, left.suspicion.abstained) == (None, True)
+    assert tree(tmp_path) == {}
+
+
+def test_a_search_may_be_evidence_enough_where_the_policy_says_so(
+    row_files: Path, tmp_path: Path
+) -> None:
+    trusting = replace(PLAIN, policy=Policy(require=("float32",), accept_inverted=True))
+    report = guard(
+        row_files / "model.safetensors",
+        row_files / "clean",
+        tmp_path / "out",
+        arch=ROWS,
+        settings=trusting,
+    )
+    # Nothing was searched either: three classes are too few.
+    assert (report.verdict.word, report.sources) == ("incomplete", ())
 
 
 # --- refusals -----------------------------------------------------------------------------------

@@ -42,11 +42,30 @@ def test_a_suspect_without_repair_is_a_contradiction() -> None:
         replace(PLAIN, suspect=1)
 
 
-def test_every_stage_has_randomness_of_its_own() -> None:
-    config = replace(PLAIN, seed=7)
-    stages = ("split", "localize", "repel", "compress", "compress received")
-    seeds = [
-        replace(config, seed=seed).generator(s).initial_seed() for seed in (7, 8) for s in stages
+def test_every_use_has_randomness_of_its_own() -> None:
+    uses = [
+        ("split",),
+        ("localize",),
+        ("repel",),
+        ("compress",),
+        ("compress received",),
+        ("repel", "l1-0.2"),
+        ("repel", "l1-0.4"),
+        ("compress", "l1-0.4"),
+        ("compress received", "l1-0.4"),
+        ("compress", "l1-0.4", "again"),
+        ("listening",),
+        ("target",),
     ]
-    assert len(set(seeds)) == 10
-    assert config.generator("repel").initial_seed() == config.generator("repel").initial_seed()
+    seeds = [
+        replace(PLAIN, seed=seed).generator(*use).initial_seed() for seed in (7, 8) for use in uses
+    ]
+    assert len(set(seeds)) == 2 * len(uses)
+    again = [replace(PLAIN, seed=7).generator(*use).initial_seed() for use in uses]
+    assert again == seeds[: len(uses)]
+
+
+def test_the_uses_of_the_stored_results_keep_their_seeds() -> None:
+    stages = ("split", "localize", "repel", "compress", "compress received")
+    seeds = [replace(PLAIN, seed=7).generator(stage).initial_seed() for stage in stages]
+    assert seeds == [35, 36, 37, 38, 39]
