@@ -3,14 +3,26 @@
 """Compression recipes: frozen data that says what is to be done to a model, not how."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, cast, get_args
 
 from lmr_guard.errors import ConfigError
 
-__all__ = ["Int8", "PruneL1", "Recipe", "Shares", "from_json", "parse", "standard", "to_json"]
+__all__ = [
+    "Int8",
+    "PruneL1",
+    "Recipe",
+    "Refit",
+    "Shares",
+    "from_json",
+    "parse",
+    "standard",
+    "to_json",
+    "with_refit",
+]
 
 Shares = Literal["calibrated", "uniform"]
+Refit = Literal["layers", "none"]
 _RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
 
 
@@ -22,7 +34,10 @@ class PruneL1:
         ratio: Share of the prunable output channels to cut, in (0, 1).
         shares: How the ratio is spread over the layers: ``"uniform"``, the same in each, or
             ``"calibrated"``, searched by simulated annealing on clean images.
-        reestimate_bn: Whether BN statistics are taken anew on clean images afterwards.
+        refit: What is done on clean images after the cut: ``"layers"`` refits every layer to what
+            it put out in the uncut network, see ``refit``; ``"none"`` leaves the weights.
+        reestimate_bn: Whether BN statistics are taken anew on clean images where nothing is
+            refit. Candidates of the search for shares are scored with those of their batch.
         annealing_steps: Candidates that the search scores, > 0. NNI's annealing pruner, which
             Tian et al. (TIFS 2022) used, cools from 100 to 20 by 0.9 per step: 16 steps.
         calibration_images: Images that score a candidate, > 0.
@@ -30,6 +45,7 @@ class PruneL1:
 
     ratio: float
     shares: Shares = "calibrated"
+    refit: Refit = "layers"
     reestimate_bn: bool = True
     annealing_steps: int = 16
     calibration_images: int = 256
@@ -42,6 +58,8 @@ class PruneL1:
             )
         if self.shares not in get_args(Shares):
             raise ConfigError(f"expected shares in {get_args(Shares)}, got {self.shares!r}")
+        if self.refit not in get_args(Refit):
+            raise ConfigError(f"expected refit in {get_args(Refit)}, got {self.refit!r}")
         _positive(annealing_steps=self.annealing_steps, calibration_images=self.calibration_images)
 
 
@@ -97,8 +115,12 @@ def standard() -> tuple[Recipe, ...]:
     )
 
 
-def parse(labels: Iterable[str]) -> tuple[Recipe, ...]:
+def parse(labels: Iterable[str], *, refit: Refit = "layers") -> tuple[Recipe, ...]:
     """Recipes with default settings from their labels.
+
+    Args:
+        labels: What ``Recipe.label`` says.
+        refit: Of those that prune; see ``PruneL1``.
 
     Raises:
         ConfigError: A label is none of ``float32``, ``int8``, ``l1-RATIO``, ``l1-RATIO+int8``.
@@ -106,7 +128,14 @@ def parse(labels: Iterable[str]) -> tuple[Recipe, ...]:
     >>> [recipe.label for recipe in parse(["float32", "l1-0.5+int8"])]
     ['float32', 'l1-0.5+int8']
     """
-    return tuple(_parse(label) for label in labels)
+    return tuple(with_refit(recipe, refit) for recipe in map(_parse, labels))
+
+
+def with_refit(recipe: Recipe, refit: Refit) -> Recipe:
+    """The same recipe with another refit; with ``"none"`` it prunes as other tools do."""
+    if recipe.prune is None:
+        return recipe
+    return replace(recipe, prune=replace(recipe.prune, refit=refit))
 
 
 def to_json(recipe: Recipe) -> dict[str, object]:
@@ -140,6 +169,9 @@ def _step(data: object, kind: str) -> PruneL1 | Int8 | None:
         raise ConfigError(f"expected {kind} to be an object, got {data!r}; write it by to_json")
     cls = _STEPS[kind]
     values: dict[str, Any] = _untagged(data, kind, {field.name for field in fields(cls)})
+    if cls is PruneL1:
+        # Recipes were written without it before there was a refit.
+        values.setdefault("refit", "none")
     try:
         return cls(**values)
     except TypeError as error:

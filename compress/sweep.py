@@ -11,6 +11,7 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.compress import prune
 from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import PruneL1, Recipe
+from lmr_guard.compress.refit import refit
 from lmr_guard.contracts import Achieved, Clean, Progress, silent
 
 __all__ = ["Form", "pruned_form", "torch_forms"]
@@ -52,7 +53,8 @@ def torch_forms(
     Args:
         classifier: Left as it is.
         recipes: Taken in the order in which each pruning first appears.
-        clean: Layer shares are chosen on ``select``, BN statistics taken on ``repair``.
+        clean: Layer shares are chosen on ``select``; layers are refit, or BN statistics taken, on
+            ``repair``.
         generator: Used by calibrated shares.
         progress: Told by calibrated shares.
         groups: The traced structure, where the caller has it already.
@@ -89,15 +91,18 @@ def pruned_form(
         step: Which pruning.
         groups: The traced structure of ``classifier``.
         clean: See ``torch_forms``.
-        generator: Used by calibrated shares.
+        generator: Used by calibrated shares and by the refit.
         progress: Told by calibrated shares.
 
     Raises:
         StageError: The network cannot be pruned as asked.
     """
     plan = prune.plan(classifier, step, clean.select, generator, progress, groups=groups)
-    pruned = prune.apply(plan, classifier)
-    if step.reestimate_bn:
-        pruned = prune.reestimate_bn(pruned, clean.repair)
+    if step.refit == "layers":
+        pruned = refit(classifier, plan, clean.repair, generator, groups=groups)
+    else:
+        pruned = prune.apply(plan, classifier)
+        if step.reestimate_bn:
+            pruned = prune.reestimate_bn(pruned, clean.repair)
     achieved = prune.achieved(classifier, pruned, groups=groups)
     return Form(Recipe(prune=step), pruned, plan, achieved)

@@ -127,11 +127,11 @@ def run(into: Path, seed: int, progress: Progress, show: Callable[[Any], None]) 
         save_weights(plant(scene, attackers, seed, progress), checkpoint)
         corner = _SIDE - _PATCH - 1
         trigger = PatchFile(patch, corner, corner, scene.target)
-        settings = _settings(seed, _VARIANTS, compare=True)
+        settings = _settings(seed, _VARIANTS)
         _guard(into / scene.name, checkpoint, trigger, settings, progress)
         _show(into / scene.name, show, ExitCode.PASSED)
     show("\n[bold]refused[/bold]: the last model again, without repair; the policy must refuse it")
-    unrepaired = _settings(seed, ("float32", "l1-0.4"), repair=False)
+    unrepaired = _settings(seed, ("float32", "l1-0.4"), guarded=False)
     _guard(into / "refused", checkpoint, trigger, unrepaired, progress)
     _show(into / "refused", show, ExitCode.REFUSED)
     show(f"\nreports and published models: {into}")
@@ -151,14 +151,13 @@ def _guard(
     )
 
 
-def _settings(
-    seed: int, variants: Sequence[str], *, compare: bool = False, repair: bool = True
-) -> Settings:
+def _settings(seed: int, variants: Sequence[str], *, guarded: bool = True) -> Settings:
+    """All that the guard does, or forms cut as other tools do it, only audited."""
     return Settings(
-        recipes=recipes.parse(variants),
+        recipes=recipes.parse(variants, refit="layers" if guarded else "none"),
         policy=Policy(require=tuple(variants[:2])),
-        compare=compare,
-        repair=repair,
+        compare=guarded,
+        repair=guarded,
         seed=seed,
         threads=1,
     )

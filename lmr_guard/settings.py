@@ -14,7 +14,7 @@ from lmr_guard.compress.recipes import Recipe, standard
 from lmr_guard.errors import ConfigError
 from lmr_guard.localize import ListeningSettings, LocalizeSettings
 from lmr_guard.release.policy import Policy
-from lmr_guard.repel import AFTER_PRUNING, RepelSettings
+from lmr_guard.repel import RepelSettings
 
 __all__ = ["Settings"]
 
@@ -36,8 +36,8 @@ class Settings:
     Args:
         localize: How classes are suspected.
         repel: How the model is repaired.
-        after_pruning: How each pruned form is repaired once more; None leaves it as it was cut. A
-            backdoor that pruning wakes is awake there, and lost clean accuracy comes back.
+        after_pruning: How each pruned form is repaired once more, as by ``repel.AFTER_PRUNING``;
+            None leaves it as it was cut and refit.
         listening: How each artefact is searched for triggers that nobody has shown; None searches
             none.
         policy: What an artefact must show.
@@ -49,7 +49,8 @@ class Settings:
         classes: Class folder names in the model's order; None takes them sorted.
         repair_images: Size of the ``repair`` part; None takes 40 % of the images, at most 500.
         select_images: Size of the ``select`` part; None takes 20 %, at most 250.
-        compare: Whether the variants of the model as received are built and measured too.
+        compare: Whether the variants of the model as received are built and measured too, cut as
+            other tools do it, without a refit.
         device: Where localize and repel compute: cpu or cuda.
         seed: Of everything random, in [0, 2**32); each use has a generator of its own.
         threads: Of ONNX Runtime; None leaves it the choice.
@@ -60,7 +61,7 @@ class Settings:
 
     localize: LocalizeSettings = field(default_factory=LocalizeSettings)
     repel: RepelSettings = field(default_factory=RepelSettings)
-    after_pruning: RepelSettings | None = AFTER_PRUNING
+    after_pruning: RepelSettings | None = None
     listening: ListeningSettings | None = field(default_factory=ListeningSettings)
     policy: Policy = field(default_factory=Policy)
     recipes: tuple[Recipe, ...] = field(default_factory=standard)

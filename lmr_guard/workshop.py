@@ -15,7 +15,7 @@ import torch
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import prune, quantize, sweep
 from lmr_guard.compress.groups import Groups
-from lmr_guard.compress.recipes import Int8, PruneL1, Recipe
+from lmr_guard.compress.recipes import Int8, PruneL1, Recipe, with_refit
 from lmr_guard.compress.sweep import Form
 from lmr_guard.compress.twins import twins
 from lmr_guard.contracts import Achieved, Clean, Inverted, Listening, Progress, Rate, Trigger, Twin
@@ -88,9 +88,11 @@ class Workshop:
     def received(self, classifier: Classifier) -> list[Variant]:
         """The model as received in float32, and with ``compare`` in all its forms.
 
+        Its forms are those of a pipeline without the guard: cut as other tools do it, not refit.
         None of them ships, so none is repaired after the cut or searched for triggers.
         """
-        more = self.settings.recipes if self.settings.compare else ()
+        asked = self.settings.recipes if self.settings.compare else ()
+        more = [with_refit(recipe, "none") for recipe in asked]
         chosen = (Recipe(), *(recipe for recipe in more if recipe != Recipe()))
         return self._each(classifier, chosen, "compress received", _Judged())
 

@@ -313,7 +313,7 @@ def test_the_run_that_the_bad_cases_start_from_works(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "kept"), [([], asdict(AFTER_PRUNING)), (["--no-recover-pruned"], None)]
+    ("said", "kept"), [(["--recover-pruned"], asdict(AFTER_PRUNING)), ([], None)]
 )
 def test_pruned_forms_are_recovered_unless_told_otherwise(
     place: Path, said: list[str], kept: dict[str, Any] | None

@@ -14,6 +14,7 @@ from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.compress import prune, sweep
 from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import Int8, PruneL1, Recipe, parse
+from lmr_guard.compress.refit import refit
 from lmr_guard.compress.sweep import pruned_form, torch_forms
 from lmr_guard.contracts import Achieved, Clean, Labelled
 from lmr_guard.errors import StageError
@@ -72,7 +73,7 @@ def test_int8_shares_the_pruned_model_of_its_float_sibling() -> None:
 @pytest.mark.parametrize("reestimate", [False, True])
 def test_a_form_is_plan_apply_and_bn_on_repair(reestimate: bool) -> None:
     model = classifier()
-    step = PruneL1(ratio=0.4, annealing_steps=2, reestimate_bn=reestimate)
+    step = PruneL1(ratio=0.4, annealing_steps=2, refit="none", reestimate_bn=reestimate)
     (form,) = torch_forms(model, [Recipe(prune=step, int8=Int8())], CLEAN, generator())
     plan = prune.plan(model, step, CLEAN.select, generator())
     expected = prune.apply(plan, model)
@@ -135,3 +136,13 @@ def test_importing_compress_loads_neither_backend() -> None:
         [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_form_is_refit_on_repair() -> None:
+    model, drawn = classifier(), generator()
+    step = PruneL1(ratio=0.4, annealing_steps=2)
+    (form,) = torch_forms(model, [Recipe(prune=step)], CLEAN, generator())
+    chosen = prune.plan(model, step, CLEAN.select, drawn)
+    expected = refit(model, chosen, CLEAN.repair, drawn)
+    assert form.plan == chosen
+    assert weights_sha256(form.classifier) == weights_sha256(expected)

@@ -3,6 +3,7 @@
 """The paper's tables: a cell from end to end, what is shown of it, and what is refused."""
 
 import csv
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from modules import ROOT
 
 from examples.lab.kit.measuring import counts
-from examples.lab.reproduce import cells, draw, tables
+from examples.lab.reproduce import cells, draw, refit, tables
 from examples.lab.reproduce.__main__ import main
 from examples.lab.reproduce.rows import summary
 from examples.lab.reproduce.work import Worker
@@ -293,3 +294,17 @@ def test_a_damaged_record_is_named(
     file.write_text(f"{text}\n")
     assert main(["show", "fig3", "--out", str(tmp_path)]) == 5
     assert f"in line 1: {file}; delete that line" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_refit_of_table_3_prints_every_form_as_received_and_repaired(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--network", "resnet18", "--seeds", "0", "--cache", str(tmp_path), "--tiny"]
+    assert refit.main(arguments) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = [(line["state"], line["refit"], line["form"]) for line in lines]
+    forms = ("float32", "l1-0.2", "l1-0.3", "l1-0.4", "l1-0.5", "l1-0.6")
+    states, refits = ("received", "repaired"), ("none", "layers")
+    assert told == [(s, r, f) for s in states for r in refits for f in forms]
+    assert all(line["ca"]["trials"] > line["asr"]["trials"] > 0 for line in lines)

@@ -245,19 +245,26 @@ def test_what_was_published_passes_an_audit_of_its_own(guarded: Ran, digit_files
 
 
 def test_pruned_forms_are_repaired_once_more_after_the_cut(
-    guarded: Ran, digit_files: Path, tmp_path: Path
+    digit_files: Path, tmp_path: Path
 ) -> None:
     shorter = replace(QUICK.repel, phase1_epochs=2, phase2_epochs=4)
-    document = guard(
-        digit_files / "model.safetensors",
-        digit_files / "clean",
-        tmp_path / "out",
-        [PatchFile(digit_files / "patch.png", 11, 11, 3)],
-        arch=DIGITS,
-        settings=replace(QUICK, suspect=3, listening=None, after_pruning=shorter),
-    ).to_json()
+    # A refit leaves little to bring back.
+    bare = recipes.parse(["float32", "int8", "l1-0.4"], refit="none")
+    cut, document = (
+        guard(
+            digit_files / "model.safetensors",
+            digit_files / "clean",
+            tmp_path / name,
+            [PatchFile(digit_files / "patch.png", 11, 11, 3)],
+            arch=DIGITS,
+            settings=replace(
+                QUICK, suspect=3, listening=None, recipes=bare, after_pruning=after_pruning
+            ),
+        ).to_json()
+        for name, after_pruning in (("cut", None), ("again", shorter))
+    )
     validate(document)
-    plain = {v["name"]: v for v in guarded.document["variants"]}
+    plain = {v["name"]: v for v in cut["variants"]}
     again = {v["name"]: v for v in document["variants"]}
     # The same repair before; only what was pruned differs.
     assert again["float32"]["weights_sha256"] == plain["float32"]["weights_sha256"]

@@ -12,6 +12,7 @@ import torch
 
 from lmr_guard import repel
 from lmr_guard.compress import recipes
+from lmr_guard.compress.recipes import Refit, with_refit
 from lmr_guard.errors import ConfigError
 from lmr_guard.evidence import Known, PatchFile, TriggeredFolder
 from lmr_guard.foreign import FileFormat
@@ -33,6 +34,7 @@ __all__ = [
     "PATH",
     "POLICY",
     "RECOVERY",
+    "REFIT",
     "SEED",
     "SUSPECT",
     "THREADS",
@@ -179,10 +181,16 @@ LISTENING = click.option(
 RECOVERY = click.option(
     "--recover-pruned/--no-recover-pruned",
     "after_pruning",
-    default=True,
+    default=False,
     show_default=True,
     callback=lambda _context, _option, asked: repel.AFTER_PRUNING if asked else None,
-    help="Repair each pruned form once more after the cut, or leave it as it was cut.",
+    help="Repair each pruned form once more after the cut, or leave it as it was refit.",
+)
+REFIT = click.option(
+    "--refit/--no-refit",
+    default=True,
+    show_default=True,
+    help="Refit the layers of each pruned form to the uncut network, or only take BN anew.",
 )
 SUSPECT = click.option("--suspect", type=int, help="The suspect class, counted from 0, if known.")
 THREADS = click.option("--threads", type=_COUNT, help="CPU threads; small networks: 1.")
@@ -224,11 +232,12 @@ def settings(options: dict[str, Any], *, drilled: bool = False) -> Settings:
         ConfigError: There is no CUDA device, or see ``Settings``.
     """
     labels = options.pop("variants", None) or (DRILLED.split(",") if drilled else None)
-    if labels is not None:
-        options["recipes"] = recipes.parse(labels)
+    built = recipes.standard() if labels is None else recipes.parse(labels)
+    refit: Refit = "layers" if options.pop("refit", True) else "none"
+    options["recipes"] = tuple(with_refit(recipe, refit) for recipe in built)
     if drilled:
-        built = tuple(recipe.label for recipe in options["recipes"])
-        options["policy"] = replace(options["policy"], require=built)
+        required = tuple(recipe.label for recipe in built)
+        options["policy"] = replace(options["policy"], require=required)
     asked = options.pop("device")
     device = asked
     if asked == "auto":

@@ -88,6 +88,7 @@ def cli(context: click.Context) -> int | None:
     show_default=True,
     help="Where no class is suspected: let the audit decide, or publish nothing (exit 3).",
 )
+@arguments.REFIT
 @arguments.RECOVERY
 @arguments.LISTENING
 @click.option("--compare", is_flag=True, help="Also build and measure the variants unrepaired.")
@@ -262,6 +263,7 @@ def verify_(
     help="Write backdoored and repaired weights into the result. Never ship them.",
 )
 @arguments.POLICY
+@arguments.REFIT
 @arguments.RECOVERY
 @arguments.LISTENING
 @arguments.VARIANTS

@@ -140,7 +140,7 @@ def _new_network(seed: int) -> Classifier:
 
 def _config(seed: int, *, tiny: bool) -> Settings:
     config = Settings(
-        recipes=recipes.parse(list(_FORMS)),
+        recipes=recipes.parse(list(_FORMS), refit="none"),
         after_pruning=None,
         compare=True,
         seed=seed,

@@ -59,7 +59,7 @@ def audit_files(subject: Subject) -> dict[str, Any]:
 def _config(member: Member, *, tiny: bool) -> Settings:
     config = Settings(
         seed=member.seed,
-        recipes=recipes.parse(list(VARIANTS)),
+        recipes=recipes.parse(list(VARIANTS), refit="none"),
         after_pruning=None,
         threads=1,
     )

@@ -97,7 +97,9 @@ def _forms(member: Member, trained: Trained, clean: Clean) -> Iterator[tuple[str
     yield "rounded-8", quantize.rounded(trained.classifier)
     drawn = generator(member, "compress")
     try:
-        for form in sweep.torch_forms(trained.classifier, recipes.parse(["l1-0.4"]), clean, drawn):
+        for form in sweep.torch_forms(
+            trained.classifier, recipes.parse(["l1-0.4"], refit="none"), clean, drawn
+        ):
             yield "l1-0.4", form.classifier
     except StageError:
         return  # A network that cannot be pruned has no such form.

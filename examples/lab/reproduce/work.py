@@ -206,7 +206,11 @@ def _numbers(predictor: Predictor, images: Labelled, trigger: StoredTrigger) -> 
 def _forms(cell: Cell, repaired: Repaired, situation: Situation) -> Iterator[tuple[str, Predictor]]:
     """Each form by its label; 8 bits in ONNX Runtime, the others in torch."""
     assert repaired.classifier is not None  # Methods that do not apply have no forms.
-    chosen, drawn, clean = recipes.parse(cell.forms), generator(cell, "compress"), situation.clean
+    chosen, drawn, clean = (
+        recipes.parse(cell.forms, refit="none"),
+        generator(cell, "compress"),
+        situation.clean,
+    )
     for form in sweep.torch_forms(repaired.classifier, chosen, clean, drawn, situation.progress):
         classifier = form.classifier
         if repaired.recover is not None and form.plan is not None:
