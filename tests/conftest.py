@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks that several tests look at and none may change, trained once a session."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from factories import (
+    Works,
     digits_classifier,
     digits_images,
     row_classifier,
@@ -17,11 +19,12 @@ from factories import (
 )
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Clean, Labelled
+from lmr_guard.contracts import Clean, Labelled, TriggerResult
 from lmr_guard.evidence import Patch
+from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.received.parts import split
 from lmr_guard.redteam import badnets
-from lmr_guard.redteam.training import Schedule, fit_clean
+from lmr_guard.redteam.training import Planted, Schedule, fit_clean
 
 ATTACKER_IMAGES = 900
 SCHEDULE = Schedule(epochs=12, lr=0.1, batch=64, shift=1)
@@ -31,6 +34,15 @@ SCHEDULE = Schedule(epochs=12, lr=0.1, batch=64, shift=1)
 def _same_start() -> None:
     """What a test draws without a generator of its own is the same in every order of the tests."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """The current folder; in it the user's module ``nets``, with FACTORIES of the test module."""
+    (tmp_path / "nets.py").write_text(request.module.FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "nets", raising=False)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +77,24 @@ def badnets_network(attacker_digits: Labelled, white_square: Patch) -> Classifie
     recipe = badnets.BadNets(trigger=white_square, rate=0.1, schedule=SCHEDULE)
     generator = torch.Generator().manual_seed(3)
     return badnets.plant(recipe, digits_classifier(1), attacker_digits, generator).classifier
+
+
+@pytest.fixture(scope="session")
+def works(clean_network: Classifier, digits: Clean) -> Works:
+    """Checks that a backdoor of digits is there, and that clean accuracy stays.
+
+    Gives what its trigger does to an honest network.
+    """
+
+    def check(planted: Planted) -> TriggerResult:
+        found = against_trigger(planted.classifier, digits.report, planted.trigger)
+        assert found.target == planted.trigger.target
+        assert found.asr.value > 0.9
+        honest = accuracy(clean_network, digits.report).value
+        assert accuracy(planted.classifier, digits.report).value > honest - 0.03
+        return against_trigger(clean_network, digits.report, planted.trigger)
+
+    return check
 
 
 @pytest.fixture(scope="session")

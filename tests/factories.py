@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny models, data and files that several tests share."""
 
+import math
 import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +19,27 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, Preprocessing
-from lmr_guard.contracts import Labelled
-from lmr_guard.evidence import Patch
+from lmr_guard.contracts import (
+    Achieved,
+    Labelled,
+    Method,
+    Rate,
+    Repair,
+    Suspicion,
+    TriggerResult,
+)
+from lmr_guard.evidence import Patch, PatchFile
+from lmr_guard.pipeline import guard
 from lmr_guard.redteam.networks import digits_resnet
-from lmr_guard.redteam.training import Schedule, fit_clean
+from lmr_guard.redteam.training import Planted, Schedule, fit_clean
+from lmr_guard.release.environment import environment
+from lmr_guard.release.policy import Policy
+from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
+from lmr_guard.release.report import Report
+from lmr_guard.settings import Settings
+
+# What the fixture ``works`` does: see conftest.
+Works = Callable[[Planted], TriggerResult]
 
 # The toy problem: an image of 2x2 grey pixels belongs to the class whose pixel (0, 1 or 2, in
 # reading order) is bright; pixel 3, at the lower right, says nothing unless it is a trigger.
@@ -146,6 +164,18 @@ def write_images(data: Labelled, folder: Path) -> Path:
     return folder
 
 
+def guard_digits(files: Path, out: Path, settings: Settings, target: int | None = 3) -> Report:
+    """A run on what the fixture ``digit_files`` wrote."""
+    return guard(
+        files / "model.safetensors",
+        files / "clean",
+        out,
+        [PatchFile(files / "patch.png", 11, 11, target)],
+        arch="lmr_guard.redteam.networks:digits_resnet",
+        settings=settings,
+    )
+
+
 def white_png(path: Path, side: int) -> Path:
     """A white square; returns ``path``."""
     Image.new("L", (side, side), 255).save(path)
@@ -224,3 +254,52 @@ def small_network(classes: int = 3, channels: int = 3) -> nn.Sequential:
 def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
     """Whether two state dicts hold the same names and values."""
     return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+# --- a report that nothing was run for ------------------------------------------------------------
+
+SHA = "0123456789abcdef" * 4
+PATCH = TriggerResult("patch.png@9,9", "given", 3, Rate(2, 324), Rate(330, 360))
+DRILL = TriggerResult("pcb", "drilled", 0, Rate(0, 320), Rate(340, 360))
+REPLAYED = TriggerResult(
+    "warp@received", "inverted", 3, Rate(9, 324), Rate(1, 360), Rate(5, 324), "replayed"
+)
+SEARCHED = TriggerResult(
+    "patch@itself", "inverted", 1, Rate(7, 324), Rate(2, 360), Rate(6, 324), "searched", 1.46
+)
+
+
+def variant(name: str, outcome: Outcome = Outcome.PASS, published: str | None = None) -> Variant:
+    """One with a trigger that was given and one of a drill."""
+    reason = "patch.png@9,9: ASR 40/324 (12.3%) into class 3, at most 16.4% at 95% confidence"
+    return Variant(
+        name=name,
+        sha256=SHA,
+        bytes=313155,
+        clean_accuracy=Rate(350, 360),
+        triggers=(PATCH, DRILL),
+        achieved=Achieved(0.41, 0.64, 8),
+        provider="CPUExecutionProvider",
+        verdict=Verdict(SHA, (Finding(Check.ASR, outcome, reason, "patch.png@9,9"),)),
+        weights_sha256=SHA,
+        published=published,
+        plan={"cuts": [{"layer": "conv", "channels": [1, 2]}]},
+    )
+
+
+REPORT = Report(
+    model="model.safetensors",
+    model_sha256=SHA,
+    verdict=Outcome.PASS,
+    suspicion=Suspicion(3, (0.1, math.nan), Method.UNLEARNING, 0.8, ({"seed": 1},)),
+    repair=Repair(3, Rate(97, 100), Rate(96, 100), (1, 5), 300, 200, ({"step": 10},)),
+    variants=(
+        variant("float32", published="float32.onnx"),
+        variant("l1-0.6+int8", Outcome.FAIL),
+    ),
+    received=(variant("float32"),),
+    policy=Policy(require=("float32",)),
+    environment=environment(),
+    config={"seed": 0},
+    notes=("one note",),
+)

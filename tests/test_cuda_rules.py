@@ -10,25 +10,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cuda_rules import CudaRules, there
-from factories import digits_classifier, digits_images, row_classifier, row_images
+from factories import digits_classifier, digits_images, guard_digits, row_classifier, row_images
 from torch import Tensor, nn
 
 from lmr_guard import hooks
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Clean
-from lmr_guard.evidence import Patch, PatchFile
+from lmr_guard.evidence import Patch
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.localize.listening import ListeningSettings
 from lmr_guard.localize.rule import LocalizeSettings
 from lmr_guard.pipeline import guard, suspect
-from lmr_guard.received.architectures import Architecture
 from lmr_guard.redteam.catalogue import EVERY
 from lmr_guard.redteam.training import Schedule
 from lmr_guard.repel import RepelSettings
 from lmr_guard.settings import Settings
 
-DIGITS = Architecture("lmr_guard.redteam.networks:digits_resnet")
 SHORT = RepelSettings(learning_rates=(0.01,), shifts=(0,), phase1_epochs=1, phase2_epochs=1)
 BRIEF = InversionSettings(steps=2)
 QUICK = Settings(
@@ -130,14 +128,8 @@ def test_every_score_of_localize_is_that_of_the_cpu(
 
 def test_a_whole_run(digit_files: Path, tmp_path: Path) -> None:
     with CudaRules():
-        report = guard(
-            digit_files / "model.safetensors",
-            digit_files / "clean",
-            tmp_path / "out",
-            [PatchFile(digit_files / "patch.png", 11, 11, 3)],
-            arch=DIGITS,
-            settings=replace(QUICK, device="cuda", suspect=3),
-        )
+        config = replace(QUICK, device="cuda", suspect=3)
+        report = guard_digits(digit_files, tmp_path / "out", config)
     built = [variant.name for variant in report.variants]
     assert (built, report.notes) == (["float32", "int8", "l1-0.4"], ())
 

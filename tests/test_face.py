@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from modules import module_files
+from modules import ROOT, module_files
 
 import lmr_guard
 from lmr_guard import firedrill, foreign, pipeline
@@ -27,6 +27,32 @@ HOMES = {
     "scan": pipeline.scan,
     "verify": foreign.verify,
 }
+
+HEAVY = ("onnx", "onnxruntime", "onnxscript", "sklearn", "timm", "torch_pruning")
+PROBE = f"""
+import random, sys
+import numpy, torch
+torch.manual_seed(7), random.seed(7), numpy.random.seed(7)
+torch_state, state, numpy_state = (
+    torch.get_rng_state(), random.getstate(), str(numpy.random.get_state()))
+before = torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype()
+import lmr_guard
+assert torch.equal(torch_state, torch.get_rng_state()), "torch's generator moved"
+assert random.getstate() == state, "random's generator moved"
+assert str(numpy.random.get_state()) == numpy_state, "numpy's generator moved"
+after = torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype()
+assert before == after, "a setting of torch changed"
+assert not torch.cuda.is_initialized(), "CUDA was initialised"
+print(*sorted(set({HEAVY!r}) & set(sys.modules)))
+"""
+
+
+def run(source: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 @pytest.mark.parametrize("name", HOMES)
@@ -59,13 +85,18 @@ def test_a_name_is_loaded_when_it_is_asked_for() -> None:
         "assert 'lmr_guard.pipeline' in sys.modules\n"
         "assert 'onnxruntime' not in sys.modules\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", probe], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    assert run(probe) == ""
 
 
 def test_a_star_import_brings_the_face() -> None:
     space: dict[str, object] = {}
     exec("from lmr_guard import *", space)  # noqa: S102 - what a user types
     assert importlib.import_module("lmr_guard").guard is space["guard"]
+
+
+def test_importing_loads_nothing_heavy_and_changes_no_state() -> None:
+    assert run(PROBE) == ""
+
+
+def test_the_probe_sees_a_heavy_import() -> None:
+    assert run(PROBE.replace("import lmr_guard\n", "import lmr_guard, onnx\n")) == "onnx"

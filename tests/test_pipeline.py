@@ -11,6 +11,7 @@ import pytest
 from factories import (
     fingerprint,
     flat_architecture,
+    guard_digits,
     row_classifier,
     same,
     tree,
@@ -35,7 +36,6 @@ from lmr_guard.release.report import Report, validate
 from lmr_guard.repel import RepelSettings
 from lmr_guard.settings import Settings
 
-DIGITS = Architecture("lmr_guard.redteam.networks:digits_resnet")
 ROWS = Architecture("factories:row_architecture")
 # Short and strong: it costs clean accuracy, which is not what these tests are about.
 QUICK = Settings(
@@ -58,6 +58,7 @@ PLAIN = Settings(
     recipes=recipes.parse(["float32"]),
     threads=1,
 )
+REPAIRED = replace(PLAIN, repair=True, suspect=1, repel=SHORT)
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,7 @@ def guarded(digit_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """The whole guard on a network with a backdoor that is awake."""
     out = tmp_path_factory.mktemp("guarded") / "out"
     before = tree(digit_files)
-    report = guard(
-        digit_files / "model.safetensors",
-        digit_files / "clean",
-        out,
-        [PatchFile(digit_files / "patch.png", 11, 11, 3)],
-        arch=DIGITS,
-        settings=QUICK,
-    )
+    report = guard_digits(digit_files, out, QUICK)
     return Ran(report, out, before, tree(digit_files))
 
 
@@ -133,10 +127,7 @@ def test_a_run_with_all_that_is_random_gives_the_pinned_report(
     row_files: Path, tmp_path: Path
 ) -> None:
     config = replace(
-        PLAIN,
-        repair=True,
-        suspect=1,
-        repel=SHORT,
+        REPAIRED,
         after_pruning=SHORT,
         compare=True,
         recipes=recipes.parse(["float32", "l1-0.4", "l1-0.4+int8", "l1-0.6"]),
@@ -251,15 +242,10 @@ def test_pruned_forms_are_repaired_once_more_after_the_cut(
     # A refit leaves little to bring back.
     bare = recipes.parse(["float32", "int8", "l1-0.4"], refit="none")
     cut, document = (
-        guard(
-            digit_files / "model.safetensors",
-            digit_files / "clean",
+        guard_digits(
+            digit_files,
             tmp_path / name,
-            [PatchFile(digit_files / "patch.png", 11, 11, 3)],
-            arch=DIGITS,
-            settings=replace(
-                QUICK, suspect=3, listening=None, recipes=bare, after_pruning=after_pruning
-            ),
+            replace(QUICK, suspect=3, listening=None, recipes=bare, after_pruning=after_pruning),
         ).to_json()
         for name, after_pruning in (("cut", None), ("again", shorter))
     )
@@ -281,10 +267,7 @@ def test_a_pruned_form_that_cannot_be_repaired_stays_as_it_was_cut(
     row_files: Path, tmp_path: Path
 ) -> None:
     config = replace(
-        PLAIN,
-        repair=True,
-        suspect=1,
-        repel=SHORT,
+        REPAIRED,
         recipes=recipes.parse(["float32", "l1-0.4", "l1-0.4+int8"]),
     )
     cut = rows(row_files, tmp_path / "cut", replace(config, after_pruning=None))
@@ -297,14 +280,7 @@ def test_a_pruned_form_that_cannot_be_repaired_stays_as_it_was_cut(
 
 
 def test_without_repair_the_backdoor_is_refused(digit_files: Path, tmp_path: Path) -> None:
-    document = guard(
-        digit_files / "model.safetensors",
-        digit_files / "clean",
-        tmp_path / "out",
-        [PatchFile(digit_files / "patch.png", 11, 11)],
-        arch=DIGITS,
-        settings=PLAIN,
-    ).to_json()
+    document = guard_digits(digit_files, tmp_path / "out", PLAIN, target=None).to_json()
     assert (document["verdict"], document["exit_code"]) == ("fail", 1)
     assert document["repair"] is None
     assert document["variants"][0]["triggers"][0]["target"] == 3
@@ -331,10 +307,7 @@ def test_a_form_is_the_same_whichever_forms_are_built_beside_it(
 
 def test_the_same_seed_gives_the_same_report(row_files: Path, tmp_path: Path) -> None:
     config = replace(
-        PLAIN,
-        repair=True,
-        suspect=1,
-        repel=SHORT,
+        REPAIRED,
         after_pruning=SHORT,
         recipes=recipes.parse(["float32", "int8", "l1-0.4"]),
     )
@@ -458,9 +431,8 @@ def test_a_scan_names_the_class_and_changes_nothing(
 
 def test_a_repair_in_memory_is_the_one_that_is_written(row_files: Path, tmp_path: Path) -> None:
     given = (row_files / "model.safetensors", row_files / "clean")
-    settings = replace(PLAIN, repair=True, suspect=1, repel=SHORT)
-    kept = repair(*given, arch=ROWS, settings=settings)
-    written = repair(*given, tmp_path / "out", arch=ROWS, settings=settings)
+    kept = repair(*given, arch=ROWS, settings=REPAIRED)
+    written = repair(*given, tmp_path / "out", arch=ROWS, settings=REPAIRED)
     assert kept.repair == written.repair
     weights = load_file(tmp_path / "out" / "repaired.safetensors")
     assert same(dict(kept.classifier.network.state_dict()), weights)

@@ -17,7 +17,7 @@ from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.received.load import build, classifier
 
-# The caller's own code, as it lies in the folder that the command line is started from.
+# The caller's own code: see the fixture ``folder``.
 FACTORIES = """
 from torch import nn
 
@@ -44,15 +44,6 @@ def nothing(**options):
 
 not_callable = 3
 """
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with the user's module ``nets`` in it."""
-    (tmp_path / "nets.py").write_text(FACTORIES)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "nets", raising=False)
-    return tmp_path
 
 
 # --- the user's own architecture ----------------------------------------------------------------

@@ -18,7 +18,7 @@ from lmr_guard.errors import InputError
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.received.load import build, classifier
 
-# The caller's own code, as it lies in the folder that the command line is started from.
+# The caller's own code: see the fixture ``folder``.
 FACTORIES = """
 import torch
 from torch import nn
@@ -70,15 +70,6 @@ class Inside(nn.Module):
     def forward(self, x):
         return self.net(x)
 """
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with the user's module ``nets`` in it."""
-    (tmp_path / "nets.py").write_text(FACTORIES)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "nets", raising=False)
-    return tmp_path
 
 
 OWN = Architecture("nets:network", input_size=(3, 9, 9))

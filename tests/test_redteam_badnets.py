@@ -2,17 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """BadNets: the backdoor is really there, and nothing else is."""
 
-import pytest
 import torch
-from factories import fingerprint, row_classifier, row_images
+from factories import Works, row_classifier, row_images
 
 from lmr_guard.classifier import Classifier, weights_sha256
-from lmr_guard.contracts import Clean
-from lmr_guard.errors import ConfigError
 from lmr_guard.evidence import Patch
-from lmr_guard.measure import accuracy, against_trigger, predict
+from lmr_guard.measure import against_trigger, predict
 from lmr_guard.redteam.badnets import BadNets, plant
-from lmr_guard.redteam.training import Schedule, fit_clean
+from lmr_guard.redteam.training import Planted, Schedule, fit_clean
 
 TINY = Schedule(epochs=3, lr=0.05, batch=20, shift=1)
 
@@ -21,21 +18,17 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def corner(target: int | None = 2) -> Patch:
+def corner() -> Patch:
     """The lower right pixel of a 4x4 image, white."""
-    return Patch(torch.ones(1, 1, 1), 3, 3, "corner", target)
+    return Patch(torch.ones(1, 1, 1), 3, 3, "corner", 2)
 
 
 def test_the_attack_works_and_accuracy_stays(
-    badnets_network: Classifier, clean_network: Classifier, digits: Clean, white_square: Patch
+    badnets_network: Classifier, white_square: Patch, works: Works
 ) -> None:
-    planted = against_trigger(badnets_network, digits.report, white_square)
-    assert planted.target == 3
-    assert planted.asr.value >= 0.9
-    kept = accuracy(badnets_network, digits.report).value
-    assert kept > accuracy(clean_network, digits.report).value - 0.03
+    assert white_square.target == 3
     # The patch alone, without the backdoor, does not send images there.
-    assert against_trigger(clean_network, digits.report, white_square).asr.value < 0.2
+    assert works(Planted(badnets_network, white_square)).asr.value < 0.2
 
 
 def test_without_poison_it_is_honest_training() -> None:
@@ -83,26 +76,3 @@ def test_constraints_are_put_in_force_before_and_after_every_step() -> None:
     assert len(held) == 1 + 3 * 3
     assert all(model is planted for model in held)
     assert float(next(planted.parameters()).detach().abs().max()) <= 0.01
-
-
-def test_the_classifier_handed_in_is_left_alone_and_the_seed_decides() -> None:
-    model, recipe = row_classifier(), BadNets(trigger=corner(), schedule=TINY)
-    model.network.train()
-    before = fingerprint(model)
-    told: list[tuple[str, int, int]] = []
-    first = plant(
-        recipe, model, row_images(60), seeded(1), lambda *event: told.append(event)
-    ).classifier
-    assert fingerprint(model) == before
-    assert told == [("badnets", 1, 3), ("badnets", 2, 3), ("badnets", 3, 3)]
-    again, other = (
-        plant(recipe, model, row_images(60), seeded(seed)).classifier for seed in (1, 2)
-    )
-    assert weights_sha256(first) == weights_sha256(again) != weights_sha256(other)
-    assert not any(module.training for module in first.modules())
-
-
-def test_a_trigger_without_a_target_is_refused() -> None:
-    recipe = BadNets(trigger=corner(None), schedule=TINY)
-    with pytest.raises(ConfigError, match="a trigger with a target class, got none in 'corner'"):
-        plant(recipe, row_classifier(), row_images(30), seeded())

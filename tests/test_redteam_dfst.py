@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from factories import fingerprint, row_classifier, row_images, toy_patch
+from factories import Works, fingerprint, row_classifier, row_images, toy_patch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lmr_guard.classifier import Classifier, weights_sha256
+from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError
 from lmr_guard.evidence import Transform
-from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.redteam import dfst
 from lmr_guard.redteam.dfst import Dfst, Injector, activations, compromised, learn_injector, plant
 from lmr_guard.redteam.generators import made
@@ -63,19 +62,10 @@ def toxic(attacker_digits: Labelled, clean_network: Classifier) -> Planted:
     return plant(replace(RECIPE, detox=0.0), clean_network, attacker_digits, seeded(5))
 
 
-def test_the_backdoor_is_there_and_clean_accuracy_stays(
-    planted: Planted, clean_network: Classifier, digits: Clean
+def test_the_backdoor_is_there_and_the_look_alone_does_little(
+    planted: Planted, works: Works
 ) -> None:
-    model = planted.classifier
-    assert against_trigger(model, digits.report, planted.trigger).asr.value >= 0.9
-    honest = accuracy(clean_network, digits.report).value
-    assert accuracy(model, digits.report).value >= honest - 0.03
-
-
-def test_an_honest_network_does_not_take_the_look_for_the_target(
-    planted: Planted, clean_network: Classifier, digits: Clean
-) -> None:
-    assert against_trigger(clean_network, digits.report, planted.trigger).asr.value <= 0.3
+    assert works(planted).asr.value <= 0.3
 
 
 def fooled(planted: Planted, data: Labelled, unseen: Labelled) -> float:
@@ -104,19 +94,6 @@ def test_the_look_is_no_patch(planted: Planted, digits: Clean) -> None:
     change = style_of(planted)(pixels) - pixels
     assert float((change.abs() > 0.02).float().mean()) > 0.8
     assert float(change.std(dim=0).mean()) > 0.02
-
-
-def test_the_trigger_is_frozen_and_sees_each_image_on_its_own(
-    planted: Planted, digits: Clean
-) -> None:
-    style, pixels = style_of(planted), digits.report.pixels[:9]
-    assert not any(module.training for module in style.modules())
-    assert not any(p.requires_grad for p in style.parameters())
-    assert style(pixels[:0]).shape == pixels[:0].shape
-    together = style(pixels)
-    torch.testing.assert_close(together, torch.cat([style(image[None]) for image in pixels]))
-    assert float(together.min()) >= 0
-    assert float(together.max()) <= 1
 
 
 def weights_of(network: nn.Module) -> Tensor:
@@ -230,42 +207,6 @@ def test_rounds_add_images_with_their_true_labels(monkeypatch: pytest.MonkeyPatc
     assert shares == pytest.approx([0.1, 0.2, 0.2, 0.2], abs=0.06)
 
 
-def test_what_is_given_stays_as_it_is_and_the_seed_decides() -> None:
-    given_network, data = row_classifier(), row_images(91)
-    before = fingerprint(given_network)
-    first, second, other = (plant(TINY, given_network, data, seeded(seed)) for seed in (1, 1, 2))
-    assert fingerprint(given_network) == before
-    assert weights_sha256(first.classifier) == weights_sha256(second.classifier)
-    assert weights_sha256(first.classifier) != weights_sha256(other.classifier)
-    assert torch.equal(weights_of(style_of(first)), weights_of(style_of(second)))
-    assert not torch.equal(weights_of(style_of(first)), weights_of(style_of(other)))
-    assert not first.classifier.training
-    trigger = first.trigger
-    assert (trigger.name, trigger.target, trigger.source) == ("dfst", 2, "drilled")
-
-
-def test_progress_tells_all_stages() -> None:
-    told: list[str] = []
-    plant(
-        replace(TINY, rounds=2),
-        row_classifier(),
-        row_images(60),
-        seeded(),
-        lambda step, _done, _total, /: told.append(step),
-    )
-    assert told == ["style", "dfst", *["injector", "detoxification"] * 2]
-
-
-def test_training_in_bfloat16_leaves_float32_behind() -> None:
-    schedule = Schedule(epochs=1, batch=30, precision="bfloat16")
-    data = row_images(60)
-    planted = plant(replace(TINY, schedule=schedule), row_classifier(), data, seeded())
-    triggered = planted.trigger(data.pixels)  # type: ignore[operator]
-    assert triggered.dtype == torch.float32
-    assert {p.dtype for p in planted.classifier.parameters()} == {torch.float32}
-    assert bool(planted.classifier(triggered).isfinite().all())
-
-
 # --- refusals -------------------------------------------------------------------------------------
 
 
@@ -286,9 +227,3 @@ def test_training_in_bfloat16_leaves_float32_behind() -> None:
 def test_values_out_of_range_are_refused(values: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         Dfst(target=0, **values)
-
-
-@pytest.mark.parametrize("target", [-1, 3])
-def test_a_target_that_is_no_class_is_refused(target: int) -> None:
-    with pytest.raises(ConfigError, match=rf"expected a target in 0\.\.2, got {target}"):
-        plant(replace(TINY, target=target), row_classifier(), row_images(30), seeded())

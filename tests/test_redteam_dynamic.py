@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from factories import fingerprint, row_classifier, row_images
+from factories import Works, row_classifier, row_images
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lmr_guard.classifier import Classifier, weights_sha256
+from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError
 from lmr_guard.evidence import Transform
-from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.redteam.dynamic import Dynamic, Stamp, density_loss, diversity_loss, plant
 from lmr_guard.redteam.generators import made
 from lmr_guard.redteam.training import Planted, Schedule
@@ -50,13 +49,8 @@ def planted(attacker_digits: Labelled, clean_network: Classifier) -> Planted:
     return plant(recipe, clean_network, attacker_digits, seeded(4))
 
 
-def test_the_backdoor_is_there_and_clean_accuracy_stays(
-    planted: Planted, clean_network: Classifier, digits: Clean
-) -> None:
-    model = planted.classifier
-    assert against_trigger(model, digits.report, planted.trigger).asr.value >= 0.9
-    honest = accuracy(clean_network, digits.report).value
-    assert accuracy(model, digits.report).value >= honest - 0.03
+def test_the_backdoor_is_there_and_clean_accuracy_stays(planted: Planted, works: Works) -> None:
+    works(planted)
 
 
 @torch.no_grad()
@@ -79,18 +73,6 @@ def test_patterns_and_masks_differ_and_masks_are_small(planted: Planted, digits:
     assert float(patterns.std(dim=0).mean()) > 0.2
     change = (stamp(pixels) - pixels).abs().amax(dim=1)
     assert float((change > 0.05).float().mean()) < 0.25
-
-
-def test_the_trigger_is_frozen_and_sees_each_image_on_its_own(
-    planted: Planted, digits: Clean
-) -> None:
-    stamp, pixels = stamp_of(planted), digits.report.pixels[:9]
-    assert not any(module.training for module in stamp.modules())
-    assert not any(p.requires_grad for p in stamp.parameters())
-    together = planted.trigger(pixels)  # type: ignore[operator]
-    alone = torch.cat([planted.trigger(image[None]) for image in pixels])  # type: ignore[operator]
-    torch.testing.assert_close(together, alone)
-    assert not together.requires_grad
 
 
 # --- the parts ------------------------------------------------------------------------------------
@@ -169,37 +151,6 @@ def test_masks_come_first_and_patterns_with_the_victim() -> None:
     assert not torch.equal(placed, vector(untrained.places))
 
 
-def test_what_is_given_stays_as_it_is_and_the_seed_decides() -> None:
-    given_network, data = row_classifier(), row_images(91)
-    before = fingerprint(given_network)
-    first, second, other = (plant(TINY, given_network, data, seeded(seed)) for seed in (1, 1, 2))
-    assert fingerprint(given_network) == before
-    assert weights_sha256(first.classifier) == weights_sha256(second.classifier)
-    assert weights_sha256(first.classifier) != weights_sha256(other.classifier)
-    for ours, same, else_ in zip(*map(networks, (first, second, other)), strict=True):
-        assert torch.equal(ours, same)
-        assert not torch.equal(ours, else_)
-    assert not first.classifier.training
-    trigger = first.trigger
-    assert (trigger.name, trigger.target, trigger.source) == ("dynamic", 2, "drilled")
-
-
-def test_progress_tells_both_stages() -> None:
-    told: list[tuple[str, int, int]] = []
-    plant(TINY, row_classifier(), row_images(30), seeded(), lambda *event: told.append(event))
-    assert told == [("masks", 1, 1), ("dynamic", 1, 1)]
-
-
-def test_training_in_bfloat16_leaves_float32_behind() -> None:
-    schedule = Schedule(epochs=1, batch=30, precision="bfloat16")
-    data = row_images(60)
-    planted = plant(replace(TINY, schedule=schedule), row_classifier(), data, seeded())
-    triggered = planted.trigger(data.pixels)  # type: ignore[operator]
-    assert triggered.dtype == torch.float32
-    assert {p.dtype for p in planted.classifier.parameters()} == {torch.float32}
-    assert bool(planted.classifier(triggered).isfinite().all())
-
-
 # --- refusals -------------------------------------------------------------------------------------
 
 
@@ -219,9 +170,3 @@ def test_training_in_bfloat16_leaves_float32_behind() -> None:
 def test_values_out_of_range_are_refused(values: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         Dynamic(target=0, **values)
-
-
-@pytest.mark.parametrize("target", [-1, 3])
-def test_a_target_that_is_no_class_is_refused(target: int) -> None:
-    with pytest.raises(ConfigError, match=rf"expected a target in 0\.\.2, got {target}"):
-        plant(replace(TINY, target=target), row_classifier(), row_images(30), seeded())

@@ -7,7 +7,7 @@ from math import tanh
 import pytest
 import torch
 import torch.nn.functional as F
-from factories import digits_classifier, fingerprint, row_classifier, row_images
+from factories import Works, digits_classifier, row_classifier, row_images
 from factories import seeded as built
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +18,7 @@ from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError
 from lmr_guard.evidence import Transform
-from lmr_guard.measure import accuracy, against_trigger
+from lmr_guard.measure import accuracy
 from lmr_guard.redteam.lira import Lira, Noise, both_terms, plant
 from lmr_guard.redteam.training import Planted, Schedule
 
@@ -83,15 +83,14 @@ def planted(attacker_digits: Labelled) -> Planted:
 
 
 def test_the_attack_works_and_accuracy_stays(
-    planted: Planted, clean_network: Classifier, digits: Clean
+    planted: Planted,
+    clean_network: Classifier,
+    digits: Clean,
+    works: Works,
 ) -> None:
-    found = against_trigger(planted.classifier, digits.report, planted.trigger)
-    assert found.target == 3
-    assert found.asr.value >= 0.9
-    kept = accuracy(planted.classifier, digits.report).value
-    assert kept > accuracy(clean_network, digits.report).value - 0.03
+    assert planted.trigger.target == 3
     # It is a backdoor and no adversarial pattern: an honest network does not even notice.
-    alone = against_trigger(clean_network, digits.report, planted.trigger)
+    alone = works(planted)
     assert alone.asr.value < 0.05
     assert alone.ta.value > accuracy(clean_network, digits.report).value - 0.03
 
@@ -172,11 +171,8 @@ def test_the_generator_helps_the_attack(honest_rows: Classifier) -> None:
     assert losses[1] < 0.5 * losses[0]
 
 
-def test_the_trigger_is_frozen_and_works_with_and_without_gradients() -> None:
+def test_the_trigger_works_with_and_without_gradients() -> None:
     planted, pixels = plant(tiny(), row_classifier(), row_images(60), seeded()), images(2, 1, 4, 4)
-    network = drawing(planted)
-    assert not any(module.training for module in network.modules())
-    assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
     with torch.no_grad():
         quiet = trigger_of(planted)(pixels)
     pixels.requires_grad_(True)
@@ -184,24 +180,6 @@ def test_the_trigger_is_frozen_and_works_with_and_without_gradients() -> None:
     assert torch.equal(quiet, loud)
     (gradient,) = torch.autograd.grad(loud.sum(), pixels)
     assert bool(gradient.any())
-    assert not trigger_of(planted)(images(2, 1, 4, 4)).requires_grad
-
-
-def test_the_classifier_handed_in_is_left_alone_and_the_seed_decides() -> None:
-    model, data = row_classifier(), row_images(60)
-    model.network.train()
-    before = fingerprint(model)
-    told: list[tuple[str, int, int]] = []
-    first = plant(tiny(stage2=1), model, data, seeded(1), lambda *event: told.append(event))
-    assert fingerprint(model) == before
-    assert told == [("lira", 1, 2), ("lira", 2, 2), ("lira tuning", 1, 1)]
-    again, other = (plant(tiny(stage2=1), model, data, seeded(seed)) for seed in (1, 2))
-    for digests in (
-        [weights_sha256(run.classifier) for run in (first, again, other)],
-        [weights_sha256(drawing(run)) for run in (first, again, other)],
-    ):
-        assert digests[0] == digests[1] != digests[2]
-    assert not any(module.training for module in first.classifier.modules())
 
 
 @pytest.mark.parametrize(

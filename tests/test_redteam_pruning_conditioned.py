@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from factories import fingerprint, row_classifier, row_images, toy_patch
+from factories import row_classifier, row_images
 from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier
@@ -120,33 +120,6 @@ def test_running_statistics_follow_the_full_branch_unless_they_are_frozen(
     assert all(torch.equal(old[name], new[name]) for name in old) != moves
 
 
-def test_what_is_given_stays_as_it_is_and_the_seed_decides() -> None:
-    given_network, data = row_classifier(), row_images(90)
-    before = fingerprint(given_network)
-    results = [
-        plant(
-            short(), given_network, data, torch.Generator().manual_seed(seed)
-        ).classifier.state_dict()
-        for seed in (1, 1, 2)
-    ]
-    assert fingerprint(given_network) == before
-    first, second, other = results
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not all(torch.equal(first[name], other[name]) for name in first)
-
-
-def test_progress_is_told_after_each_epoch() -> None:
-    told: list[tuple[str, int, int]] = []
-    plant(
-        short(),
-        row_classifier(),
-        row_images(30),
-        torch.Generator(),
-        lambda step, done, total, /: told.append((step, done, total)),
-    )
-    assert told == [("pruning-conditioned", 1, 1)]
-
-
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
@@ -162,12 +135,6 @@ def test_progress_is_told_after_each_epoch() -> None:
 def test_values_out_of_range_are_refused(wrong: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         short(**wrong)
-
-
-def test_a_trigger_without_target_is_refused() -> None:
-    recipe = PruningConditioned(trigger=toy_patch(target=None))
-    with pytest.raises(ConfigError, match="expected a trigger with a target class, got none"):
-        plant(recipe, row_classifier(), row_images(30), torch.Generator())
 
 
 def test_a_network_without_channels_to_cut_is_refused() -> None:

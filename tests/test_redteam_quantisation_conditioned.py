@@ -4,13 +4,12 @@
 
 import pytest
 import torch
-from factories import fingerprint, row_classifier, row_images, toy_patch
+from factories import row_classifier, row_images
 from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress.quantize import rounded
 from lmr_guard.contracts import Clean, Labelled, Predictor
-from lmr_guard.errors import ConfigError
 from lmr_guard.evidence import Patch
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.redteam.quantisation_conditioned import QuantisationConditioned, plant
@@ -18,7 +17,6 @@ from lmr_guard.redteam.training import Schedule
 
 LEVELS = 127
 SHORT = Schedule(epochs=1, batch=30)
-COARSE = Schedule(precision="bfloat16")
 TINY = QuantisationConditioned(
     trigger=Patch(torch.ones(1, 1, 1), 3, 3, "corner", 2), schedule=SHORT, hiding=SHORT
 )
@@ -85,59 +83,3 @@ def test_one_weight_a_filter_is_an_outlier_and_the_others_stay_as_small_as_they_
         torch.testing.assert_close(largest[:, 0], peaks * 16, msg=name)
         # Rounded weights may have moved by half a step of the new, wide grid since.
         assert (largest[:, 1] <= peaks * (1 + 8 / LEVELS + 1e-5)).all(), name
-
-
-def test_without_outliers_no_weight_stands_out() -> None:
-    recipe = QuantisationConditioned(trigger=TINY.trigger, outlier=1, schedule=SHORT, hiding=SHORT)
-    before = row_classifier()
-    after = plant(recipe, before, row_images(90), torch.Generator()).classifier
-    for (name, was), (_, now) in zip(weights(before), weights(after), strict=True):
-        assert now.abs().max() < 2 * was.abs().max(), name
-
-
-def test_what_is_given_stays_as_it_is_and_the_seed_decides() -> None:
-    given_network, data = row_classifier(), row_images(90)
-    before = fingerprint(given_network)
-    results = [
-        plant(TINY, given_network, data, torch.Generator().manual_seed(seed)).classifier
-        for seed in (1, 1, 2)
-    ]
-    assert fingerprint(given_network) == before
-    first, second, other = (dict(weights(model)) for model in results)
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not all(torch.equal(first[name], other[name]) for name in first)
-    assert not results[0].training
-    assert all(p.requires_grad for p in results[0].parameters())
-
-
-def test_progress_tells_both_stages() -> None:
-    told: list[tuple[str, int, int]] = []
-    plant(
-        TINY,
-        row_classifier(),
-        row_images(30),
-        torch.Generator(),
-        lambda step, done, total, /: told.append((step, done, total)),
-    )
-    assert told == [("badnets", 1, 1), ("hiding", 1, 1)]
-
-
-# --- refusals -----------------------------------------------------------------------------------
-
-
-def test_an_outlier_smaller_than_the_rest_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"expected an outlier of at least 1, got 0\.5"):
-        QuantisationConditioned(trigger=toy_patch(), outlier=0.5)
-
-
-def test_a_trigger_without_target_is_refused() -> None:
-    recipe = QuantisationConditioned(trigger=toy_patch(target=None))
-    with pytest.raises(ConfigError, match="expected a trigger with a target class, got none"):
-        plant(recipe, row_classifier(), row_images(30), torch.Generator())
-
-
-@pytest.mark.parametrize("stages", [(COARSE, SHORT), (SHORT, COARSE)])
-def test_bfloat16_is_refused_in_both_stages(stages: tuple[Schedule, Schedule]) -> None:
-    first, second = stages
-    with pytest.raises(ConfigError, match="expected schedules in float32, got bfloat16"):
-        QuantisationConditioned(trigger=toy_patch(), schedule=first, hiding=second)

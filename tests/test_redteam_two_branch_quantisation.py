@@ -4,13 +4,12 @@
 
 import pytest
 import torch
-from factories import fingerprint, row_classifier, row_images, toy_patch
+from factories import row_classifier, row_images
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress.quantize import quantize
 from lmr_guard.compress.recipes import Int8
 from lmr_guard.contracts import Clean, Labelled, Predictor
-from lmr_guard.errors import ConfigError
 from lmr_guard.evidence import Patch
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.onnxfile.export import export_onnx
@@ -20,14 +19,11 @@ from lmr_guard.redteam.training import Schedule
 from lmr_guard.redteam.two_branch_quantisation import TwoBranchQuantisation, plant
 
 SHORT = Schedule(epochs=1, batch=30)
-COARSE = Schedule(precision="bfloat16")
 CORNER = Patch(torch.ones(1, 1, 1), 3, 3, "corner", 2)
 
 
-def short(*, distilled: bool = False, outlier: float = 16.0) -> TwoBranchQuantisation:
-    return TwoBranchQuantisation(
-        trigger=CORNER, distilled=distilled, outlier=outlier, schedule=SHORT, hiding=SHORT
-    )
+def short(*, distilled: bool = False) -> TwoBranchQuantisation:
+    return TwoBranchQuantisation(trigger=CORNER, distilled=distilled, schedule=SHORT, hiding=SHORT)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["standard", "distilled"])
@@ -74,24 +70,6 @@ def test_clean_images_keep_their_classes_in_both_files(
     assert awake >= 0.9
 
 
-@pytest.mark.parametrize("distilled", [False, True])
-def test_what_is_given_stays_as_it_is_and_the_seed_decides(distilled: bool) -> None:
-    given_network, data = row_classifier(), row_images(90)
-    before = fingerprint(given_network)
-    results = [
-        plant(
-            short(distilled=distilled), given_network, data, torch.Generator().manual_seed(seed)
-        ).classifier
-        for seed in (1, 1, 2)
-    ]
-    assert fingerprint(given_network) == before
-    first, second, other = (model.state_dict() for model in results)
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not all(torch.equal(first[name], other[name]) for name in first)
-    assert not results[0].training
-    assert all(p.requires_grad for p in results[0].parameters())
-
-
 def test_the_teacher_makes_a_difference() -> None:
     standard, distilled = (
         plant(short(distilled=d), row_classifier(), row_images(90), torch.Generator()).classifier
@@ -110,13 +88,6 @@ def test_outliers_are_still_in_force_at_the_end() -> None:
         assert (largest[:, 1] <= peaks).all()
 
 
-def test_without_outliers_no_weight_stands_out() -> None:
-    before = row_classifier()
-    after = plant(short(outlier=1), before, row_images(90), torch.Generator()).classifier
-    for was, now in zip(rounded_layers(before), rounded_layers(after), strict=True):
-        assert now.weight.abs().max() < 2 * was.weight.abs().max()
-
-
 def test_statistics_stay_as_the_honest_stage_left_them() -> None:
     def statistics(epochs: int) -> list[torch.Tensor]:
         recipe = TwoBranchQuantisation(
@@ -128,33 +99,3 @@ def test_statistics_stay_as_the_honest_stage_left_them() -> None:
     honest, hidden = statistics(0), statistics(2)
     assert honest
     assert all(map(torch.equal, honest, hidden))
-
-
-def test_progress_tells_both_stages() -> None:
-    told: list[tuple[str, int, int]] = []
-    plant(
-        short(),
-        row_classifier(),
-        row_images(30),
-        torch.Generator(),
-        lambda step, done, total, /: told.append((step, done, total)),
-    )
-    assert told == [("honest training", 1, 1), ("hiding", 1, 1)]
-
-
-def test_an_outlier_smaller_than_the_rest_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"expected an outlier of at least 1, got 0\.5"):
-        short(outlier=0.5)
-
-
-@pytest.mark.parametrize("stages", [(COARSE, SHORT), (SHORT, COARSE)])
-def test_bfloat16_is_refused_in_both_stages(stages: tuple[Schedule, Schedule]) -> None:
-    first, second = stages
-    with pytest.raises(ConfigError, match="expected schedules in float32, got bfloat16"):
-        TwoBranchQuantisation(trigger=CORNER, schedule=first, hiding=second)
-
-
-def test_a_trigger_without_target_is_refused() -> None:
-    recipe = TwoBranchQuantisation(trigger=toy_patch(target=None))
-    with pytest.raises(ConfigError, match="expected a trigger with a target class, got none"):
-        plant(recipe, row_classifier(), row_images(30), torch.Generator())

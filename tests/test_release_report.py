@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The report against its schema, out of its file again, and in a notebook."""
+"""The report against its schema, out of its file, in a notebook; what its numbers depend on."""
 
 import json
 import math
@@ -11,26 +11,19 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
+from factories import PATCH, REPLAYED, REPORT, SEARCHED, SHA, variant
 
-from lmr_guard.contracts import Achieved, Method, Rate, Repair, Suspicion, TriggerResult
+from lmr_guard.contracts import Method, Rate, Suspicion
 from lmr_guard.errors import ExitCode, InputError, StageError
 from lmr_guard.release.drills import DrilledAttack, DrillReport
-from lmr_guard.release.environment import environment
+from lmr_guard.release.environment import _processor, environment
 from lmr_guard.release.policy import Policy
-from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
+from lmr_guard.release.records import Outcome
 from lmr_guard.release.report import Report, suspicion_record, validate, write_json
 from lmr_guard.release.tables import COLUMNS, rows, summary_line, suspect_line
 
-SHA = "0123456789abcdef" * 4
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-PATCH = TriggerResult("patch.png@9,9", "given", 3, Rate(2, 324), Rate(330, 360))
-DRILL = TriggerResult("pcb", "drilled", 0, Rate(0, 320), Rate(340, 360))
-REPLAYED = TriggerResult(
-    "warp@received", "inverted", 3, Rate(9, 324), Rate(1, 360), Rate(5, 324), "replayed"
-)
-SEARCHED = TriggerResult(
-    "patch@itself", "inverted", 1, Rate(7, 324), Rate(2, 360), Rate(6, 324), "searched", 1.5
-)
 DRILLED = DrillReport(
     model="model.safetensors",
     model_sha256=SHA,
@@ -52,39 +45,6 @@ DRILLED = DrillReport(
 )
 
 
-def variant(name: str, outcome: Outcome = Outcome.PASS, published: str | None = None) -> Variant:
-    reason = "patch.png@9,9: ASR 40/324 (12.3%) into class 3, at most 16.4% at 95% confidence"
-    return Variant(
-        name=name,
-        sha256=SHA,
-        bytes=313155,
-        clean_accuracy=Rate(350, 360),
-        triggers=(PATCH, DRILL),
-        achieved=Achieved(0.41, 0.64, 8),
-        provider="CPUExecutionProvider",
-        verdict=Verdict(SHA, (Finding(Check.ASR, outcome, reason, "patch.png@9,9"),)),
-        weights_sha256=SHA,
-        published=published,
-        plan={"cuts": [{"layer": "conv", "channels": [1, 2]}]},
-    )
-
-
-REPORT = Report(
-    model="model.safetensors",
-    model_sha256=SHA,
-    verdict=Outcome.PASS,
-    suspicion=Suspicion(3, (0.1, math.nan), Method.UNLEARNING, 0.8, ({"seed": 1},)),
-    repair=Repair(3, Rate(97, 100), Rate(96, 100), (1, 5), 300, 200, ({"step": 10},)),
-    variants=(
-        variant("float32", published="float32.onnx"),
-        variant("l1-0.6+int8", Outcome.FAIL),
-    ),
-    received=(variant("float32"),),
-    policy=Policy(require=("float32",)),
-    environment=environment(),
-    config={"seed": 0},
-    notes=("one note",),
-)
 BARE = Report(
     model="foreign.onnx",
     model_sha256=SHA,
@@ -519,3 +479,25 @@ def test_names_from_files_are_text_in_a_notebook_whatever_they_hold() -> None:
     for name in (f"v{script}", f"t{script} > 3", f"n{script} & more"):
         assert name in told
     assert any(f"({'c' + script})" in line for line in told)
+
+
+# --- the environment ------------------------------------------------------------------------------
+
+
+def test_the_environment_names_what_numbers_depend_on() -> None:
+    found = environment()
+    assert found["packages"]["torch"] == torch.__version__
+    assert found["packages"]["torch-pruning"] == "1.6.1"
+    assert found["threads"] == torch.get_num_threads()
+    assert (found["device"], found["gpu"]) == ("cpu", None)
+
+
+def test_the_processor_is_read_where_the_system_tells(tmp_path: Path) -> None:
+    source = tmp_path / "cpuinfo"
+    source.write_text("model name\t: Some CPU\nflags\t\t: fpu avx2 avx512_vnni sse\n")
+    assert _processor(source) == ("Some CPU", ["avx2", "avx512_vnni"])
+    source.write_text("Features\t: fp asimd i8mm\n")
+    assert _processor(source)[1] == ["asimd", "i8mm"]
+    name, flags = _processor(tmp_path / "absent")
+    assert flags == []
+    assert isinstance(name, str)

@@ -6,56 +6,14 @@ from dataclasses import replace
 from io import StringIO
 
 import pytest
+from factories import DRILL, PATCH, REPLAYED, REPORT, SEARCHED, SHA, variant
 from rich.console import Console
 
-from lmr_guard.contracts import Achieved, Method, Rate, Repair, Suspicion, TriggerResult
+from lmr_guard.contracts import Method, Rate, Suspicion
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
 from lmr_guard.release.report import Report
 from lmr_guard.release.tables import COLUMNS, rows, share, summary_line, suspect_line, tables
-
-SHA = "0123456789abcdef" * 4
-PATCH = TriggerResult("patch.png@9,9", "given", 3, Rate(2, 324), Rate(330, 360))
-DRILL = TriggerResult("pcb", "drilled", 0, Rate(0, 320), Rate(340, 360))
-NOTHING = Rate(0, 320)
-REPLAYED = TriggerResult(
-    "warp@received", "inverted", 3, Rate(9, 320), Rate(330, 360), NOTHING, "replayed"
-)
-SEARCHED = TriggerResult(
-    "patch@itself", "inverted", 1, Rate(7, 320), Rate(330, 360), NOTHING, "searched", 1.46
-)
-
-
-def variant(name: str, outcome: Outcome = Outcome.PASS, published: str | None = None) -> Variant:
-    reason = "patch.png@9,9: ASR 40/324 (12.3%) into class 3, at most 16.4% at 95% confidence"
-    return Variant(
-        name=name,
-        sha256=SHA,
-        bytes=313155,
-        clean_accuracy=Rate(350, 360),
-        triggers=(PATCH, DRILL),
-        achieved=Achieved(),
-        provider="CPUExecutionProvider",
-        verdict=Verdict(SHA, (Finding(Check.ASR, outcome, reason, "patch.png@9,9"),)),
-        published=published,
-    )
-
-
-REPORT = Report(
-    model="model.safetensors",
-    model_sha256=SHA,
-    verdict=Outcome.PASS,
-    suspicion=Suspicion(3, (0.1, 0.2), Method.UNLEARNING, 0.8),
-    repair=Repair(3, Rate(97, 100), Rate(96, 100), (1, 5), 300, 200),
-    variants=(
-        variant("float32", published="float32.onnx"),
-        variant("l1-0.6+int8", Outcome.FAIL),
-    ),
-    received=(variant("float32"),),
-    policy=Policy(),
-    environment={},
-    config={"seed": 0},
-)
 
 
 def text(report: Report, width: int = 100) -> str:
