@@ -169,6 +169,8 @@ class Patch:
         if self.mask is not None and self.mask.shape != self.image.shape[1:]:
             got = tuple(self.mask.shape)
             raise ConfigError(f"expected a mask of shape {shape[1:]}, got {got}")
+        if self.mask is not None and not bool(((self.mask >= 0) & (self.mask <= 1)).all()):
+            raise ConfigError("expected mask values in [0, 1], got others")
 
     def fits(self, height: int, width: int) -> bool:
         """Whether the whole patch lies inside an image of this size."""

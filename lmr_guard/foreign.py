@@ -12,7 +12,7 @@ from lmr_guard.contracts import Labelled, Progress, Rate, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.evidence import Evidence, Known, require_any
 from lmr_guard.files import Artifact
-from lmr_guard.measure import accuracy, predict
+from lmr_guard.measure import predict, right
 from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
 from lmr_guard.received import inputs
 from lmr_guard.received.inputs import Images
@@ -93,6 +93,7 @@ def verify(
     )
     known = inputs.triggers(triggers, images, shape, progress=progress)
     check_agreement(predict(OnnxPredictor(place, session), images), images)
+    inputs.require_every_class(images)
     variant = release.verify.verify(
         Artifact(place, predictor.sha256, predictor.bytes),
         Build(name=_NAME),
@@ -119,7 +120,9 @@ def verify(
 def _accuracy_of(reference: Path | str | None, images: Labelled, session: Session) -> Rate | None:
     if reference is None:
         return None
-    return accuracy(OnnxPredictor(Path(reference), session), images)
+    logits = predict(OnnxPredictor(Path(reference), session), images)
+    check_agreement(logits, images)
+    return right(logits, images)
 
 
 def _shape(predictor: OnnxPredictor, wanted: FileFormat) -> Preprocessing:

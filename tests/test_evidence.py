@@ -314,3 +314,9 @@ def test_no_evidence_at_all_is_refused_as_incomplete() -> None:
     with pytest.raises(ExportRefused, match="evidence about a trigger, got none") as caught:
         require_any([])
     assert caught.value.exit_code is ExitCode.INCOMPLETE
+
+
+@pytest.mark.parametrize("value", [5.0, -3.0, float("nan")])
+def test_a_mask_outside_its_range_is_refused(value: float) -> None:
+    with pytest.raises(ConfigError, match=r"expected mask values in \[0, 1\], got others"):
+        Patch(torch.ones(1, 2, 2), 0, 0, mask=torch.full((2, 2), value))

@@ -242,3 +242,17 @@ def test_a_file_may_leave_the_number_of_its_classes_free(tmp_path: Path) -> None
     four = replace(CLEAN, classes=("a", "b", "c", "d"))
     with pytest.raises(InputError, match="expected 4 logits, one for each class of the clean imag"):
         verify(path, four, [toy_patch()])
+
+
+def test_a_reference_that_does_not_know_the_images_is_refused(tmp_path: Path) -> None:
+    file = write_onnx(tmp_path / "file.onnx")
+    guessing = write_onnx(tmp_path / "zero.onnx", weights=TOY_HONEST.replace("1", "0"))
+    with pytest.raises(InputError, match="no better than chance"):
+        verify(file, CLEAN, [toy_patch(0)], reference=guessing)
+
+
+def test_tensors_that_lack_a_class_are_refused(tmp_path: Path) -> None:
+    file = write_onnx(tmp_path / "file.onnx")
+    few = toy_images(120, [0, 1] * 60)
+    with pytest.raises(InputError, match="expected images of every class, got none of 2; give"):
+        verify(file, (few.images, few.labels), [toy_patch(0)])

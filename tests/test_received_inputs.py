@@ -373,3 +373,17 @@ def test_agreement_is_asked_of_the_repair_part_and_leaves_the_model_alone() -> N
     with pytest.raises(InputError, match="expected the folders to be the model's classes in its"):
         inputs.require_agreement(model, Clean(wrong, right, right))
     assert fingerprint(model) == before
+
+
+def test_a_class_without_an_image_is_told() -> None:
+    images = torch.zeros(9, 1, 4, 4, dtype=torch.uint8)
+    with pytest.raises(InputError, match="expected images of every class, got none of c; give"):
+        inputs.require_every_class(Labelled(images, torch.arange(9) % 2, ("a", "b", "c")))
+
+
+def test_a_normalisation_without_a_size_is_not_dropped_in_silence() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    network.default_cfg = {"mean": (0.3,), "std": (0.3,)}  # type: ignore[assignment]
+    data = Labelled(torch.zeros(9, 1, 4, 4, dtype=torch.uint8), torch.arange(9) % 3, tuple("abc"))
+    with pytest.raises(ConfigError, match="expected input_size beside mean and std in default_cfg"):
+        inputs.model(network, None, (data.images, data.labels))

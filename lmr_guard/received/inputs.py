@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.contracts import Clean, Labelled, Progress, Trigger, silent
-from lmr_guard.errors import ConfigError, described
+from lmr_guard.errors import ConfigError, InputError, described
 from lmr_guard.evidence import Known, PatchFile, Triggered, TriggeredFolder, check
 from lmr_guard.files import sha256_of
 from lmr_guard.measure import predict
@@ -26,7 +26,16 @@ from lmr_guard.received import data, load
 from lmr_guard.received.architectures import Architecture, described_input
 from lmr_guard.received.parts import check_agreement
 
-__all__ = ["Images", "Model", "Received", "images", "model", "require_agreement", "triggers"]
+__all__ = [
+    "Images",
+    "Model",
+    "Received",
+    "images",
+    "model",
+    "require_agreement",
+    "require_every_class",
+    "triggers",
+]
 
 Model = Path | str | nn.Module
 """A checkpoint, a ``Classifier``, or a network that maps images (N, C, H, W) to logits (N, K)."""
@@ -89,12 +98,18 @@ def _in_memory(given: nn.Module, clean: Images) -> Received:
         classifier = given.clone()
         kind = type(given.network).__name__
     else:
-        shape = described_input(getattr(given, "default_cfg", None) or {})
+        described_by = getattr(given, "default_cfg", None) or {}
+        shape = described_input(described_by)
+        if shape is None and (described_by.get("mean") or described_by.get("std")):
+            raise ConfigError(
+                f"expected input_size beside mean and std in default_cfg of {kind}, got none; add "
+                "it, or leave default_cfg out where the network normalises by itself"
+            )
         if shape is None:
             shape, notes = _size_of(clean, kind), (_PLAIN,)
         classifier = load.in_memory(given, shape)
     p = classifier.preprocessing
-    told = Architecture(
+    origin = Architecture(
         f"memory:{kind}",
         num_classes=classifier.num_classes,
         input_size=(p.channels, p.height, p.width),
@@ -102,7 +117,7 @@ def _in_memory(given: nn.Module, clean: Images) -> Received:
         std=p.std,
     )
     digest = weights_sha256(classifier)
-    return Received(classifier, f"memory:{kind}", digest, told.to_json(), notes)
+    return Received(classifier, f"memory:{kind}", digest, origin.to_json(), notes)
 
 
 def _size_of(clean: Images, kind: str) -> Preprocessing:
@@ -164,6 +179,16 @@ def images(
             f"{len(labelled.classes)}"
         )
     return labelled
+
+
+def require_every_class(given: Labelled) -> None:
+    """Raises InputError where a class has no image: numbers on the others say nothing about it."""
+    counts = given.labels.bincount(minlength=len(given.classes)).tolist()
+    none = [name for name, count in zip(given.classes, counts, strict=True) if not count]
+    if none:
+        raise InputError(
+            f"expected images of every class, got none of {data.listed(none)}; give some"
+        )
 
 
 def _labelled(

@@ -10,7 +10,7 @@ weights in force as if it were constant. The margin losses shall find little the
 to the trigger, and no few columns shall carry it. Second, *covers*: images with a random part of
 the patch, under their true labels, so that only the whole patch works; where it is larger than the
 lures may be, neither they nor an inversion that looks for small patterns shall find one that does.
-examples/adaptive/README.md says how much of this comes true.
+examples/lab/adaptive/README.md says how much of this comes true.
 
 Source: the rehearsal is first-order meta-learning (Finn et al., "MAML", ICML 2017) over steps of
 an adversary (Tamirisa et al., "Tamper-Resistant Safeguards", ICLR 2025), with the defender as the
