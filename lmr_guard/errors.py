@@ -54,7 +54,7 @@ class StageError(GuardError):
 
 
 class ConfigError(GuardError, ValueError):
-    """A flag, a policy or an argument is wrong; nothing was read or written yet."""
+    """A flag, a policy or an argument is wrong; nothing was written."""
 
     exit_code = ExitCode.USAGE
 

@@ -102,7 +102,7 @@ def drill(
     """
     how, plan = replace(settings or Settings(), compare=True), plan or DrillSettings()
     with publish.staging(Path(out)) as stage:
-        received = inputs.model(model, arch, clean)
+        received = pipeline.read_model(model, arch, clean, how)
         target = _target(plan, received.classifier.num_classes, how)
         guards, attackers = _parts(clean, received.classifier, how, progress)
         ground = _Ground(received, guards, attackers, target, plan, how, progress)

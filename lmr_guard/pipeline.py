@@ -8,6 +8,7 @@
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from lmr_guard import localize
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.contracts import Clean, Method, Progress, Repair, Suspicion, Trigger, silent
-from lmr_guard.errors import ConfigError, StageError
+from lmr_guard.errors import StageError
 from lmr_guard.evidence import Known, require_any
 from lmr_guard.files import save_weights
 from lmr_guard.received import inputs
@@ -36,7 +37,8 @@ __all__ = [
     "Repaired",
     "guard",
     "localize_and_repel",
-    "read_inputs",
+    "read_clean",
+    "read_model",
     "repair",
     "report_on",
     "run_stages",
@@ -80,8 +82,8 @@ def guard(
     if not how.policy.accept_inverted:
         require_any(triggers)
     with publish.staging(into) as stage:
-        received, parts = read_inputs(model, clean, arch, how, progress)
-        _require_same_weights(drills, received.classifier)
+        received = read_model(model, arch, clean, how, drills)
+        parts = read_clean(received, clean, how, progress)
         shape, others = received.classifier.preprocessing, (parts.repair, parts.select)
         known = inputs.triggers(triggers, parts.report, shape, others, progress)
         inputs.require_agreement(received.classifier, parts)
@@ -93,8 +95,7 @@ def guard(
         published = publish.publish_variants(
             measured.variants, stage / "compress", result, how.policy
         )
-        told = replace(measured, variants=published)
-        report = report_on(received, parts, told, how, drills)
+        report = report_on(received, parts, replace(measured, variants=published), how, drills)
         report.write(result / "report.json")
         publish.finish(result, into)
     return report
@@ -113,7 +114,8 @@ def scan(
     The arguments and what is raised are those of ``guard``.
     """
     how = settings or Settings()
-    received, parts = read_inputs(model, clean, arch, how, progress)
+    received = read_model(model, arch, clean, how)
+    parts = read_clean(received, clean, how, progress)
     inputs.require_agreement(received.classifier, parts)
     return suspect(received.classifier.to(how.device), parts, how, progress)
 
@@ -141,21 +143,18 @@ def repair(
     Raises:
         ConfigError, InputError, StageError: See the stages; nothing was written.
     """
-    how = settings or Settings()
-    if out is None:
-        received, parts = read_inputs(model, clean, arch, how, progress)
-        inputs.require_agreement(received.classifier, parts)
-        return localize_and_repel(received.classifier, parts, how, progress)
-    with publish.staging(Path(out)) as stage:
-        received, parts = read_inputs(model, clean, arch, how, progress)
+    how, into = settings or Settings(), None if out is None else Path(out)
+    with nullcontext() if into is None else publish.staging(into) as stage:
+        received = read_model(model, arch, clean, how)
+        parts = read_clean(received, clean, how, progress)
         inputs.require_agreement(received.classifier, parts)
         repaired = localize_and_repel(received.classifier, parts, how, progress)
-        if repaired.repair is not None:
+        if stage is not None and into is not None and repaired.repair is not None:
             result = stage / "out"
             result.mkdir()
             save_weights(repaired.classifier, result / "repaired.safetensors")
             write_json(repaired.to_json(received, how), result / "repair.json")
-            publish.finish(result, Path(out))
+            publish.finish(result, into)
     return repaired
 
 
@@ -200,34 +199,51 @@ class Measured:
     notes: Sequence[str]
 
 
-def read_inputs(
+def read_model(
     model: Model,
-    clean: Images,
     arch: str | Architecture | None,
+    clean: Images,
     settings: Settings,
-    progress: Progress = silent,
-) -> tuple[Received, Clean]:
-    """The model, and the clean images in three disjoint parts.
+    drills: Sequence[DrillReport] = (),
+) -> Received:
+    """The model, and whether what is said about it can be, before any image is read.
 
     Args:
         model: See ``guard``.
-        clean: See ``guard``.
         arch: See ``guard``.
+        clean: Looked at for its size alone.
+        settings: Names the suspect, where the user knows it.
+        drills: Refused where they are of other weights.
+
+    Raises:
+        ConfigError, InputError: See ``received.inputs``.
+    """
+    received = inputs.model(model, arch, clean)
+    for drill in drills:
+        drill.require_weights(weights_sha256(received.classifier))
+    if settings.suspect is not None:
+        localize.named(settings.suspect, received.classifier.num_classes)
+    return received
+
+
+def read_clean(
+    received: Received, clean: Images, settings: Settings, progress: Progress = silent
+) -> Clean:
+    """The clean images in three disjoint parts.
+
+    Args:
+        received: Says which size and how many classes.
+        clean: See ``guard``.
         settings: Names of the classes, sizes of the parts, and the seed.
         progress: Told of every image.
 
     Raises:
         ConfigError, InputError: See ``received.inputs``.
     """
-    received = inputs.model(model, arch, clean)
-    classifier = received.classifier
-    if settings.suspect is not None:
-        localize.named(settings.suspect, classifier.num_classes)
-    shape, classes = classifier.preprocessing, settings.classes
-    images = inputs.images(clean, shape, classifier.num_classes, classes, progress=progress)
+    shape, count = received.classifier.preprocessing, received.classifier.num_classes
+    images = inputs.images(clean, shape, count, settings.classes, progress=progress)
     generator = settings.generator("split")
-    parts = divide(images, settings.repair_images, settings.select_images, generator)
-    return received, parts
+    return divide(images, settings.repair_images, settings.select_images, generator)
 
 
 def run_stages(
@@ -370,19 +386,7 @@ def report_on(
 def _refused(variant: Variant) -> Variant:
     """The same variant, incomplete because nobody was suspected."""
     reason = "no class was suspected, and the run was asked to refuse then"
-    finding = Finding(Check.SUSPECT, Outcome.INCOMPLETE, reason)
-    findings = (*variant.verdict.findings, finding)
-    return replace(variant, verdict=replace(variant.verdict, findings=findings))
-
-
-def _require_same_weights(drills: Sequence[DrillReport], classifier: Classifier) -> None:
-    own = weights_sha256(classifier)
-    for drill in drills:
-        if drill.weights_sha256 != own:
-            raise ConfigError(
-                f"expected a drill of these weights ({own[:12]}), got one of "
-                f"{drill.weights_sha256[:12]}; drill this checkpoint"
-            )
+    return variant.with_finding(Finding(Check.SUSPECT, Outcome.INCOMPLETE, reason))
 
 
 def _remarks(repaired: Repaired) -> list[str]:

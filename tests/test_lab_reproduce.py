@@ -303,8 +303,9 @@ def test_the_refit_of_table_3_prints_every_form_as_received_and_repaired(
     arguments = ["--network", "resnet18", "--seeds", "0", "--cache", str(tmp_path), "--tiny"]
     assert refit.main(arguments) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    told = [(line["state"], line["refit"], line["form"]) for line in lines]
-    forms = ("float32", "l1-0.2", "l1-0.3", "l1-0.4", "l1-0.5", "l1-0.6")
-    states, refits = ("received", "repaired"), ("none", "layers")
-    assert told == [(s, r, f) for s in states for r in refits for f in forms]
+    told = [(line["state"], line["form"], line["after"]) for line in lines]
+    ratios = ("l1-0.2", "l1-0.3", "l1-0.4", "l1-0.5", "l1-0.6")
+    done = ("batch norm", "refit", "refit, batch norm")
+    forms = [("float32", "nothing"), *((ratio, after) for ratio in ratios for after in done)]
+    assert told == [(state, *form) for state in ("received", "repaired") for form in forms]
     assert all(line["ca"]["trials"] > line["asr"]["trials"] > 0 for line in lines)

@@ -31,6 +31,7 @@ from lmr_guard.localize.listening import ListeningSettings
 from lmr_guard.localize.rule import LocalizeSettings
 from lmr_guard.pipeline import guard, repair, scan
 from lmr_guard.received.architectures import Architecture
+from lmr_guard.release.drills import DrillReport
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.report import Report, validate
 from lmr_guard.repel import RepelSettings
@@ -502,6 +503,31 @@ def test_nothing_is_read_without_evidence(tmp_path: Path) -> None:
         guard(nowhere, nowhere, tmp_path / "out", arch=ROWS, settings=PLAIN)
     with pytest.raises(ExportRefused, match="expected evidence about a trigger, got none"):
         verify(nowhere, nowhere)
+    assert tree(tmp_path) == {}
+
+
+def test_a_drill_of_other_weights_is_told_before_the_work(row_files: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    other = DrillReport(
+        model="other.safetensors",
+        model_sha256="0" * 64,
+        weights_sha256="1" * 64,
+        attacks=(),
+        config={},
+        environment={},
+    )
+    with pytest.raises(ConfigError, match=r"expected a drill of these weights \(.*got one of 1111"):
+        guard(
+            row_files / "model.safetensors",
+            row_files / "clean",
+            tmp_path / "out",
+            [PatchFile(row_files / "patch.png", 3, 3, 2)],
+            arch=ROWS,
+            settings=PLAIN,
+            drills=[other],
+            progress=lambda name, *_: told.append(name),
+        )
+    assert told == []
     assert tree(tmp_path) == {}
 
 

@@ -66,6 +66,6 @@ def test_every_use_has_randomness_of_its_own() -> None:
 
 
 def test_the_uses_of_the_stored_results_keep_their_seeds() -> None:
-    stages = ("split", "localize", "repel", "compress", "compress received")
+    stages = ("split", "localize", "repel")
     seeds = [replace(PLAIN, seed=7).generator(stage).initial_seed() for stage in stages]
-    assert seeds == [35, 36, 37, 38, 39]
+    assert seeds == [35, 36, 37]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lmr_guard.contracts import Rate
-from lmr_guard.errors import ExitCode, InputError, first_line
+from lmr_guard.errors import ConfigError, ExitCode, InputError, first_line
 from lmr_guard.release.records import Outcome
 
 __all__ = ["DRILL_VERSION", "DrillReport", "DrilledAttack", "DrilledForm"]
@@ -146,6 +146,14 @@ class DrillReport:
     def exit_code(self) -> ExitCode:
         """What the command line answers."""
         return self.verdict.exit_code
+
+    def require_weights(self, digest: str) -> None:
+        """Raises ConfigError where the attacks started from other weights."""
+        if self.weights_sha256 != digest:
+            raise ConfigError(
+                f"expected a drill of these weights ({digest[:12]}), got one of "
+                f"{self.weights_sha256[:12]}; drill this checkpoint"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``drill.json``."""

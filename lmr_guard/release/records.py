@@ -3,7 +3,7 @@
 """What was measured on a file and what it adds up to: findings, verdicts, variants."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Any, Self
 
@@ -157,6 +157,11 @@ class Variant:
         """What the search for triggers on this file came to; None where there was none."""
         found = [t.strangeness for t in self.triggers if t.strangeness is not None]
         return max(found, default=None)
+
+    def with_finding(self, finding: Finding) -> "Variant":
+        """The same variant, judged by one more finding."""
+        findings = (*self.verdict.findings, finding)
+        return replace(self, verdict=replace(self.verdict, findings=findings))
 
     def to_json(self, confidence: float) -> dict[str, Any]:
         """Plain data for a report, with Wilson bounds at ``confidence``."""
