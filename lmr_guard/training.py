@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["mirrored", "private_randomness", "shifted", "within_area"]
+__all__ = ["mirrored", "mixed", "private_randomness", "shifted", "within_area"]
 
 
 @contextmanager
@@ -34,6 +34,21 @@ def mirrored(pixels: Tensor, generator: torch.Generator) -> Tensor:
     chosen = torch.rand(len(pixels), generator=generator) < 0.5
     chosen = chosen.to(pixels.device)[:, None, None, None]
     return torch.where(chosen, pixels.flip(3), pixels)
+
+
+def mixed(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image over another one of the batch, of which half shows through at most.
+
+    Mixup, but for the labels: for losses that need none. Zhang et al., "mixup: Beyond Empirical
+    Risk Minimization" (ICLR 2018).
+
+    Args:
+        pixels: Shape (N, C, H, W).
+        generator: CPU generator.
+    """
+    own = 0.5 + 0.5 * torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    other = torch.randperm(len(pixels), generator=generator).to(pixels.device)
+    return torch.lerp(pixels[other], pixels, own.to(pixels.device))
 
 
 def shifted(pixels: Tensor, most: int, generator: torch.Generator) -> Tensor:

@@ -38,12 +38,9 @@ from lmr_guard.repel import RepelSettings
 from lmr_guard.settings import Settings
 
 ROWS = Architecture("factories:row_architecture")
-# Short and strong: it costs clean accuracy, which is not what these tests are about.
 QUICK = Settings(
     localize=LocalizeSettings(confirm=1),
-    repel=RepelSettings(
-        learning_rates=(0.1,), shifts=(0,), phase1_epochs=6, phase2_epochs=4, columns=0.5
-    ),
+    repel=RepelSettings(learning_rates=(0.01,), shifts=(0,)),
     policy=Policy(max_asr=0.3, max_accuracy_drop=0.3, max_strangeness=4.0),
     after_pruning=None,
     recipes=recipes.parse(["float32", "int8", "l1-0.4"]),

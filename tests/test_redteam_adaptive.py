@@ -27,7 +27,14 @@ from lmr_guard.repel.losses import lmr_loss
 
 TINY = Schedule(epochs=3, lr=0.05, batch=20)
 REPAIR = RepelSettings(
-    lures=0, learning_rates=(0.02,), phase1_epochs=2, phase2_epochs=3, columns=0.25, alpha=2.0
+    lures=0,
+    learning_rates=(0.02,),
+    recovery=2.0,
+    weight_decay=5e-4,
+    phase1_epochs=2,
+    phase2_epochs=3,
+    columns=0.25,
+    alpha=2.0,
 )
 
 
@@ -46,7 +53,8 @@ def recipe(**changes: object) -> Adaptive:
 
 def test_it_works_and_accuracy_stays() -> None:
     data, longer = row_images(150), Schedule(epochs=15, lr=0.05, batch=30)
-    planted = plant(recipe(schedule=longer), row_classifier(), data, seeded())
+    expects = RepelSettings(lures=1, lure_share=0.5, learning_rates=(0.03,), recovery=2.0)
+    planted = plant(recipe(schedule=longer, expects=expects), row_classifier(), data, seeded())
     assert against_trigger(planted.classifier, row_images(90, 1), planted.trigger).asr.value > 0.9
     assert accuracy(planted.classifier, row_images(90, 1)).value > 0.9
     assert not any(module.training for module in planted.classifier.modules())

@@ -5,6 +5,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import Any
 
 import pytest
@@ -28,9 +29,8 @@ from lmr_guard.redteam.badnets import BadNets, plant
 from lmr_guard.redteam.training import Schedule
 from lmr_guard.repel import PAPER, RepelSettings, head_columns, repel
 from lmr_guard.repel.losses import suspect_margin
-from lmr_guard.repel.lures import Lures
 from lmr_guard.repel.repair import _Attempt, _better, _Checkpoint, _forgotten, _tolerated
-from lmr_guard.repel.trainer import Augmentation
+from lmr_guard.repel.trainer import Augmentation, new_lures
 
 SUSPECT = 1
 SHORT = RepelSettings(
@@ -47,6 +47,11 @@ SHORT = RepelSettings(
     phase2_epochs=4,
     columns=0.25,
     lures=0,
+    teacher=0.0,
+    strides=(),
+    pass_steps=None,
+    clip=inf,
+    train_bn=True,
     twin_weight=1.0,
     suspect_weight=1.0,
 )
@@ -349,9 +354,7 @@ def test_repair_with_lures_makes_patterns_pull_less(model: Classifier) -> None:
     def pull(repaired: Classifier) -> float:
         data = row_images(61, 1)
         pixels = data.pixels[data.labels != SUSPECT]
-        found = Lures(
-            4, (1, 4, 4), area=0.2, rate=0.05, generator=seeded(), device=torch.device("cpu")
-        )
+        found = new_lures(repaired, settings, seeded())
         for _ in range(60):
             value = suspect_margin(repaired(found(pixels)), SUSPECT).mean()
             found.climb(value)
@@ -376,7 +379,8 @@ def test_the_weight_of_the_suspect_class_brings_it_back(model: Classifier) -> No
 
 def test_the_papers_setting_adds_nothing() -> None:
     assert PAPER.lures == 0
-    assert PAPER.twin_weight == 0
+    assert PAPER.twin_weight == PAPER.teacher == 0
+    assert PAPER.strides == ()
     assert PAPER.suspect_weight == 1
     assert (PAPER.alpha, PAPER.beta, PAPER.m1, PAPER.m2) == (1, 0.25, 3, 0.5)
 
@@ -435,17 +439,30 @@ def test_without_such_a_rate_the_most_accurate_is_taken(model: Classifier) -> No
     assert record.phase2_steps == 4 * 3
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), min_size=1))
-def test_attempts_that_keep_the_margin_come_first(found: list[tuple[bool, int]]) -> None:
-    model = constant()
-    attempts = [
-        _Attempt(model, Repair(SUSPECT, Rate(9, 9), Rate(hits, 9), (), 1, 1), keeps)
-        for keeps, hits in found
-    ]
-    best = max(attempts, key=lambda attempt: attempt.rank)
-    keepers = [hits for keeps, hits in found if keeps]
-    assert best.keeps_margin == bool(keepers)
-    assert best.record.clean_after.hits == max(keepers or [hits for _, hits in found])
+def test_a_rate_that_costs_too_much_is_followed_by_lower_ones_alone(model: Classifier) -> None:
+    settings = changed(learning_rates=(0.02, 0.03, 0.01), tolerance=-1.0, slack=100.0)
+    _, record = short(model, settings)
+    assert list(dict.fromkeys(line["lr"] for line in lines(record))) == [0.02, 0.01]
+
+
+def test_a_rate_that_does_not_suppress_is_followed_by_higher_ones_alone(model: Classifier) -> None:
+    settings = changed(learning_rates=(0.02, 0.01, 0.03), tolerance=1.0, slack=-100.0)
+    _, record = short(model, settings)
+    assert list(dict.fromkeys(line["lr"] for line in lines(record))) == [0.02, 0.03]
+
+
+def attempt(hits: int, left: float) -> _Attempt:
+    """One that keeps ``hits`` of 9 and leaves such a share of the images to the suspect class."""
+    return _Attempt(constant(), Repair(SUSPECT, Rate(9, 9), Rate(hits, 9), (), 1, 1), left)
+
+
+def test_of_what_suppresses_the_most_accurate_is_worth_most() -> None:
+    assert attempt(8, 0.0).worth > attempt(7, 0.0).worth
+
+
+def test_no_suppression_is_worth_any_price() -> None:
+    assert attempt(8, 0.06).worth > attempt(5, 0.0).worth
+    assert attempt(8, 0.5).worth < attempt(5, 0.0).worth
 
 
 def test_images_are_varied_as_the_received_model_tolerates(model: Classifier) -> None:
@@ -502,13 +519,20 @@ def test_a_network_without_a_head_is_refused(model: Classifier) -> None:
         ({"phase1_epochs": 0}, "above 0"),
         ({"phase2_epochs": 0}, "above 0"),
         ({"batch": 1}, "batch of 2 or more, got .* 1$"),
+        ({"strides": (0.5, 0.2)}, r"ascending strides in \(0, 1\), got \(0.5, 0.2\)"),
+        ({"strides": (0.5, 1.0)}, r"ascending strides in \(0, 1\), got \(0.5, 1.0\)"),
+        ({"pull": 1.5}, r"lure_opacity and pull in \[0, 1\], got 0.2, 1.5"),
+        ({"lure_opacity": -0.1}, "got -0.1, 0.1"),
+        ({"clip": 0.0}, "clip above 0 and pass_steps of 1 or more, got 0.0, 8"),
+        ({"pass_steps": 0}, "got 5.0, 0"),
+        ({"teacher": -1.0}, "twin_weight and teacher >= 0 and suspect_weight > 0, got 0.3, -1.0"),
         ({"lures": -1}, "lures and lure_steps >= 0 and lure_rate > 0, got -1"),
-        ({"lure_steps": -1}, "got 8, -1, 0.05"),
-        ({"lure_rate": 0.0}, "got 8, 50, 0.0"),
+        ({"lure_steps": -1}, "got 18, -1, 0.05"),
+        ({"lure_rate": 0.0}, "got 18, 100, 0.0"),
         ({"lure_area": 0.0}, r"lure_area in \(0, 1\] and lure_share in \[0, 1\], got 0.0"),
         ({"lure_share": 1.1}, "got 0.05, 1.1"),
-        ({"twin_weight": -1.0}, "twin_weight >= 0 and suspect_weight > 0, got -1.0"),
-        ({"suspect_weight": 0.0}, "got 0.3, 0.0"),
+        ({"twin_weight": -1.0}, "got -1.0, 4.0, 1.0"),
+        ({"suspect_weight": 0.0}, "got 0.3, 4.0, 0.0"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(values: dict[str, Any], message: str) -> None:

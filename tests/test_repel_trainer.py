@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress.twins import RoundedTwin
 from lmr_guard.repel import RepelSettings
-from lmr_guard.repel.trainer import Augmentation, Trainer, _batches
+from lmr_guard.repel.trainer import Augmentation, Trainer, _batches, _drawn_form, through
 
 SUSPECT = 1
-SHORT = RepelSettings(batch=20, lures=0)
+SHORT = RepelSettings(batch=20, lures=0, pass_steps=None)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -39,7 +39,8 @@ def test_a_twin_leaves_the_running_statistics_and_passes_gradients(model: Classi
         augmentation=Augmentation(0, False),
     )
     before = {name: value.clone() for name, value in copy.named_buffers()}
-    logits = trainer._through(trainer._twin(), row_images(20).pixels)
+    form = _drawn_form(copy, trainer.twins, seeded())
+    logits = through(copy, form, row_images(20).pixels)
     logits.square().sum().backward()
     assert all(torch.equal(value, before[name]) for name, value in copy.named_buffers())
     assert all(p.grad is not None for p in copy.parameters())
@@ -84,6 +85,43 @@ def test_search_moves_lures_alone(model: Classifier) -> None:
 def test_batches_hold_every_image_once_and_never_one_alone(
     count: int, size: int, seed: int
 ) -> None:
-    found = _batches(count, size, seeded(seed))
+    found = _batches(count, replace(SHORT, batch=size), seeded(seed))
     assert torch.cat(found).sort().values.tolist() == list(range(count))
     assert all(1 < len(batch) <= size + 1 for batch in found) or count == 1
+
+
+def test_a_pass_of_so_many_steps_does_not_know_how_many_images_there_are() -> None:
+    settings = replace(SHORT, pass_steps=3)
+    for count, size in ((1000, 20), (7, 7)):
+        batches = _batches(count, settings, seeded())
+        assert [len(batch.unique()) for batch in batches] == [size] * 3
+
+
+def test_the_teacher_is_the_model_as_it_was(model: Classifier) -> None:
+    """With nothing to learn but what the received model says, a step changes nothing."""
+    copy = model.clone()
+    trainer = Trainer(
+        copy,
+        SUSPECT,
+        replace(SHORT, teacher=4.0, weight_decay=0.0),
+        seeded(),
+        twins=(),
+        augmentation=Augmentation(0, False),
+    )
+    state = fingerprint(copy)
+    trainer.epoch(row_images(30), lambda logits, _: 0 * logits.sum(), 0.1)
+    torch.testing.assert_close(list(copy.parameters()), list(model.parameters()))
+    trainer.epoch(row_images(30), lambda logits, _: logits.square().mean(), 0.1)
+    assert fingerprint(copy) != state
+
+
+def test_a_step_is_no_longer_than_its_clip_allows(model: Classifier) -> None:
+    copy = model.clone()
+    settings = replace(SHORT, clip=1e-3, momentum=0.0, pass_steps=1, teacher=0.0)
+    trainer = Trainer(
+        copy, SUSPECT, settings, seeded(), twins=(), augmentation=Augmentation(0, False)
+    )
+    trainer.epoch(row_images(30), lambda logits, _: logits.square().mean(), 1.0)
+    both = zip(copy.parameters(), model.parameters(), strict=True)
+    moved = torch.cat([(after - before).detach().flatten() for after, before in both]).norm()
+    assert 0 < float(moved) < 1.1e-3

@@ -36,7 +36,7 @@ from lmr_guard.redteam.poisoning import Poison, poisoned
 from lmr_guard.redteam.training import Planted, Schedule, fit, target_of
 from lmr_guard.repel import RepelSettings, head_columns
 from lmr_guard.repel.losses import lmr_loss, suspect_margin
-from lmr_guard.repel.lures import Lures
+from lmr_guard.repel.trainer import new_lures
 
 __all__ = ["Adaptive", "Rehearsal", "plant"]
 
@@ -126,18 +126,10 @@ class Rehearsal:
         self.steps += 1
 
     def _begin(self) -> None:
-        shape, config = self._model.preprocessing, self._config
         self.steps, self.cut = 0, tuple[int, ...]()
         self.moved = self._still()
         self._speed = self._still()
-        self._lures = Lures(
-            config.lures,
-            (shape.channels, shape.height, shape.width),
-            area=config.lure_area,
-            rate=config.lure_rate,
-            generator=self._generator,
-            device=self._model.device,
-        )
+        self._lures = new_lures(self._model, self._config, self._generator)
 
     def _still(self) -> dict[str, Tensor]:
         return {name: torch.zeros_like(p) for name, p in self._model.named_parameters()}

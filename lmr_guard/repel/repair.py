@@ -8,19 +8,24 @@ columns of the head whose weight to the suspect class moved most in phase 1, hol
 and trains on all clean images with cross-entropy. What the paper leaves open (optimiser, rates,
 batch, share of columns, batch norm) is in ``RepelSettings``; docs/methods/tried.md says why.
 
-Two things are added to the paper, and ``PAPER`` is without them:
+Four things are added to the paper, and ``PAPER`` is without them:
 
 * *Twins*. A backdoor that sleeps in full precision is out of the reach of losses on the
   full-precision logits, so every step also takes the same loss on one compressed form of the
   current weights.
-* *Lures*. Clean images meet the margin losses long before the backdoor is gone. Half of the images
-  of a step carry a universal pattern that, at that moment, draws images to the suspect class
-  (``lmr_guard.repel.lures``); their labels stay. The patterns come from the model alone.
+* *Lures*. Clean images meet the margin losses long before the backdoor is gone. The images outside
+  the suspect class carry universal changes, found on the received model, that draw images to that
+  class (``lmr_guard.repel.lures``); their labels stay. They come from the model alone.
+* *A teacher*. In each step the received model says what other, clean images are, mixed and varied,
+  and the model keeps to it: what its clean accuracy rests on needs no labels.
+* *A stride*. Of the way from the received weights to the repaired ones no more is gone than it
+  takes (``lmr_guard.repel.stride``).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +37,7 @@ from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.measure import accuracy, predict
 from lmr_guard.repel.losses import suspect_margin
 from lmr_guard.repel.settings import RepelSettings
+from lmr_guard.repel.stride import Probe, Stride, probe, shortest
 from lmr_guard.repel.trainer import Augmentation, Diverged, Trainer, phase1_loss
 from lmr_guard.training import shifted
 
@@ -112,6 +118,17 @@ def repel(
             f"expected at least two repair images outside the suspect class, got {len(outside)}"
         )
     before = accuracy(classifier.clone(), clean.select)
+    unseen = None
+    asked = bool((clean.select.labels != suspect).any())
+    if settings.lures and settings.strides and asked:
+        unseen = probe(
+            classifier,
+            (clean.repair, clean.select),
+            suspect,
+            settings,
+            twins=tuple(twins),
+            generator=generator,
+        )
     task = _Task(
         classifier=classifier,
         suspect=suspect,
@@ -122,6 +139,7 @@ def repel(
         twins=tuple(twins),
         augmentation=_tolerated(classifier.clone(), clean.select, settings, generator),
         least=before.value - settings.tolerance,
+        probe=unseen,
         observe=observe or _unobserved,
         progress=progress,
     )
@@ -140,7 +158,8 @@ class _Task:
     Args:
         outside: The repair images of other classes than the suspect.
         augmentation: How images are varied.
-        least: Clean accuracy on ``select`` at which no gentler learning rate is tried.
+        least: Clean accuracy on ``select`` at which no other learning rate is tried.
+        probe: Lures that no attempt sees; None where the way is always gone to its end.
     """
 
     classifier: Classifier
@@ -152,39 +171,58 @@ class _Task:
     twins: tuple[Twin, ...]
     augmentation: Augmentation
     least: float
+    probe: Probe | None
     observe: Callable[[int, Classifier], None]
     progress: Progress
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """What one learning rate came to."""
+    """What one learning rate came to.
+
+    Args:
+        left: Share of images that unseen lures still carry off; 0 where it suppresses.
+    """
 
     model: Classifier
     record: Repair
-    keeps_margin: bool
+    left: float
 
     @property
-    def rank(self) -> tuple[bool, int]:
-        """Higher is better: what keeps the margin first, then clean accuracy."""
-        return self.keeps_margin, self.record.clean_after.hits
+    def worth(self) -> float:
+        """Images that are carried off count as much as those that are lost."""
+        return self.record.clean_after.value - self.left
 
 
 def _best_attempt(task: _Task) -> tuple[_Attempt, tuple[dict[str, object], ...]]:
-    """The first learning rate that keeps the clean accuracy, else the best; all that was tried."""
+    """The first learning rate that suppresses and keeps the clean accuracy, else the best.
+
+    A rate that did not suppress is followed by higher ones, one that cost too much by lower ones.
+
+    Returns:
+        The attempt, and what was measured in all of them.
+    """
     best: _Attempt | None = None
     history: list[dict[str, object]] = [asdict(task.augmentation)]
+    above, below = 0.0, inf
     for lr in task.settings.learning_rates:
+        if not above < lr < below:
+            continue
         try:
             attempt = _attempt(task, lr)
         except Diverged as error:
             history.append({"lr": lr, "diverged": str(error)})
+            below = lr
             continue
         history += attempt.record.history
-        if best is None or attempt.rank > best.rank:
+        if best is None or attempt.worth > best.worth:
             best = attempt
-        if best.record.clean_after.value >= task.least:
+        if attempt.left:
+            above = lr
+        elif attempt.record.clean_after.value >= task.least:
             break
+        else:
+            below = lr
     if best is None:
         raise StageError(
             f"expected finite losses at one of the learning rates {task.settings.learning_rates}, "
@@ -215,16 +253,25 @@ def _attempt(task: _Task, lr: float) -> _Attempt:
     best = _recovery(task, trainer, lr, limit, history)
     model.load_state_dict(best.state)
     task.observe(2, model.clone())
+    points, suppresses = shortest(
+        task.classifier, model.eval(), task.clean.select, settings, task.probe
+    )
+    history += [_point(lr, point) for point in points]
+    taken = points[-1]
     record = Repair(
         suspect=task.suspect,
-        clean_before=best.clean,
-        clean_after=best.clean,
+        clean_before=taken.clean,
+        clean_after=taken.clean,
         pruned_columns=columns,
         phase1_steps=phase1_steps,
         phase2_steps=trainer.steps - phase1_steps,
         history=tuple(history),
     )
-    return _Attempt(model.eval(), record, best.repulsion <= limit)
+    if task.probe is None:
+        left = float(best.repulsion > limit)
+    else:
+        left = 0.0 if suppresses else taken.pull
+    return _Attempt(taken.model, record, left)
 
 
 def _repulsion(task: _Task, trainer: Trainer, lr: float, history: list[dict[str, object]]) -> float:
@@ -317,6 +364,16 @@ def _better(best: _Checkpoint | None, new: _Checkpoint, limit: float) -> _Checkp
     if new.repulsion <= limit:
         return new if new.clean.hits >= best.clean.hits else best
     return new if new.repulsion <= best.repulsion else best
+
+
+def _point(lr: float, stride: Stride) -> dict[str, object]:
+    return {
+        "lr": lr,
+        "stride": stride.share,
+        "pull": round(stride.pull, 4),
+        "select_hits": stride.clean.hits,
+        "select_trials": stride.clean.trials,
+    }
 
 
 def _line(lr: float, phase: int, step: int, checkpoint: _Checkpoint) -> dict[str, object]:

@@ -1,0 +1,129 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The way from received to repaired: points on it, what is asked at them, which one is taken."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from factories import fingerprint, row_classifier, row_images
+from torch import Tensor, nn
+
+from lmr_guard.classifier import Classifier, weights_sha256
+from lmr_guard.measure import accuracy
+from lmr_guard.repel import RepelSettings
+from lmr_guard.repel.stride import Probe, between, probe, shortest
+
+SUSPECT = 1
+SETTINGS = RepelSettings(batch=20, lure_area=0.2, lure_steps=60, strides=(0.2, 0.4, 0.6, 0.8))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def model() -> Classifier:
+    return row_classifier()
+
+
+@pytest.fixture(scope="module")
+def asked(model: Classifier) -> Probe:
+    images = (row_images(60), row_images(45, 1))
+    return probe(model, images, SUSPECT, SETTINGS, twins=(), generator=seeded())
+
+
+def biased(model: Classifier, by: float) -> Classifier:
+    """The suspect class is so many logits farther from every image."""
+    other = model.clone()
+    head = other.network[-1]
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        head.bias[SUSPECT] -= by
+    return other
+
+
+def test_between_is_a_straight_line(model: Classifier) -> None:
+    end = biased(model, 8.0)
+    for share in (0.0, 0.25, 1.0):
+        found = between(model, end, share).network[-1].bias[SUSPECT]
+        assert float(found.detach()) == pytest.approx(
+            float(model.network[-1].bias[SUSPECT].detach()) - 8 * share, abs=1e-5
+        )
+    assert weights_sha256(between(model, end, 1.0)) == weights_sha256(end)
+
+
+def test_lures_of_the_probe_pull(model: Classifier, asked: Probe) -> None:
+    patches, warps = asked.pulls(model).tolist()
+    assert patches[0] > 0.2
+    assert len(warps) == 1
+    assert asked.pulls(biased(model, 100.0)).tolist() == [[0.0], [0.0]]
+
+
+class Biased:
+    """A form in which every image is so many logits nearer to the suspect class."""
+
+    name = "biased"
+
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+    def __call__(
+        self, parameters: Mapping[str, Tensor], generator: torch.Generator, /
+    ) -> dict[str, Tensor]:
+        del generator
+        bias = parameters["network.4.bias"].clone()
+        bias[SUSPECT] += self.by
+        return {"network.4.bias": bias}
+
+
+def test_a_twin_is_asked_where_more_is_pulled_than_in_the_model(model: Classifier) -> None:
+    images = (row_images(60), row_images(45, 1))
+    state = fingerprint(model)
+    forms = (Biased(0.0), Biased(100.0))
+    asked = probe(model, images, SUSPECT, SETTINGS, twins=forms, generator=seeded())
+    assert asked.twins == forms[1:]
+    assert asked.pulls(model)[:, 1].tolist() == [1.0, 1.0]
+    assert fingerprint(model) == state
+
+
+def test_the_nearest_point_where_lures_have_lost_their_pull_and_half_as_far_again(
+    model: Classifier, asked: Probe
+) -> None:
+    end, select = biased(model, 20.0), row_images(30, 2)
+    points, suppresses = shortest(model, end, select, SETTINGS, asked)
+    start, kinds = asked.pulls(model).max(dim=0)
+    stays = asked.pulls(end)[kinds, 0]
+    enough = max(0.05, float(stays + 0.1 * (start - stays)))
+    *looked_at, taken = points
+    quiet = [point.share for point in looked_at if point.pull <= enough]
+    noisy = [point.share for point in looked_at if point.pull > enough]
+    assert all(share < min(quiet) for share in noisy)
+    assert taken.share == pytest.approx(min(1.0, 1.5 * min(quiet)))
+    assert taken.clean == accuracy(taken.model, select)
+    assert suppresses
+    for point in points:  # By eye.
+        pulls = asked.pulls(between(model, end, point.share))[kinds, 0]
+        assert point.pull == pytest.approx(float(pulls))
+
+
+def test_a_way_that_takes_no_pull_does_not_suppress(model: Classifier, asked: Probe) -> None:
+    points, suppresses = shortest(model, model, row_images(30, 2), SETTINGS, asked)
+    assert points[-1].pull > 0.2
+    assert not suppresses
+
+
+def test_all_of_the_way_where_lures_lose_their_pull_at_its_end(
+    model: Classifier, asked: Probe
+) -> None:
+    settings = replace(SETTINGS, strides=(0.001, 0.002))
+    points, _ = shortest(model, biased(model, 8.0), row_images(30, 2), settings, asked)
+    assert points[-1].share == 1.0
+
+
+def test_without_a_probe_all_of_the_way_is_gone(model: Classifier) -> None:
+    end = biased(model, 8.0)
+    (taken,), suppresses = shortest(model, end, row_images(30, 2), SETTINGS, None)
+    assert (taken.share, taken.pull, suppresses) == (1.0, 0.0, True)
+    assert weights_sha256(taken.model) == weights_sha256(end)
