@@ -19,7 +19,7 @@ tried here, so a receipt is no verdict. Verify the compressed file before it shi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
@@ -31,6 +31,7 @@ from lmr_guard.measure import predict, right
 from lmr_guard.pipeline import Repaired, localize_and_repel
 from lmr_guard.received.parts import check_agreement
 from lmr_guard.release.policy import Policy
+from lmr_guard.repel import RepelSettings
 from lmr_guard.settings import Settings
 
 __all__ = ["Guarded", "Receipt", "RepairHook", "pre_prune", "pre_quantize"]
@@ -239,6 +240,21 @@ pre_quantize = RepairHook("pre_quantize", _settings("float32", "int8"))
 """Before INT8: looks at the model as received and with its weights rounded."""
 
 pre_prune = RepairHook(
-    "pre_prune", _settings("float32", "l1-0.2", "l1-0.3", "l1-0.4", "l1-0.5", "l1-0.6")
+    "pre_prune",
+    replace(
+        _settings("float32", "l1-0.2", "l1-0.3", "l1-0.4", "l1-0.5", "l1-0.6"),
+        repel=RepelSettings(
+            strides=(),
+            train_bn=True,
+            twin_weight=1.0,
+            learning_rates=(0.03, 0.01, 0.003),
+            phase2_epochs=12,
+        ),
+    ),
 )
-"""Before channel pruning: looks at the model as received and at L1 prunings of 0.2 to 0.6."""
+"""Before channel pruning: looks at the model as received and at L1 prunings of 0.2 to 0.6.
+
+It repairs more strongly than the guard does and goes all of the way: whoever cuts elsewhere,
+without a refit, and takes batch norm statistics anew, wakes what a gentle repair has only
+suppressed.
+"""

@@ -44,7 +44,7 @@ def drilled(honest: Path) -> dict[str, Any]:
     """A drill with one attack that is awake, in the float variant alone."""
     before = tree(honest)
     arguments = ["--arch", DIGITS, "--clean", f"{honest / 'clean'}", "--out", f"{honest / 'out'}"]
-    arguments += ["--attack", "badnets", "--target", "3", "--epochs", "8"]
+    arguments += ["--attack", "badnets", "--target", "3", "--epochs", "12"]
     arguments += ["--variants", "float32", "--threads", "1", "--device", "cpu"]
     code = main(["drill", f"{honest / 'model.safetensors'}", *arguments])
     document: dict[str, Any] = json.loads((honest / "out" / "drill.json").read_text())

@@ -6,15 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from factories import fingerprint, row_classifier, row_images
+from factories import digits_classifier, fingerprint, row_classifier, row_images
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Clean
+from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError, StageError
+from lmr_guard.evidence import Patch
 from lmr_guard.localize import listening
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.localize.listening import ListeningSettings
 from lmr_guard.measure import against_pattern
+from lmr_guard.redteam.badnets import BadNets, plant
+from lmr_guard.redteam.training import Schedule
 from lmr_guard.release.policy import Policy
 
 QUICK = ListeningSettings(inversion=InversionSettings(steps=12, batch=2))
@@ -24,16 +27,19 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_a_backdoor_listens(badnets_network: Classifier, digits: Clean) -> None:
-    found = listening.listen(
-        badnets_network, digits.report, ListeningSettings(), seeded(), limit=2.0
-    )
-    assert found.target == 3
+def test_a_backdoor_listens(attacker_digits: Labelled, digits: Clean) -> None:
+    """Class 5, which a digit with a square at the lower right does not resemble."""
+    square = Patch(torch.ones(1, 4, 4), 11, 11, "white square", target=5)
+    schedule = Schedule(epochs=12, lr=0.1, batch=64, shift=1)
+    recipe = BadNets(trigger=square, rate=0.1, schedule=schedule)
+    network = plant(recipe, digits_classifier(4), attacker_digits, seeded(4)).classifier
+    found = listening.listen(network, digits.report, ListeningSettings(), seeded(), limit=2.0)
+    assert found.target == 5
     assert found.strangeness > Policy().max_strangeness
-    assert (found.pattern.target, found.pattern.name.partition("@")[2]) == (3, "itself")
+    assert (found.pattern.target, found.pattern.name.partition("@")[2]) == (5, "itself")
     # The strange search and its repeats, and one in each other space.
     assert 4 <= len(found.evidence) <= 5
-    rate = against_pattern(badnets_network, digits.report, found.pattern).asr
+    rate = against_pattern(network, digits.report, found.pattern).asr
     assert rate.lower() > 0.3
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lmr_guard import repel
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Clean, Rate
 from lmr_guard.demo import digits
@@ -58,7 +57,6 @@ class Situation:
         return replace(
             own,
             localize=rule.LocalizeSettings(confirm=2, repeats=1),
-            repel=repel.RepelSettings(phase1_epochs=4, phase1_minimum=4, phase2_epochs=8),
         )
 
 
