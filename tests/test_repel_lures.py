@@ -80,8 +80,10 @@ def test_every_pattern_is_met() -> None:
     assert len(kinds) >= 3  # what a warp makes of an even image is that image
 
 
-@pytest.mark.parametrize("kinds", [(4, 0, 0), (0, 4, 0), (2, 2, 2)])
-def test_climbing_draws_images_to_the_class_within_the_bounds(kinds: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(("kinds", "most"), [((4, 0, 0), 1.0), ((0, 4, 0), 0.5), ((2, 2, 2), 0.5)])
+def test_climbing_draws_images_to_the_class_within_the_bounds(
+    kinds: tuple[int, int, int], most: float
+) -> None:
     """A classifier of bright rows: brightening the suspect's row is what pulls."""
     model, data = row_classifier(), row_images(60)
     pixels = data.pixels[data.labels != 1]
@@ -93,7 +95,7 @@ def test_climbing_draws_images_to_the_class_within_the_bounds(kinds: tuple[int, 
     start = float(pull().detach())
     for _ in range(60):
         found.climb(pull())
-    assert float(pull().detach()) > start + 0.5
+    assert float(pull().detach()) > start + most
     assert bool((found.mask.flatten(1).mean(dim=1) <= found.areas + 1e-5).all())
     assert found.areas.tolist()[:2] == pytest.approx([0.2, 0.6][: len(found.mask)])
     for pattern in (found.pattern, found.veil):
