@@ -19,10 +19,11 @@ from lmr_guard.errors import ConfigError, StageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from onnx import ModelProto
+    from onnx import GraphProto, ModelProto
 
 __all__ = ["quantize", "rounded"]
 
+_LIKELY = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -31,6 +32,7 @@ def quantize(source: Path, destination: Path, calibration: Labelled, recipe: Int
 
     Weights are rounded to scale = absmax / 127 of each output channel, activations by the
     smallest and largest value seen on the calibration images (MinMax), which run on the CPU.
+    A softmax or sigmoid at the end stays in float.
     Nothing is cached: ONNX Runtime would take another model's ranges without a word.
 
     Args:
@@ -139,11 +141,11 @@ def _quantize_static(prepared: Path, written: Path, calibration: Labelled, recip
 
     count = min(len(calibration), recipe.calibration_images)
     images = calibration.subset(torch.arange(count) * len(calibration) // count)
-    name = onnx.load(prepared, load_external_data=False).graph.input[0].name
+    graph = onnx.load(prepared, load_external_data=False).graph
     quantize_static(
         prepared,
         written,
-        _Reader(name, images),
+        _Reader(graph.input[0].name, images),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         reduce_range=recipe.reduce_range,
@@ -151,8 +153,18 @@ def _quantize_static(prepared: Path, written: Path, calibration: Labelled, recip
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
         calibration_providers=["CPUExecutionProvider"],
+        nodes_to_exclude=_likelihoods(graph),
         extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
     )
+
+
+def _likelihoods(graph: "GraphProto") -> list[str]:
+    """Names of the nodes that turn logits into probabilities at the very end.
+
+    In steps of 1/128 many a class would lead together with another.
+    """
+    ends = {value.name for value in graph.output}
+    return [n.name for n in graph.node if n.op_type in _LIKELY and ends & set(n.output)]
 
 
 def _require_int8(prepared: Path, written: Path) -> None:

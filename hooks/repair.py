@@ -29,6 +29,7 @@ from lmr_guard.contracts import Clean, Method, Progress, Rate, silent
 from lmr_guard.hooks.kinds import Model, as_classifier, same_kind
 from lmr_guard.measure import predict, right
 from lmr_guard.pipeline import Repaired, localize_and_repel
+from lmr_guard.received.ending import understood
 from lmr_guard.received.parts import check_agreement
 from lmr_guard.release.policy import Policy
 from lmr_guard.repel import RepelSettings
@@ -168,9 +169,9 @@ class RepairHook:
         logits = predict(classifier, clean.select)
         check_agreement(logits, clean.select)
         before = right(logits, clean.select)
-        repaired = localize_and_repel(classifier, clean, how, progress)
+        repaired = localize_and_repel(understood(classifier, clean.select), clean, how, progress)
         receipt = self._receipt(repaired, before, weights_sha256(model), how)
-        return Guarded(same_kind(repaired.classifier, model), receipt)
+        return Guarded(same_kind(repaired.classifier.as_received(), model), receipt)
 
     def hook(
         self,

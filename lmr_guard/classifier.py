@@ -5,13 +5,26 @@
 import copy
 import hashlib
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lmr_guard.errors import InputError
 
-__all__ = ["Classifier", "Preprocessing", "find_head", "weights_sha256"]
+__all__ = [
+    "Classifier",
+    "Ending",
+    "Kind",
+    "Preprocessing",
+    "bare",
+    "find_head",
+    "scale_head",
+    "weights_sha256",
+]
+
+Kind = Literal["logits", "log-probabilities", "probabilities", "sigmoids"]
+"""What a network puts out: ``probabilities`` of a softmax, ``sigmoids`` of one class each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,30 +49,66 @@ class Preprocessing:
     resize: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """What makes logits of usual size of that which a network puts out.
+
+    Args:
+        kind: What it puts out.
+        unit: What its logits are divided by, a power of two.
+        head_unit: What the weights and the bias of its head were divided by, a power of two, so
+            that a step of training changes them as it would those of any other head.
+    """
+
+    kind: Kind = "logits"
+    unit: float = 1.0
+    head_unit: float = 1.0
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Logits (N, K), of softmax outputs up to a constant in each row, of a network's outputs.
+
+        What lies outside of what float32 tells from 0 and 1 is taken to stand at the border.
+        """
+        floats = torch.finfo(outputs.dtype)
+        if self.kind == "probabilities":
+            outputs = outputs.clamp_min(floats.tiny).log()
+        elif self.kind == "sigmoids":
+            outputs = outputs.clamp(floats.tiny, 1 - floats.eps).logit()
+        return outputs if self.unit == 1 else outputs / self.unit
+
+
 class Classifier(nn.Module):
     """Pixels in [0, 1] to logits; the normalisation lives in here and nowhere else.
 
     Args:
-        network: Normalised images (N, C, H, W) to logits (N, K). Kept by reference.
+        network: Normalised images (N, C, H, W) to outputs (N, K). Kept by reference.
         preprocessing: Size and normalisation.
         num_classes: K.
+        ending: What its outputs are; None takes them for logits. See ``received.ending``.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing, num_classes: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        num_classes: int,
+        ending: Ending | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.preprocessing = preprocessing
         self.num_classes = num_classes
+        self.ending = ending or Ending()
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (N, K), float32, of pixels (N, C, H, W)."""
-        logits: Tensor = self.network(self.normalise(pixels))
-        return logits.float()
+        outputs: Tensor = self.network(self.normalise(pixels))
+        return self.ending.logits(outputs.float())
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """What the network sees of pixels (N, C, H, W)."""
@@ -80,6 +129,31 @@ class Classifier(nn.Module):
         twin = copy.deepcopy(self)
         return twin.eval().requires_grad_(True)
 
+    def as_received(self) -> "Classifier":
+        """A clone that puts out what the network does, in the units that it was received in."""
+        twin = self.clone()
+        twin.ending = Ending()
+        scale_head(twin, self.ending.head_unit)
+        return twin
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The network of a ``Classifier`` with the weights that the user holds; else the model."""
+    if not isinstance(model, Classifier):
+        return model
+    return model.network if model.ending.head_unit == 1 else model.as_received().network
+
+
+def scale_head(classifier: Classifier, factor: float) -> None:
+    """Multiply weights and bias of the head, in place. Raises InputError where there is none."""
+    if factor == 1:
+        return
+    _, head = find_head(classifier, classifier.example(), classifier.num_classes)
+    with torch.no_grad():
+        for values in (head.weight, head.bias):
+            if values is not None:
+                values.mul_(factor)
+
 
 def weights_sha256(model: nn.Module) -> str:
     """Digest of names, dtypes, shapes and bytes of a state dict, in name order.
@@ -87,9 +161,8 @@ def weights_sha256(model: nn.Module) -> str:
     A ``Classifier`` is digested by its network, so that the digest is the one of the bare
     weights that the user holds.
     """
-    network = model.network if isinstance(model, Classifier) else model
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(bare(model).state_dict().items()):
         data = tensor.detach().cpu().contiguous()
         digest.update(f"{name}:{data.dtype}:{tuple(data.shape)};".encode())
         digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -13,7 +13,7 @@ from typing import IO
 
 from torch import nn
 
-from lmr_guard.classifier import Classifier
+from lmr_guard.classifier import bare
 from lmr_guard.errors import InputError, StageError
 
 __all__ = ["Artifact", "atomic", "require_file", "save_weights", "sha256_of"]
@@ -94,7 +94,8 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Bare weights as safetensors, complete at their place or not at all.
 
     Args:
-        model: A ``Classifier``, of which the network inside is saved, or any network.
+        model: A ``Classifier``, of which the network inside is saved as the user holds it, or any
+            network.
         path: Replaced where it exists.
 
     Raises:
@@ -102,7 +103,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """
     from safetensors.torch import save
 
-    network = model.network if isinstance(model, Classifier) else model
-    weights = {k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}
+    held = bare(model).state_dict()
+    weights = {k: v.detach().cpu().clone().contiguous() for k, v in held.items()}
     with atomic(path) as file:
         file.write(save(weights))

@@ -105,6 +105,7 @@ def drill(
         received = pipeline.read_model(model, arch, clean, how)
         target = _target(plan, received.classifier.num_classes, how)
         guards, attackers = _parts(clean, received.classifier, how, progress)
+        received = inputs.understood(received, guards)
         ground = _Ground(received, guards, attackers, target, plan, how, progress)
         result = stage / "out"
         result.mkdir()
@@ -218,9 +219,7 @@ def _parts(
         images.classes,
     )
     own = settings.generator("split", "guard")
-    parts = divide(guards, settings.repair_images, settings.select_images, own)
-    inputs.require_agreement(classifier, parts)
-    return parts, first.repair
+    return divide(guards, settings.repair_images, settings.select_images, own), first.repair
 
 
 def _planted(name: str, ground: _Ground) -> Planted:

@@ -61,8 +61,7 @@ def guard(
     """Repair, compress, audit and publish one model, or refuse.
 
     Args:
-        model: A checkpoint that somebody else trained, or a network in memory; not touched. See
-            ``received.inputs``.
+        model: A checkpoint or a network in memory; not touched. See ``received.inputs``.
         clean: A folder that holds one folder of clean images per class, or images and labels.
         out: Appears complete, with report.json and what was published, or not at all.
         triggers: What to audit with; no stage but ``verify`` sees them.
@@ -86,7 +85,7 @@ def guard(
         parts = read_clean(received, clean, how, progress)
         shape, others = received.classifier.preprocessing, (parts.repair, parts.select)
         known = inputs.triggers(triggers, parts.report, shape, others, progress)
-        inputs.require_agreement(received.classifier, parts)
+        received = inputs.understood(received, parts)
         measured = run_stages(
             received.classifier, parts, known, folder=stage, settings=how, progress=progress
         )
@@ -116,7 +115,7 @@ def scan(
     how = settings or Settings()
     received = read_model(model, arch, clean, how)
     parts = read_clean(received, clean, how, progress)
-    inputs.require_agreement(received.classifier, parts)
+    received = inputs.understood(received, parts)
     return suspect(received.classifier.to(how.device), parts, how, progress)
 
 
@@ -147,8 +146,9 @@ def repair(
     with nullcontext() if into is None else publish.staging(into) as stage:
         received = read_model(model, arch, clean, how)
         parts = read_clean(received, clean, how, progress)
-        inputs.require_agreement(received.classifier, parts)
+        received = inputs.understood(received, parts)
         repaired = localize_and_repel(received.classifier, parts, how, progress)
+        repaired = replace(repaired, classifier=repaired.classifier.as_received())
         if stage is not None and into is not None and repaired.repair is not None:
             result = stage / "out"
             result.mkdir()

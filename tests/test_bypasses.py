@@ -129,12 +129,22 @@ def test_logits_that_are_no_numbers_are_not_a_pass(tmp_path: Path) -> None:
     assert_withheld(variant, path)
 
 
-def test_probabilities_are_not_logits(tmp_path: Path) -> None:
-    body = "flat = Flatten(pixels) y = MatMul(flat, W) logits = Softmax<axis=1>(y)"
-    path = write_onnx(tmp_path / "m.onnx", body)
+def test_probabilities_that_are_rounded_to_a_draw_are_not_a_pass(tmp_path: Path) -> None:
+    # Whoever reads the first of two leading classes sees no attack, whoever reads the last does.
+    body = """
+        flat = Flatten(pixels) y = MatMul(flat, W) far = Mul(y, Far) logits = Sigmoid(far)"""
+    weights = "float[4,3] W = {1,1,0, 0,1,1, 0,0,1, 0,0,0}, float Far = {1000}"
+    path = write_onnx(tmp_path / "m.onnx", body, weights=weights)
     variant = judged(path)
+    assert variant.clean_accuracy == Rate(300, 300)
     assert outcome(variant, "logits") is INCOMPLETE
     assert_withheld(variant, path)
+
+
+def test_probabilities_that_tell_the_classes_apart_pass(tmp_path: Path) -> None:
+    body = "flat = Flatten(pixels) y = MatMul(flat, W) logits = Softmax<axis=1>(y)"
+    variant = judged(write_onnx(tmp_path / "m.onnx", body))
+    assert outcome(variant, "logits") is Outcome.PASS
 
 
 def test_a_model_that_throws_dice_is_not_a_pass(tmp_path: Path) -> None:

@@ -111,6 +111,9 @@ def test_the_commands_make_repair_and_show(
     for _ in range(2):  # What is there is not done again.
         assert lab.main(["repair", *shared, "--images", "60", "--out", f"{out}"]) == 0
     assert len(out.read_text("utf-8").splitlines()) == 2
+    ended = ["--ending", "softmax"]
+    assert lab.main(["repair", *shared, *ended, "--images", "60", "--out", f"{out}"]) == 0
+    assert json.loads(out.read_text("utf-8").splitlines()[-1])["ending"] == "softmax"
     capsys.readouterr()
     assert lab.main(["show", "--results", f"{tmp_path}"]) == 0
     assert MEMBER.name in capsys.readouterr().out
@@ -118,6 +121,16 @@ def test_the_commands_make_repair_and_show(
         lab.main(["repair", *shared, "--only", "nobody", "--out", f"{out}"])
         == ConfigError.exit_code
     )
+
+
+def test_another_ending_is_the_same_network() -> None:
+    plain = Classifier(NETWORKS["plain_cnn"](), strong.CIFAR10, 10).eval()
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = plain(pixels)
+        assert torch.allclose(lab.ended(plain, "softmax")(pixels), logits.softmax(dim=1))
+        assert torch.allclose(lab.ended(plain, "x1000")(pixels), 1000 * logits, rtol=1e-4)
+        assert torch.equal(plain(pixels), logits)
 
 
 def test_the_guard_says_what_it_would_publish(data: Path, tmp_path: Path) -> None:

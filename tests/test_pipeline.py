@@ -3,32 +3,37 @@
 """The verbs in their order, on real files: what is published is what was measured."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from factories import (
     fingerprint,
     flat_architecture,
     guard_digits,
     row_classifier,
+    row_images,
     same,
     tree,
     weights_file,
 )
 from pinned_reports import outline, pinned
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Clean, Progress, silent
 from lmr_guard.errors import ConfigError, ExportRefused, StageError
-from lmr_guard.evidence import PatchFile
+from lmr_guard.evidence import Patch, PatchFile
 from lmr_guard.files import sha256_of
 from lmr_guard.foreign import verify
 from lmr_guard.localize.listening import ListeningSettings
 from lmr_guard.localize.rule import LocalizeSettings
+from lmr_guard.onnxfile.predictor import OnnxPredictor
 from lmr_guard.pipeline import guard, repair, scan
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.release.drills import DrillReport
@@ -103,6 +108,59 @@ def rows(
         progress=progress,
     )
     return report.to_json()
+
+
+# --- what networks put out ----------------------------------------------------------------------
+
+
+class _Ended(nn.Module):
+    """A network and what is done to its logits at the very end."""
+
+    def __init__(self, network: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return self.function(logits)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=1)
+
+
+def _times_1000(logits: Tensor) -> Tensor:
+    return logits * 1000
+
+
+@pytest.mark.parametrize("function", [_softmax, _times_1000])
+def test_a_network_of_other_outputs_fares_as_the_plain_one(
+    tmp_path: Path, function: Callable[[Tensor], Tensor]
+) -> None:
+    plain = row_classifier()
+    other = Classifier(_Ended(plain.network, function), plain.preprocessing, 3)
+    images, corner = row_images(600, seed=2), Patch(torch.ones(1, 1, 1), 3, 3, "corner", 1)
+    lenient = Policy(require=("float32",), max_asr=0.99, max_accuracy_drop=0.99)
+    labels = recipes.parse(["float32", "int8", "l1-0.4"])
+    config = replace(REPAIRED, recipes=labels, policy=lenient)
+    ours, theirs = (
+        guard(model, images, tmp_path / f"{model is other}", [corner], settings=config)
+        for model in (other, plain)
+    )
+    assert [v.name for v in ours.variants] == [v.name for v in theirs.variants]
+    for mine, his in zip(ours.variants, theirs.variants, strict=True):
+        assert mine.clean_accuracy.value == pytest.approx(his.clean_accuracy.value, abs=0.01)
+        assert mine.triggers[0].asr.value == pytest.approx(his.triggers[0].asr.value, abs=0.01)
+        assert mine.verdict.outcome == his.verdict.outcome
+    assert len(ours.notes) == len(theirs.notes) + 1
+    pixels = torch.cat([part for part, _ in images.batches()])
+    outputs = OnnxPredictor(tmp_path / "True" / "float32.onnx")(pixels)
+    logits = OnnxPredictor(tmp_path / "False" / "float32.onnx")(pixels)
+    wanted = function(logits)
+    assert torch.allclose(outputs, wanted, atol=0.02 * float(wanted.abs().max()))
+    repaired = repair(other, images, settings=config).classifier(pixels).detach()
+    assert torch.allclose(repaired, outputs, rtol=1e-3, atol=1e-3)
 
 
 # --- the main job -------------------------------------------------------------------------------

@@ -368,10 +368,12 @@ def test_clean_images_of_any_part_are_no_triggered_ones(tmp_path: Path) -> None:
 def test_agreement_is_asked_of_the_repair_part_and_leaves_the_model_alone() -> None:
     model, right = awkward(), row_images(60)
     wrong = replace(right, labels=(right.labels + 1) % 3)
-    before = fingerprint(model)
-    inputs.require_agreement(model, Clean(right, wrong, wrong))
+    before, given = fingerprint(model), inputs.Received(model, "m", "0", {}, ("one",))
+    found = inputs.understood(given, Clean(right, right, wrong))
+    assert weights_sha256(found.classifier) == weights_sha256(model)
+    assert (found.name, found.sha256, found.notes) == ("m", "0", ("one",))
     with pytest.raises(InputError, match="expected the folders to be the model's classes in its"):
-        inputs.require_agreement(model, Clean(wrong, right, right))
+        inputs.understood(given, Clean(wrong, right, right))
     assert fingerprint(model) == before
 
 

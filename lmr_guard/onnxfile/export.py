@@ -24,23 +24,25 @@ def export_onnx(classifier: Classifier, path: Path, *, tolerance: float = 1e-4) 
     """Writes a classifier as one self-contained ONNX file and checks it against torch.
 
     The file takes ``pixels`` (batch, C, H, W) in [0, 1] with any batch, normalises them itself
-    and yields ``logits`` (batch, K). Nothing of the exporting machine is left in it: the
+    and yields what the received network does (batch, K): ``logits``, or ``probabilities`` where it
+    ends in a softmax or in sigmoids. Nothing of the exporting machine is left in it: the
     exporter's stack traces are removed, which also makes the bytes reproducible.
 
     Args:
         classifier: In eval mode; left as it is.
         path: Written only when everything below holds.
         tolerance: Largest difference between torch and ONNX Runtime (CPU), as a share of the
-            largest logit, on uniform random pixels in batches of 1, 2 and 5.
+            largest output, on uniform random pixels in batches of 1, 2 and 5.
 
     Raises:
         StageError: Train mode, a network that cannot be exported, a graph that decides by what
-            the image shows, logits that differ or are not finite, or a full disk.
+            the image shows, outputs that differ or are not finite, or a full disk.
     """
     if any(module.training for module in classifier.modules()):
         raise StageError("expected a classifier in eval mode, got train mode; call .eval() first")
-    model = classifier.clone().cpu()
-    proto = _trace(model)
+    model = classifier.as_received().cpu()
+    likely = classifier.ending.kind in {"probabilities", "sigmoids"}
+    proto = _trace(model, "probabilities" if likely else "logits")
     found = branches(proto)
     if found:
         raise StageError(
@@ -58,7 +60,7 @@ def export_onnx(classifier: Classifier, path: Path, *, tolerance: float = 1e-4) 
     return Artifact(path, predictor.sha256, predictor.bytes)
 
 
-def _trace(model: Classifier) -> "ModelProto":
+def _trace(model: Classifier, output: str) -> "ModelProto":
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -67,7 +69,7 @@ def _trace(model: Classifier) -> "ModelProto":
                 # A batch of 1 would be frozen into the graph by older exporters.
                 (model.example(2),),
                 input_names=["pixels"],
-                output_names=["logits"],
+                output_names=[output],
                 dynamic_shapes=({0: "batch"},),
                 external_data=False,
                 verbose=False,
@@ -104,5 +106,5 @@ def _require_parity(model: Classifier, predictor: "OnnxPredictor", tolerance: fl
         if not difference <= tolerance * scale:
             raise StageError(
                 f"expected ONNX Runtime within {tolerance:g} of torch at batch {batch}, got "
-                f"a difference of {difference:.3g} at logits up to {scale:.3g}"
+                f"a difference of {difference:.3g} at outputs up to {scale:.3g}"
             )

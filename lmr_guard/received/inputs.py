@@ -10,7 +10,7 @@ triggers      a ``Trigger``; a ``PatchFile`` or ``TriggeredFolder`` that is stil
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from lmr_guard.errors import ConfigError, InputError, described
 from lmr_guard.evidence import Known, PatchFile, Triggered, TriggeredFolder, check
 from lmr_guard.files import sha256_of
 from lmr_guard.measure import predict
-from lmr_guard.received import data, load
+from lmr_guard.received import data, ending, load
 from lmr_guard.received.architectures import Architecture, described_input
 from lmr_guard.received.parts import check_agreement
 
@@ -32,13 +32,14 @@ __all__ = [
     "Received",
     "images",
     "model",
-    "require_agreement",
     "require_every_class",
     "triggers",
+    "understood",
 ]
 
 Model = Path | str | nn.Module
-"""A checkpoint, a ``Classifier``, or a network that maps images (N, C, H, W) to logits (N, K)."""
+"""A checkpoint, a ``Classifier``, or a network that maps images (N, C, H, W) to logits or to
+probabilities (N, K)."""
 
 Images = Path | str | Labelled | tuple[Tensor, Tensor]
 """A folder that holds one per class, or images (N, C, H, W) and their labels (N,)."""
@@ -248,6 +249,18 @@ def _read(item: Known, clean: Labelled, shape: Preprocessing, progress: Progress
     return item
 
 
-def require_agreement(classifier: Classifier, clean: Clean) -> None:
-    """Raises InputError where the images are not of the model's classes, in its order."""
-    check_agreement(predict(classifier.clone(), clean.repair), clean.repair)
+def understood(given: Received, clean: Clean) -> Received:
+    """The model with logits of usual size, once it is seen to recognise the images.
+
+    Args:
+        given: As read; not touched.
+        clean: ``repair`` must be of the model's classes in its order; ``select`` shows what it
+            puts out, see ``ending``.
+
+    Raises:
+        InputError: The images are not of the model's classes, in its order.
+    """
+    check_agreement(predict(given.classifier.clone(), clean.repair), clean.repair)
+    classifier = ending.understood(given.classifier.clone(), clean.select)
+    notes = (*given.notes, *ending.described(classifier.ending))
+    return replace(given, classifier=classifier, notes=notes)

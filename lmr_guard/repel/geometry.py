@@ -122,7 +122,7 @@ def geometry(
     _, head = find_head(model, model.example(), model.num_classes)
     before = _features(model, head, clean, batch)
     after = _features(model, head, triggered, batch)
-    return linear_geometry(before, after, *_parameters(head), suspect)
+    return linear_geometry(before, after, *_parameters(model, head), suspect)
 
 
 def linear_geometry(
@@ -168,17 +168,17 @@ def _flip_share(gaps: Tensor, slopes: Tensor) -> Tensor:
     return earliest.masked_fill(never, torch.inf)
 
 
-def _parameters(head: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """``W``, (K, D), and the bias, (K,), float64, on the CPU."""
+def _parameters(model: Classifier, head: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """``W``, (K, D), and the bias, (K,), float64, on the CPU, in the unit of the logits."""
     weight = head.weight.detach().cpu().double().flatten(1)
     bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().cpu().double()
-    return weight, bias
+    return weight / model.ending.unit, bias / model.ending.unit
 
 
 @torch.no_grad()
 def _features(model: Classifier, head: nn.Linear | nn.Conv2d, pixels: Tensor, batch: int) -> Tensor:
     """``h``: inputs of the head, (N, D), float64, on the CPU. Raises InputError."""
-    weight, bias = _parameters(head)
+    weight, bias = _parameters(model, head)
     inputs: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _head, given: inputs.append(given[0].cpu()))
     features = []
@@ -197,6 +197,8 @@ def _averaged(inputs: Tensor, head: nn.Linear | nn.Conv2d) -> Tensor:
 
 
 def _require_same(own: Tensor, logits: Tensor) -> None:
+    # A constant in a row, as a softmax leaves it, changes no margin.
+    own, logits = (z - z.mean(dim=1, keepdim=True) for z in (own, logits))
     difference = (own - logits).abs().max()
     # Negated, so that what is no number is refused as well.
     if not bool(difference <= _SAME * logits.abs().max()):

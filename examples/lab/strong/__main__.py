@@ -6,6 +6,7 @@
 
     python -m examples.lab.strong make --data DIR --cache DIR
     python -m examples.lab.strong repair --data DIR --cache DIR --method default
+    python -m examples.lab.strong repair --data DIR --cache DIR --ending softmax
     python -m examples.lab.strong ship --data DIR --cache DIR
     python -m examples.lab.strong show
 
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
 from examples.lab.kit import command, strong
 from examples.lab.kit.images import Held
@@ -35,11 +37,12 @@ from examples.lab.kit.provenance import commit, provenance
 from examples.lab.kit.records import Store
 from examples.lab.kit.strong import DEVELOP, STRONG, Strong
 from lmr_guard import pipeline
-from lmr_guard.classifier import Classifier
+from lmr_guard.classifier import Classifier, scale_head
 from lmr_guard.compress import quantize
 from lmr_guard.contracts import Clean
 from lmr_guard.errors import ExitCode
 from lmr_guard.measure import accuracy, against_trigger
+from lmr_guard.received.ending import understood
 from lmr_guard.received.parts import divide
 from lmr_guard.release import verify
 from lmr_guard.release.records import Outcome, Variant
@@ -47,7 +50,17 @@ from lmr_guard.repel import PAPER, RepelSettings, repel
 from lmr_guard.settings import Settings
 from lmr_guard.workshop import Structure, repair_twins
 
-__all__ = ["RESULTS", "main", "repaired", "shipped", "table_of_repairs", "table_of_shipped"]
+__all__ = [
+    "ENDINGS",
+    "RESULTS",
+    "Ended",
+    "ended",
+    "main",
+    "repaired",
+    "shipped",
+    "table_of_repairs",
+    "table_of_shipped",
+]
 
 RESULTS = Path(__file__).parent
 """Where the committed records are."""
@@ -55,6 +68,9 @@ RESULTS = Path(__file__).parent
 _WIDE = 140
 _PARTS: Mapping[str, tuple[Strong, ...]] = {"report": STRONG, "develop": DEVELOP}
 _METHODS: Mapping[str, RepelSettings] = {"default": RepelSettings(), "paper": PAPER}
+ENDINGS: Mapping[str, float] = {"logits": 1.0, "softmax": 1.0, "x0.001": 0.001, "x1000": 1000.0}
+"""Of networks that are otherwise the same: what the weights of the head are multiplied by."""
+
 _REPORTED = 1500
 _DEFAULT = Settings(threads=1)
 
@@ -66,8 +82,40 @@ def defence(member: Strong, images: Held, count: int) -> Clean:
     return Clean(parts.repair, parts.select, images.report)
 
 
+class Ended(nn.Module):
+    """A network whose logits nobody sees: its softmax, or a multiple of them.
+
+    Args:
+        network: Normalised images to logits.
+        ending: A key of ``ENDINGS``.
+    """
+
+    def __init__(self, network: nn.Module, ending: str) -> None:
+        super().__init__()
+        self.network = network
+        self.ending = ending
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Outputs (N, K)."""
+        logits: Tensor = self.network(images)
+        return logits.softmax(dim=1) if self.ending == "softmax" else logits
+
+
+def ended(classifier: Classifier, ending: str) -> Classifier:
+    """The classifier with another ending; a factor is put into the weights of its head."""
+    twin = classifier.clone()
+    scale_head(twin, ENDINGS[ending])
+    return Classifier(Ended(twin.network, ending), twin.preprocessing, twin.num_classes).eval()
+
+
 def repaired(
-    member: Strong, trained: Trained, clean: Clean, *, method: str, code: str | None
+    member: Strong,
+    trained: Trained,
+    clean: Clean,
+    *,
+    method: str,
+    ending: str = "logits",
+    code: str | None,
 ) -> dict[str, Any]:
     """Repel the attacker's class, which is given, and measure both states in two forms.
 
@@ -76,10 +124,11 @@ def repaired(
         trained: The network.
         clean: ``repair`` and ``select`` are all that the repair sees.
         method: Name of the settings.
+        ending: What the network puts out instead of its logits.
         code: The commit.
     """
     settings, generator = Settings(), torch.Generator().manual_seed(0)
-    model = trained.classifier
+    model = understood(ended(trained.classifier, ending), clean.select)
     twins = () if method == "paper" else repair_twins(model, settings.recipes, Structure(model))
     start = process_time()
     after, record = repel(
@@ -87,15 +136,21 @@ def repaired(
     )
     seconds = round(process_time() - start, 1)
     return {
-        "name": f"{member.name} {method}",
+        "name": _named(member, method, ending),
         "member": asdict(member),
         "method": method,
+        "ending": ending,
+        "images": len(clean.repair),
         "seconds": seconds,
         "received": _states(model, clean, trained),
         "repaired": _states(after, clean, trained),
         "history": record.history,
         "environment": provenance(code),
     }
+
+
+def _named(member: Strong, method: str, ending: str) -> str:
+    return f"{member.name} {method}" + ("" if ending == "logits" else f" {ending}")
 
 
 def _states(model: Classifier, clean: Clean, trained: Trained) -> dict[str, Any]:
@@ -184,8 +239,8 @@ def table_of_repairs(records: Sequence[Mapping[str, Any]]) -> Table:
             for state in ("received", "repaired")
             for form in ("float32", "rounded-8")
         )
-        name = record["name"].removesuffix(f" {record['method']}")
-        table.add_row(name, record["method"], *cells, f"{record['seconds']:.0f}")
+        name, *how = record["name"].split(" ")
+        table.add_row(name, " ".join(how), *cells, f"{record['seconds']:.0f}")
     return table
 
 
@@ -234,11 +289,17 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
         if options.command == "ship":
             store.add(shipped(member, trained, clean, code=code))
         else:
-            store.add(repaired(member, trained, clean, method=options.method, code=code))
+            how = {"method": options.method, "ending": options.ending}
+            store.add(repaired(member, trained, clean, **how, code=code))
 
     there = store.names()
-    suffix = f" {options.method}" if options.command == "repair" else ""
-    left = [member for member in members if member.name + suffix not in there]
+    names = {
+        member: _named(member, options.method, options.ending)
+        if options.command == "repair"
+        else member.name
+        for member in members
+    }
+    left = [member for member in members if names[member] not in there]
     return command.do_each(left, work, limit=options.limit_seconds, console=console)
 
 
@@ -268,6 +329,7 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--images", type=int, default=1250, help="that the defender has")
         if name == "repair":
             one.add_argument("--method", choices=tuple(_METHODS), default="default")
+            one.add_argument("--ending", choices=tuple(ENDINGS), default="logits")
     commands.add_parser("show").add_argument("--results", type=Path, default=RESULTS)
     return parser
 
