@@ -29,8 +29,8 @@ from lmr_guard.redteam.badnets import BadNets, plant
 from lmr_guard.redteam.training import Schedule
 from lmr_guard.repel import PAPER, RepelSettings, head_columns, repel
 from lmr_guard.repel.losses import suspect_margin
-from lmr_guard.repel.repair import _Attempt, _better, _Checkpoint, _forgotten, _tolerated
-from lmr_guard.repel.trainer import Augmentation, new_lures
+from lmr_guard.repel.repair import _Attempt, _better, _Checkpoint, _forgotten
+from lmr_guard.repel.trainer import Augmentation, new_lures, tolerated
 
 SUSPECT = 1
 SHORT = RepelSettings(
@@ -469,13 +469,13 @@ def test_images_are_varied_as_the_received_model_tolerates(model: Classifier) ->
     """A row mirrored is the same row; a row moved is another class."""
     data = row_images(60)
     settings = changed(shifts=(2, 1), flip=True)
-    assert _tolerated(model, data, settings, seeded()) == Augmentation(0, True)
-    assert _tolerated(model, data, changed(shifts=(2, 1)), seeded()) == Augmentation(0, False)
-    assert _tolerated(constant(), data, settings, seeded()) == Augmentation(2, True)
+    assert tolerated(model, data, settings, seeded()) == Augmentation(0, True)
+    assert tolerated(model, data, changed(shifts=(2, 1)), seeded()) == Augmentation(0, False)
+    assert tolerated(constant(), data, settings, seeded()) == Augmentation(2, True)
     turned = Labelled(data.images.transpose(2, 3).contiguous(), data.labels, data.classes)
     columns = model.clone()
     columns.network = nn.Sequential(Transpose(), model.network)
-    assert _tolerated(columns, turned, settings, seeded()) == Augmentation(0, False)
+    assert tolerated(columns, turned, settings, seeded()) == Augmentation(0, False)
 
 
 @pytest.mark.parametrize("suspect", [-1, 3])
@@ -529,8 +529,9 @@ def test_a_network_without_a_head_is_refused(model: Classifier) -> None:
         ({"lures": -1}, "lures and lure_steps >= 0 and lure_rate > 0, got -1"),
         ({"lure_steps": -1}, "got 18, -1, 0.05"),
         ({"lure_rate": 0.0}, "got 18, 100, 0.0"),
-        ({"lure_area": 0.0}, r"lure_area in \(0, 1\] and lure_share in \[0, 1\], got 0.0"),
-        ({"lure_share": 1.1}, "got 0.05, 1.1"),
+        ({"lure_area": 0.0}, r"lure_area in \(0, 1\] and lure_share and rehearsal in \[0, 1\]"),
+        ({"lure_share": 1.1}, "got 0.05, 1.1, 0.2"),
+        ({"rehearsal": -0.1}, "got 0.05, 1.0, -0.1"),
         ({"twin_weight": -1.0}, "got -1.0, 4.0, 1.0"),
         ({"suspect_weight": 0.0}, "got 0.3, 4.0, 0.0"),
     ],

@@ -17,7 +17,8 @@ Four things are added to the paper, and ``PAPER`` is without them:
   the suspect class carry universal changes, found on the received model, that draw images to that
   class (``lmr_guard.repel.lures``); their labels stay. They come from the model alone.
 * *A teacher*. In each step the received model says what other, clean images are, mixed and varied,
-  and the model keeps to it: what its clean accuracy rests on needs no labels.
+  and the model keeps to it: what its clean accuracy rests on needs no labels. Some of them are of
+  the suspect class from the first step on, for what a repair costs is mostly that class.
 * *A stride*. Of the way from the received weights to the repaired ones no more is gone than it
   takes (``lmr_guard.repel.stride``).
 """
@@ -36,16 +37,22 @@ from lmr_guard.contracts import Clean, Labelled, Progress, Rate, Repair, Twin, s
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.measure import accuracy, predict
 from lmr_guard.repel.losses import suspect_margin
+from lmr_guard.repel.lures import Lures
 from lmr_guard.repel.settings import RepelSettings
 from lmr_guard.repel.stride import Probe, Stride, probe, shortest
-from lmr_guard.repel.trainer import Augmentation, Diverged, Trainer, phase1_loss
-from lmr_guard.training import shifted
+from lmr_guard.repel.trainer import (
+    Augmentation,
+    Diverged,
+    Trainer,
+    lures_for,
+    phase1_loss,
+    tolerated,
+)
 
 __all__ = ["head_columns", "repel"]
 
-# Clean accuracy that an augmentation may cost the received model, and how far below what is
-# asked a learning rate may be after a quarter of phase 2 before it is given up.
-_MINDED = 0.02
+# How far below the clean accuracy that is asked a learning rate may be after a quarter of phase 2
+# before it is given up.
 _HOPELESS = 0.1
 
 
@@ -118,17 +125,14 @@ def repel(
             f"expected at least two repair images outside the suspect class, got {len(outside)}"
         )
     before = accuracy(classifier.clone(), clean.select)
-    unseen = None
-    asked = bool((clean.select.labels != suspect).any())
-    if settings.lures and settings.strides and asked:
-        unseen = probe(
-            classifier,
-            (clean.repair, clean.select),
-            suspect,
-            settings,
-            twins=tuple(twins),
-            generator=generator,
-        )
+    unseen = probe(
+        classifier,
+        (clean.repair, clean.select),
+        suspect,
+        settings,
+        twins=tuple(twins),
+        generator=generator,
+    )
     task = _Task(
         classifier=classifier,
         suspect=suspect,
@@ -137,7 +141,10 @@ def repel(
         settings=settings,
         generator=generator,
         twins=tuple(twins),
-        augmentation=_tolerated(classifier.clone(), clean.select, settings, generator),
+        augmentation=tolerated(classifier, clean.select, settings, generator),
+        lures=lures_for(
+            classifier, outside, suspect, settings, twins=tuple(twins), generator=generator
+        ),
         least=before.value - settings.tolerance,
         probe=unseen,
         observe=observe or _unobserved,
@@ -158,6 +165,7 @@ class _Task:
     Args:
         outside: The repair images of other classes than the suspect.
         augmentation: How images are varied.
+        lures: Found on the model as received; None where settings ask for none.
         least: Clean accuracy on ``select`` at which no other learning rate is tried.
         probe: Lures that no attempt sees; None where the way is always gone to its end.
     """
@@ -170,6 +178,7 @@ class _Task:
     generator: torch.Generator
     twins: tuple[Twin, ...]
     augmentation: Augmentation
+    lures: Lures | None
     least: float
     probe: Probe | None
     observe: Callable[[int, Classifier], None]
@@ -241,10 +250,11 @@ def _attempt(task: _Task, lr: float) -> _Attempt:
         task.suspect,
         settings,
         task.generator,
-        twins=task.twins,
+        clean=task.clean.repair,
         augmentation=task.augmentation,
+        twins=task.twins,
+        lures=task.lures,
     )
-    trainer.search(task.outside)
     history: list[dict[str, object]] = []
     limit = _repulsion(task, trainer, lr, history) + settings.slack
     phase1_steps = trainer.steps
@@ -316,24 +326,6 @@ def _recovery(
 def _steps(task: _Task, lr: float) -> tuple[str, int]:
     """What the progress of an attempt is called, and of how many epochs it is."""
     return f"repel at {lr:g}", task.settings.phase1_epochs + task.settings.phase2_epochs
-
-
-def _tolerated(
-    model: Classifier, select: Labelled, settings: RepelSettings, generator: torch.Generator
-) -> Augmentation:
-    """What the received model was evidently trained to tolerate; digits, say, do not mirror."""
-    pixels, labels = select.pixels.to(model.device), select.labels.to(model.device)
-
-    def hits(changed: Tensor) -> int:
-        with torch.no_grad():
-            return sum(
-                int((model(part).argmax(dim=1) == own).sum())
-                for part, own in zip(changed.split(256), labels.split(256), strict=True)
-            )
-
-    least = hits(pixels) - _MINDED * len(select)
-    shift = next((s for s in settings.shifts if hits(shifted(pixels, s, generator)) >= least), 0)
-    return Augmentation(shift, settings.flip and hits(pixels.flip(3)) >= least)
 
 
 def _measure(trainer: Trainer, select: Labelled, suspect: int) -> _Checkpoint:

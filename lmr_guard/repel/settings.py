@@ -29,6 +29,8 @@ class RepelSettings:
         tolerance: Clean accuracy on ``select`` that a learning rate may cost, a fraction.
         teacher: Weight of what the received model says of clean images, mixed and varied, in each
             step; 0 leaves it out.
+        rehearsal: Share of these images that is of the suspect class, beside those that are so by
+            chance: what is repelled from it is not to be forgotten.
         strides: Shares of the way from the received weights to the repaired ones, ascending, in
             (0, 1). Half as far again as the smallest at which unseen lures have lost their pull is
             gone, else all of the way; with none of them it is always all of the way. See
@@ -70,6 +72,7 @@ class RepelSettings:
     recovery: float = 1.0
     tolerance: float = 0.02
     teacher: float = 4.0
+    rehearsal: float = 0.2
     strides: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     pull: float = 0.1
     lures: int = 18
@@ -103,10 +106,11 @@ class RepelSettings:
                 "expected lures and lure_steps >= 0 and lure_rate > 0, got "
                 f"{self.lures}, {self.lure_steps}, {self.lure_rate}"
             )
-        if not (0 < self.lure_area <= 1 and 0 <= self.lure_share <= 1):
+        shares = (self.lure_share, self.rehearsal)
+        if not (0 < self.lure_area <= 1 and 0 <= min(shares) <= max(shares) <= 1):
             raise ConfigError(
-                "expected lure_area in (0, 1] and lure_share in [0, 1], got "
-                f"{self.lure_area}, {self.lure_share}"
+                "expected lure_area in (0, 1] and lure_share and rehearsal in [0, 1], got "
+                f"{self.lure_area}, {self.lure_share}, {self.rehearsal}"
             )
         if not (0 <= self.lure_opacity <= 1 and 0 <= self.pull <= 1):
             raise ConfigError(

@@ -25,7 +25,7 @@ from lmr_guard.contracts import Labelled, Rate, Twin
 from lmr_guard.measure import accuracy
 from lmr_guard.repel.lures import Lures
 from lmr_guard.repel.settings import RepelSettings
-from lmr_guard.repel.trainer import new_lures, search, through
+from lmr_guard.repel.trainer import lures_for, through
 
 __all__ = ["Probe", "Stride", "between", "probe", "shortest"]
 
@@ -105,11 +105,12 @@ def probe(
     *,
     twins: tuple[Twin, ...],
     generator: torch.Generator,
-) -> Probe:
+) -> Probe | None:
     """New lures for the suspect class of a model, and the twins in which they have to be tried.
 
     These are the twins in which they pull more than in the received model with the same statistics:
-    where a backdoor sleeps until the model is compressed. Others follow the model.
+    where a backdoor sleeps until the model is compressed. Others follow the model. None where
+    settings ask for no lures or for all of the way, or nothing can be tried.
 
     Args:
         received: In eval mode; left as it is.
@@ -119,11 +120,16 @@ def probe(
         twins: As for ``repel``.
         generator: CPU generator; its state does not change.
     """
-    model, drawn = received.clone(), generator.clone_state()
     own, tried = images
+    if not settings.strides or not bool((tried.labels != suspect).any()):
+        return None
+    model, drawn = received.clone(), generator.clone_state()
     searched = own.subset(own.labels != suspect)
-    lures = new_lures(model, settings, drawn, _KINDS)
-    search(lures, model, searched, suspect, settings, twins=twins)
+    lures = lures_for(
+        model, searched, suspect, settings, twins=twins, generator=drawn, kinds=_KINDS
+    )
+    if lures is None:
+        return None
     seed = int(torch.randint(2**31, (1,), generator=drawn))
     count = min(len(tried), _IMAGES)
     few = tried.subset(torch.arange(count) * len(tried) // count)

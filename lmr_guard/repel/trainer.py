@@ -4,7 +4,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +21,15 @@ __all__ = [
     "Augmentation",
     "Diverged",
     "Trainer",
+    "lures_for",
     "new_lures",
     "phase1_loss",
-    "search",
     "through",
+    "tolerated",
 ]
+
+# Clean accuracy that an augmentation may cost the received model.
+_MINDED = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,18 @@ class Diverged(StageError):
 
 
 class Trainer:
-    """Steps over a model and its twins, with head columns that can be held at zero."""
+    """Steps over a model and its twins, with head columns that can be held at zero.
+
+    Args:
+        model: As received; trained in place.
+        suspect: ``c``.
+        settings: See ``RepelSettings``.
+        generator: CPU generator of all that is drawn.
+        clean: All repair images, of which the teacher is asked.
+        augmentation: How images are varied.
+        twins: As for ``repel``.
+        lures: Found on the model as received; left as they are.
+    """
 
     def __init__(
         self,
@@ -60,11 +74,14 @@ class Trainer:
         settings: RepelSettings,
         generator: torch.Generator,
         *,
-        twins: tuple[Twin, ...],
+        clean: Labelled,
         augmentation: Augmentation,
+        twins: tuple[Twin, ...] = (),
+        lures: Lures | None = None,
     ) -> None:
         self.model = model
         self.suspect = suspect
+        self.clean = clean
         self.augmentation = augmentation
         self.settings = settings
         self.generator = generator
@@ -78,11 +95,7 @@ class Trainer:
             weight_decay=settings.weight_decay,
         )
         self.teacher = model.clone().requires_grad_(False) if settings.teacher else None
-        self.lures = new_lures(model, settings, generator)
-
-    def search(self, outside: Labelled) -> None:
-        """Lets the lures find what draws images of other classes, on the model and its twins."""
-        search(self.lures, self.model, outside, self.suspect, self.settings, twins=self.twins)
+        self.lures = lures
 
     def freeze_columns(self, head: nn.Linear | nn.Conv2d, columns: tuple[int, ...]) -> None:
         """Zero these input columns now and after every step; the optimiser starts anew."""
@@ -104,18 +117,15 @@ class Trainer:
         pixels = as_pixels(data.images.to(self.model.device))
         pixels = self.augmentation(pixels, self.generator)
         labels = data.labels.to(self.model.device)
-        clean, lured = pixels, self._drawn(labels)
-        if lured.any():
+        lured = self._drawn(labels)
+        if self.lures is not None and lured.any():
             with torch.no_grad():
                 pixels = pixels.index_put((lured,), self.lures(pixels[lured]))
-        taught = self._taught(clean)
-        value = self._value(self.model, pixels, labels, taught, loss)
+        value = self._taught(pixels, labels, loss)
         if self.twins:
             form = _drawn_form(self.model, self.twins, self.generator)
-            twin = partial(through, self.model, form)
-            value = value + self.settings.twin_weight * self._value(
-                twin, pixels, labels, taught, loss
-            )
+            weight = self.settings.twin_weight
+            value = value + weight * loss(through(self.model, form, pixels), labels)
         if not bool(value.isfinite()):
             raise Diverged("loss", self.steps)
         self.optimiser.zero_grad(set_to_none=True)
@@ -125,31 +135,31 @@ class Trainer:
         self._hold()
         self.steps += 1
 
-    def _taught(self, clean: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Clean images one over another, and what the received model says of them."""
-        if self.teacher is None:
-            return None
-        pixels = mixed(clean, self.generator)
-        with torch.no_grad():
-            return pixels, self.teacher(pixels)
-
-    def _value(
-        self,
-        model: Callable[[Tensor], Tensor],
-        pixels: Tensor,
-        labels: Tensor,
-        taught: tuple[Tensor, Tensor] | None,
-        loss: Callable[[Tensor, Tensor], Tensor],
+    def _taught(
+        self, pixels: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        if taught is None:
-            return loss(model(pixels), labels)
-        shown, said = taught
-        logits, own = model(torch.cat([pixels, shown])).split([len(pixels), len(shown)])
+        """The loss, and how far the model is from what the received one says of clean images."""
+        if self.teacher is None:
+            return loss(self.model(pixels), labels)
+        shown = self._rehearsed(len(pixels))
+        with torch.no_grad():
+            said = self.teacher(shown)
+        logits, own = self.model(torch.cat([pixels, shown])).split([len(pixels), len(shown)])
         return loss(logits, labels) + self.settings.teacher * distillation_loss(own, said)
+
+    def _rehearsed(self, count: int) -> Tensor:
+        """Clean images, varied and one over another; a share of them is of the suspect class."""
+        own = (self.clean.labels == self.suspect).nonzero().flatten()
+        chosen = torch.randint(len(self.clean), (count,), generator=self.generator)
+        if len(own):
+            few = round(self.settings.rehearsal * count)
+            chosen[:few] = own[torch.randint(len(own), (few,), generator=self.generator)]
+        pixels = as_pixels(self.clean.images[chosen].to(self.model.device))
+        return mixed(self.augmentation(pixels, self.generator), self.generator)
 
     def _drawn(self, labels: Tensor) -> Tensor:
         """Which images of a step are lured: a random share of those outside the suspect class."""
-        share = self.settings.lure_share if self.settings.lures else 0.0
+        share = 0.0 if self.lures is None else self.settings.lure_share
         chosen = torch.rand(len(labels), generator=self.generator) < share
         return chosen.to(labels.device) & (labels != self.suspect)
 
@@ -158,6 +168,64 @@ class Trainer:
         if self.frozen is not None:
             head, columns = self.frozen
             head.weight[:, list(columns)] = 0
+
+
+def tolerated(
+    classifier: Classifier, select: Labelled, settings: RepelSettings, generator: torch.Generator
+) -> Augmentation:
+    """What the received model was evidently trained to tolerate; digits, say, do not mirror."""
+    model = classifier.clone()
+    pixels, labels = select.pixels.to(model.device), select.labels.to(model.device)
+
+    def hits(changed: Tensor) -> int:
+        with torch.no_grad():
+            return sum(
+                int((model(part).argmax(dim=1) == own).sum())
+                for part, own in zip(changed.split(256), labels.split(256), strict=True)
+            )
+
+    least = hits(pixels) - _MINDED * len(select)
+    shift = next((s for s in settings.shifts if hits(shifted(pixels, s, generator)) >= least), 0)
+    return Augmentation(shift, settings.flip and hits(pixels.flip(3)) >= least)
+
+
+def lures_for(
+    classifier: Classifier,
+    outside: Labelled,
+    suspect: int,
+    settings: RepelSettings,
+    *,
+    twins: tuple[Twin, ...],
+    generator: torch.Generator,
+    kinds: tuple[int, int, int] | None = None,
+) -> Lures | None:
+    """Lures that draw images to the suspect class of a model; None where settings ask for none.
+
+    Args:
+        classifier: What they are searched on, half of the steps in one of its twins; not touched.
+        outside: Images of other classes.
+        suspect: ``c``.
+        settings: How many, how large, and how they are searched.
+        twins: As for ``repel``.
+        generator: CPU generator of their start and of all that is drawn.
+        kinds: How many patches, veils and warps; None makes three parts, patches first.
+    """
+    if not settings.lures:
+        return None
+    model = classifier.clone()
+    lures = new_lures(model, settings, generator, kinds)
+    model.train(settings.train_bn)
+    with private_randomness(generator, model.device):
+        for _ in range(settings.lure_steps):
+            size = min(settings.batch, len(outside))
+            chosen = torch.randperm(len(outside), generator=generator)[:size]
+            lured = lures(as_pixels(outside.images[chosen].to(model.device)))
+            if twins and bool(torch.rand(1, generator=generator) < 0.5):
+                logits = through(model, _drawn_form(model, twins, generator), lured)
+            else:
+                logits = model(lured)
+            lures.climb(suspect_margin(logits, suspect).mean())
+    return lures
 
 
 def new_lures(
@@ -178,42 +246,6 @@ def new_lures(
         generator=generator,
         device=model.device,
     )
-
-
-def search(
-    lures: Lures,
-    model: Classifier,
-    outside: Labelled,
-    suspect: int,
-    settings: RepelSettings,
-    *,
-    twins: tuple[Twin, ...],
-) -> None:
-    """Lets lures find, in place, what draws images to the suspect class.
-
-    Args:
-        lures: From ``new_lures``; their generator draws images and twins.
-        model: What they are searched on, half of the steps in one of its twins.
-        outside: Images of other classes.
-        suspect: ``c``.
-        settings: See ``RepelSettings``.
-        twins: As for ``repel``.
-    """
-    if not len(lures):
-        return
-    generator = lures.generator
-    model.train(settings.train_bn)
-    with private_randomness(generator, model.device):
-        for _ in range(settings.lure_steps):
-            size = min(settings.batch, len(outside))
-            chosen = torch.randperm(len(outside), generator=generator)[:size]
-            lured = lures(as_pixels(outside.images[chosen].to(model.device)))
-            if twins and bool(torch.rand(1, generator=generator) < 0.5):
-                logits = through(model, _drawn_form(model, twins, generator), lured)
-            else:
-                logits = model(lured)
-            lures.climb(suspect_margin(logits, suspect).mean())
-    model.eval()
 
 
 def through(model: Classifier, changed: dict[str, Tensor], pixels: Tensor) -> Tensor:
