@@ -127,7 +127,11 @@ def _silenced_root_logger() -> Iterator[None]:
 def _prepare(source: Path, prepared: Path) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    quant_pre_process(source, prepared)
+    try:
+        quant_pre_process(source, prepared)
+    except Exception:  # noqa: BLE001 - a TypeError, where a GlobalMaxPool stands in the graph
+        # ONNX's own shape inference, which runs all the same, knows more operators.
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
 
 
 def _quantize_static(prepared: Path, written: Path, calibration: Labelled, recipe: Int8) -> None:

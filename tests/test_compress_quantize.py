@@ -10,7 +10,7 @@ import pytest
 import torch
 from factories import write_onnx
 from onnx import numpy_helper
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from lmr_guard.classifier import Classifier, Preprocessing
@@ -182,6 +182,29 @@ def test_attention_is_quantised_without_a_word(
     assert len(integers_of_any(tmp_path / "int8.onnx")) == 6
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
+
+
+class Peaks(nn.Module):
+    """The highest value of each channel, as some fast networks end."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.amax(dim=(2, 3)).flatten(1)
+
+
+def test_a_network_that_ends_in_a_global_maximum_is_quantised(tmp_path: Path) -> None:
+    # ONNX Runtime's symbolic shape inference stops at the reshape behind it.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pooled = nn.AdaptiveMaxPool2d(1)
+        models = [
+            wrap(nn.Sequential(nn.Conv2d(3, 8, 3), *tail, nn.Linear(8, K)))
+            for tail in ([Peaks()], [pooled, nn.Flatten()])
+        ]
+    for number, model in enumerate(models):
+        source, made = tmp_path / f"{number}.onnx", tmp_path / f"{number}-int8.onnx"
+        export_onnx(model, source)
+        quantize(source, made, noise(), Int8())
+        assert len(integers_of_any(made)) == 2
 
 
 def integers_of_any(path: Path) -> list[str]:
