@@ -371,8 +371,10 @@ def test_a_full_disk_is_a_failure_without_traces(place: Path) -> None:
     if "exit code" not in done.stdout:
         pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
     assert "exit code 2" in done.stdout
-    assert "expected room for the result, got a full disk" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    # A slow machine says every 20 seconds what it does.
+    (told,) = [line for line in done.stderr.splitlines() if ": expected " in line]
+    assert "expected room for the result, got a full disk" in told
+    assert "Traceback" not in done.stderr
 
 
 # --- interrupts, faults and the process ---------------------------------------------------------
