@@ -129,7 +129,7 @@ def _prepare(source: Path, prepared: Path) -> None:
 
     try:
         quant_pre_process(source, prepared)
-    except Exception:  # noqa: BLE001 - a TypeError, where a GlobalMaxPool stands in the graph
+    except Exception:  # noqa: BLE001 - a TypeError, where a reshape follows a ReduceMax
         # ONNX's own shape inference, which runs all the same, knows more operators.
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
 

@@ -138,6 +138,24 @@ def row_classifier(make: Callable[[], nn.Module] = row_network, seed: int = 0) -
     return fit_clean(fresh, row_images(150, seed), schedule, generator)
 
 
+class Ended(nn.Module):
+    """A network and a function of its outputs, which no module stands for."""
+
+    def __init__(self, network: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.network(images)
+        return self.function(outputs)
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Over the classes."""
+    return logits.softmax(dim=1)
+
+
 def fingerprint(model: nn.Module) -> dict[str, object]:
     """All that a stage must leave alone: weights, flags, hooks, gradients, global randomness."""
     parameters = dict(model.named_parameters())

@@ -11,18 +11,20 @@ from typing import Any
 import pytest
 import torch
 from factories import (
+    Ended,
     fingerprint,
     flat_architecture,
     guard_digits,
     row_classifier,
     row_images,
     same,
+    softmax,
     tree,
     weights_file,
 )
 from pinned_reports import outline, pinned
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import recipes
@@ -113,33 +115,16 @@ def rows(
 # --- what networks put out ----------------------------------------------------------------------
 
 
-class _Ended(nn.Module):
-    """A network and what is done to its logits at the very end."""
-
-    def __init__(self, network: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.network = network
-        self.function = function
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(images)
-        return self.function(logits)
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    return logits.softmax(dim=1)
-
-
 def _times_1000(logits: Tensor) -> Tensor:
     return logits * 1000
 
 
-@pytest.mark.parametrize("function", [_softmax, _times_1000])
+@pytest.mark.parametrize("function", [softmax, _times_1000])
 def test_a_network_of_other_outputs_fares_as_the_plain_one(
     tmp_path: Path, function: Callable[[Tensor], Tensor]
 ) -> None:
     plain = row_classifier()
-    other = Classifier(_Ended(plain.network, function), plain.preprocessing, 3)
+    other = Classifier(Ended(plain.network, function), plain.preprocessing, 3)
     images, corner = row_images(600, seed=2), Patch(torch.ones(1, 1, 1), 3, 3, "corner", 1)
     lenient = Policy(require=("float32",), max_asr=0.99, max_accuracy_drop=0.99)
     labels = recipes.parse(["float32", "int8", "l1-0.4"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from factories import fingerprint, row_classifier, row_images
+from factories import Ended, fingerprint, row_classifier, row_images, softmax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -26,23 +26,6 @@ from lmr_guard.repel.geometry import geometry
 SELECT = row_images(60, seed=4)
 
 
-class Behind(nn.Module):
-    """A network and a function of its outputs, which no module stands for."""
-
-    def __init__(self, inside: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.inside = inside
-        self.function = function
-
-    def forward(self, images: Tensor) -> Tensor:
-        outputs: Tensor = self.inside(images)
-        return self.function(outputs)
-
-
-def softmax(logits: Tensor) -> Tensor:
-    return logits.softmax(dim=1)
-
-
 def log_softmax(logits: Tensor) -> Tensor:
     return logits.log_softmax(dim=1)
 
@@ -50,7 +33,7 @@ def log_softmax(logits: Tensor) -> Tensor:
 def ended(function: Callable[[Tensor], Tensor]) -> Classifier:
     """The network of rows with a function behind it, its weights those of ``row_classifier``."""
     plain = row_classifier()
-    return Classifier(Behind(plain.network, function), plain.preprocessing, 3).eval()
+    return Classifier(Ended(plain.network, function), plain.preprocessing, 3).eval()
 
 
 def with_head_times(factor: float) -> Classifier:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Translation and mirroring by eye, private randomness, and the projection of masks."""
+"""Translation, mirroring and mixing by eye, private randomness, and the projection of masks."""
 
 import pytest
 import reference
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lmr_guard.training import mirrored, private_randomness, shifted, within_area
+from lmr_guard.training import mirrored, mixed, private_randomness, shifted, within_area
 
 CPU = torch.device("cpu")
 
@@ -151,3 +151,13 @@ def test_masks_fit_and_nothing_nearer_does(seed: int, area: float, scale: float)
 def test_masks_that_fit_stay(seed: int, area: float) -> None:
     mask = area * torch.rand(2, 1, 4, 4, generator=seeded(seed))
     assert torch.equal(within_area(mask, area), mask)
+
+
+def test_of_images_laid_over_one_another_the_upper_one_shows_at_least_half() -> None:
+    pixels = torch.arange(8.0).view(8, 1, 1, 1).expand(-1, 2, 3, 3)
+    got, again = mixed(pixels, seeded(0)), seeded(0)
+    own = 0.5 + 0.5 * torch.rand(8, generator=again)
+    below = torch.randperm(8, generator=again)
+    for image, upper, share, other in zip(got, range(8), own.tolist(), below.tolist(), strict=True):
+        expected = torch.full((2, 3, 3), share * upper + (1 - share) * other)
+        torch.testing.assert_close(image, expected)

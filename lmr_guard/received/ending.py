@@ -10,9 +10,10 @@ returns the same network as a ``Classifier`` whose logits are of the usual kind 
 The size is a temperature, Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017): the
 ``T`` that makes ``softmax(z / T)`` most likely on clean images, with labels smoothed as by Platt,
 "Probabilistic Outputs for Support Vector Machines" (1999), so that it exists where all are right.
-Nine networks of ``examples.lab.strong`` had 1.4 to 2.0, and nothing is done between 0.1 and 10.
-Beyond, logits are divided by the nearest power of ten, or rather by the power of two next to it: a
-division that loses no bit can be taken back, and weights that nobody changed keep their digest.
+Nine networks of ``examples.lab.strong``, looked at by hand, had 1.4 to 2.0; nothing is done from
+0.1 to 10. Beyond, logits are divided by the nearest power of ten, or rather by the power of two
+next to it: a division that loses no bit can be taken back, and weights that nobody changed keep
+their digest.
 """
 
 from math import log2, log10
@@ -31,7 +32,7 @@ __all__ = ["described", "kind_of", "last_function", "temperature", "understood"]
 
 _USUAL = (0.1, 10.0)
 _SUM = 1e-3
-# Powers of two that temperatures are looked for among.
+# Temperatures are looked for among powers of two: steps to a doubling, doublings to each side.
 _FINEST, _WIDEST = 4, 40
 
 
@@ -61,8 +62,8 @@ def described(ending: Ending) -> tuple[str, ...]:
     told = []
     if ending.kind != "logits":
         told.append(
-            f"The network puts out {ending.kind}: it was searched and repaired on their "
-            "logarithms, and the files put out what it did."
+            f"The network puts out {ending.kind}: it was searched and repaired on the logits "
+            "behind them, and the files put out what it did."
         )
     if (factor := ending.unit * ending.head_unit) != 1:
         told.append(

@@ -260,7 +260,8 @@ def understood(given: Received, clean: Clean) -> Received:
     Raises:
         InputError: The images are not of the model's classes, in its order.
     """
-    check_agreement(predict(given.classifier.clone(), clean.repair), clean.repair)
-    classifier = ending.understood(given.classifier.clone(), clean.select)
+    model = given.classifier.clone()
+    check_agreement(predict(model, clean.repair), clean.repair)
+    classifier = ending.understood(model, clean.select)
     notes = (*given.notes, *ending.described(classifier.ending))
     return replace(given, classifier=classifier, notes=notes)

@@ -12,7 +12,7 @@ check                what it looks at                                           
 ``provider``         ONNX Runtime ran where it was asked to                        INCOMPLETE
 ``graph``            nothing in the graph decides by what the image shows          INCOMPLETE
 ``deterministic``    the same images give the same logits twice                    INCOMPLETE
-``logits``           outputs are finite, and a single class leads                  INCOMPLETE
+``logits``           outputs are finite; of probabilities a single one leads       INCOMPLETE
 ``achieved``         compression removed what was asked for                        INCOMPLETE
 ``trials``           enough clean images                                           INCOMPLETE
 ``accuracy``         CA against the model as received, on the same images          FAIL
