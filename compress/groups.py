@@ -140,6 +140,10 @@ class Groups:
         """Units to cut a group: the same share of each, rounded up; one unit always stays."""
         return tuple(min(_up(g.units * ratio), g.units - 1) for g in self.all)
 
+    def share(self, ratio: float) -> int:
+        """How many channels, over all groups, such a share is; no less than was asked for."""
+        return _up(self.channels * ratio)
+
     def cuts(self, state: Mapping[str, Tensor], counts: Sequence[int]) -> tuple[LayerCut, ...]:
         """The ``counts`` weakest units of each group, as the weights stand now."""
         order = self.rank(state)

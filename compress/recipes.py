@@ -21,7 +21,7 @@ __all__ = [
     "with_refit",
 ]
 
-Shares = Literal["calibrated", "uniform"]
+Shares = Literal["calibrated", "damage", "uniform"]
 Refit = Literal["layers", "none"]
 _RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
 
@@ -32,20 +32,24 @@ class PruneL1:
 
     Args:
         ratio: Share of the prunable output channels to cut, in (0, 1).
-        shares: How the ratio is spread over the layers: ``"uniform"``, the same in each, or
-            ``"calibrated"``, searched by simulated annealing on clean images.
+        shares: How the ratio is spread over the layers: ``"damage"``, most where the network minds
+            it least (see ``damage``), ``"uniform"``, the same in each, or ``"calibrated"``,
+            searched by simulated annealing on clean images, as NNI's pruner does it.
         refit: What is done on clean images after the cut: ``"layers"`` refits every layer to what
             it put out in the uncut network, see ``refit``; ``"none"`` leaves the weights.
+        distil: Steps in which a refit network then learns from the uncut one, see ``distil``; 0
+            leaves it as it was refit.
         reestimate_bn: Whether BN statistics are taken anew on clean images where nothing is
-            refit. Candidates of the search for shares are scored with those of their batch.
-        annealing_steps: Candidates that the search scores, > 0. NNI's annealing pruner, which
+            refit. Shares are searched with those of the batch then.
+        annealing_steps: Candidates that calibrated shares score, > 0. NNI's annealing pruner, which
             Tian et al. (TIFS 2022) used, cools from 100 to 20 by 0.9 per step: 16 steps.
-        calibration_images: Images that score a candidate, > 0.
+        calibration_images: Images that score one of them, > 0.
     """
 
     ratio: float
-    shares: Shares = "calibrated"
+    shares: Shares = "damage"
     refit: Refit = "layers"
+    distil: int = 80
     reestimate_bn: bool = True
     annealing_steps: int = 16
     calibration_images: int = 256
@@ -60,6 +64,8 @@ class PruneL1:
             raise ConfigError(f"expected shares in {get_args(Shares)}, got {self.shares!r}")
         if self.refit not in get_args(Refit):
             raise ConfigError(f"expected refit in {get_args(Refit)}, got {self.refit!r}")
+        if self.distil < 0:
+            raise ConfigError(f"expected distil >= 0, got {self.distil}")
         _positive(annealing_steps=self.annealing_steps, calibration_images=self.calibration_images)
 
 
@@ -132,10 +138,16 @@ def parse(labels: Iterable[str], *, refit: Refit = "layers") -> tuple[Recipe, ..
 
 
 def with_refit(recipe: Recipe, refit: Refit) -> Recipe:
-    """The same recipe with another refit; with ``"none"`` it prunes as other tools do."""
+    """The same recipe with another refit; with ``"none"`` it prunes as other tools do.
+
+    Those search for layer shares, where they do, as calibrated ones are.
+    """
     if recipe.prune is None:
         return recipe
-    return replace(recipe, prune=replace(recipe.prune, refit=refit))
+    shares = recipe.prune.shares
+    if refit == "none" and shares == "damage":
+        shares = "calibrated"
+    return replace(recipe, prune=replace(recipe.prune, refit=refit, shares=shares))
 
 
 def to_json(recipe: Recipe) -> dict[str, object]:
@@ -170,8 +182,9 @@ def _step(data: object, kind: str) -> PruneL1 | Int8 | None:
     cls = _STEPS[kind]
     values: dict[str, Any] = _untagged(data, kind, {field.name for field in fields(cls)})
     if cls is PruneL1:
-        # Recipes were written without it before there was a refit.
+        # Recipes were written without these before there were a refit and a distillation.
         values.setdefault("refit", "none")
+        values.setdefault("distil", 0)
     try:
         return cls(**values)
     except TypeError as error:

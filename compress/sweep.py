@@ -9,12 +9,14 @@ import torch
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress import prune
+from lmr_guard.compress.damage import Damage, measured
+from lmr_guard.compress.distil import distilled
 from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import PruneL1, Recipe
 from lmr_guard.compress.refit import refit
 from lmr_guard.contracts import Achieved, Clean, Progress, silent
 
-__all__ = ["Form", "pruned_form", "torch_forms"]
+__all__ = ["Cutter", "Form", "torch_forms"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +58,7 @@ def torch_forms(
         clean: Layer shares are chosen on ``select``; layers are refit, or BN statistics taken, on
             ``repair``.
         generator: Used by calibrated shares.
-        progress: Told by calibrated shares.
+        progress: Told by searches for layer shares.
         groups: The traced structure, where the caller has it already.
 
     Raises:
@@ -64,45 +66,85 @@ def torch_forms(
     """
     if groups is None and any(recipe.prune for recipe in recipes):
         groups = Groups(classifier)
+    cutter = Cutter(classifier, clean, progress)
     for step in dict.fromkeys(recipe.prune for recipe in recipes):
-        form = Form(Recipe(), classifier.clone(), None, Achieved())
+        form = cutter.uncut()
         if step is not None and groups is not None:
-            form = pruned_form(
-                classifier, step, groups, clean, generator=generator, progress=progress
-            )
+            form = cutter.pruned(step, groups, generator)
         for recipe in recipes:
             if recipe.prune == step:
                 yield form.under(recipe)
 
 
-def pruned_form(
-    classifier: Classifier,
-    step: PruneL1,
-    groups: Groups,
-    clean: Clean,
-    *,
-    generator: torch.Generator,
-    progress: Progress = silent,
-) -> Form:
-    """The float form of one pruning.
+class Cutter:
+    """Cuts a classifier in as many ways as are asked for; what they share is measured once.
 
     Args:
         classifier: Left as it is.
-        step: Which pruning.
-        groups: The traced structure of ``classifier``.
         clean: See ``torch_forms``.
-        generator: Used by calibrated shares and by the refit.
-        progress: Told by calibrated shares.
-
-    Raises:
-        StageError: The network cannot be pruned as asked.
+        progress: Told by searches for layer shares.
     """
-    plan = prune.plan(classifier, step, clean.select, generator, progress, groups=groups)
-    if step.refit == "layers":
-        pruned = refit(classifier, plan, clean.repair, generator, groups=groups)
-    else:
-        pruned = prune.apply(plan, classifier)
-        if step.reestimate_bn:
-            pruned = prune.reestimate_bn(pruned, clean.repair)
-    achieved = prune.achieved(classifier, pruned, groups=groups)
-    return Form(Recipe(prune=step), pruned, plan, achieved)
+
+    def __init__(self, classifier: Classifier, clean: Clean, progress: Progress = silent) -> None:
+        self._classifier = classifier
+        self._clean = clean
+        self._progress = progress
+        self._damage: dict[bool, Damage] = {}
+
+    def uncut(self) -> Form:
+        """The classifier itself."""
+        return Form(Recipe(), self._classifier.clone(), None, Achieved())
+
+    def pruned(self, step: PruneL1, groups: Groups, generator: torch.Generator) -> Form:
+        """The float form of one pruning.
+
+        Args:
+            step: Which pruning.
+            groups: The traced structure of the classifier.
+            generator: Used by calibrated shares, by the refit and by the distillation.
+
+        Raises:
+            ConfigError: Too few images for the shares that are asked for.
+            StageError: The network cannot be pruned as asked.
+        """
+        model, clean = self._classifier, self._clean
+        plan = prune.plan(
+            model,
+            step,
+            clean.select,
+            generator,
+            self._progress,
+            groups=groups,
+            damage=self._measured(step, groups),
+        )
+        if step.refit == "layers":
+            pruned = refit(model, plan, clean.repair, generator, groups=groups)
+            if step.distil:
+                pruned = distilled(
+                    pruned,
+                    model,
+                    (clean.repair, clean.select),
+                    generator,
+                    self._progress,
+                    steps=step.distil,
+                )
+        else:
+            pruned = prune.apply(plan, model)
+            if step.reestimate_bn:
+                pruned = prune.reestimate_bn(pruned, clean.repair)
+        achieved = prune.achieved(model, pruned, groups=groups)
+        return Form(Recipe(prune=step), pruned, plan, achieved)
+
+    def _measured(self, step: PruneL1, groups: Groups) -> Damage | None:
+        if step.shares != "damage" or len(self._clean.select) < prune.FEWEST:
+            return None
+        how = step.reestimate_bn
+        if how not in self._damage:
+            self._damage[how] = measured(
+                self._classifier,
+                groups,
+                self._clean.select,
+                batch_statistics=how,
+                progress=self._progress,
+            )
+        return self._damage[how]

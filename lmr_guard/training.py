@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What everything that takes gradient steps shares: randomness, augmentation, a projection."""
+"""What all that takes gradient steps shares: randomness, augmentation, a teacher, a projection."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["mirrored", "mixed", "private_randomness", "shifted", "within_area"]
+__all__ = ["distillation_loss", "mirrored", "mixed", "private_randomness", "shifted", "within_area"]
 
 
 @contextmanager
@@ -68,6 +68,25 @@ def shifted(pixels: Tensor, most: int, generator: torch.Generator) -> Tensor:
     columns = offsets[1][:, None] + torch.arange(width, device=pixels.device)
     index = torch.arange(n, device=pixels.device)[:, None, None]
     return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def distillation_loss(logits: Tensor, taught: Tensor, temperature: float = 2.0) -> Tensor:
+    """How far one model's distributions are from another's: ``T^2 mean KL(q || p)``.
+
+    ``p`` and ``q`` are the softmax of ``logits / T`` and ``taught / T``. Hinton et al., "Distilling
+    the Knowledge in a Neural Network" (2015). Not in the paper.
+
+    Args:
+        logits: Shape (N, K).
+        taught: The teacher's, shape (N, K).
+        temperature: ``T``.
+
+    Returns:
+        A scalar >= 0; zero where the two agree.
+    """
+    own, other = (F.log_softmax(z / temperature, dim=1) for z in (logits, taught))
+    divergence = F.kl_div(own, other, log_target=True, reduction="batchmean")
+    return temperature**2 * divergence
 
 
 def within_area(mask: Tensor, area: float | Tensor) -> Tensor:

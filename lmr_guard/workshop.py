@@ -122,12 +122,13 @@ class Workshop:
         folder = self.folder / step
         folder.mkdir()
         prunings = list(dict.fromkeys(recipe.prune for recipe in chosen))
+        cutter = sweep.Cutter(classifier, self.clean, self.progress)
         found: dict[str, Variant] = {}
         for done, pruning in enumerate(prunings):
             self.progress(step, done, len(prunings))
             alike = [recipe for recipe in chosen if recipe.prune == pruning]
             try:
-                cut = self._cut(classifier, pruning, step)
+                cut = self._cut(cutter, pruning, step)
                 recovered = self._recovered(cut, alike[0], judged.suspect)
                 exported = folder / f"{Recipe(prune=pruning).label}.onnx"
                 export_onnx(recovered.classifier, exported)
@@ -143,18 +144,11 @@ class Workshop:
         self.progress(step, len(prunings), len(prunings))
         return [found[recipe.label] for recipe in chosen if recipe.label in found]
 
-    def _cut(self, classifier: Classifier, pruning: PruneL1 | None, step: str) -> Form:
+    def _cut(self, cutter: sweep.Cutter, pruning: PruneL1 | None, step: str) -> Form:
         if pruning is None:
-            return Form(Recipe(), classifier.clone(), None, Achieved())
-        groups = self.structure.groups()
-        return sweep.pruned_form(
-            classifier,
-            pruning,
-            groups,
-            self.clean,
-            generator=self.settings.generator(step, Recipe(prune=pruning).label),
-            progress=self.progress,
-        )
+            return cutter.uncut()
+        drawn = self.settings.generator(step, Recipe(prune=pruning).label)
+        return cutter.pruned(pruning, self.structure.groups(), drawn)
 
     def _recovered(self, form: Form, first: Recipe, suspect: int | None) -> Form:
         """The form repaired once more, where it was cut and that was asked for and is possible."""

@@ -29,7 +29,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from lmr_guard.classifier import Classifier, Preprocessing, find_head, weights_sha256
 from lmr_guard.compress import prune
 from lmr_guard.compress.groups import Groups, LayerCut
-from lmr_guard.compress.recipes import PruneL1
+from lmr_guard.compress.recipes import PruneL1, Shares
 from lmr_guard.contracts import Labelled
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.measure import accuracy
@@ -323,7 +323,7 @@ def test_a_plan_replays_from_json_on_a_fresh_copy() -> None:
     st.builds(
         prune.PrunePlan,
         st.floats(0.01, 0.99),
-        st.sampled_from(["calibrated", "uniform"]),
+        st.sampled_from(["calibrated", "damage", "uniform"]),
         st.lists(
             st.builds(LayerCut, st.text(), st.lists(st.integers(0, 99)).map(tuple)), max_size=3
         ).map(tuple),
@@ -458,7 +458,7 @@ def test_the_callers_model_and_generators_are_not_touched() -> None:
     model = classifier("resnet").train()
     model.network.fc.weight.requires_grad_(False)  # type: ignore[union-attr]
     before, rng = weights_sha256(model), torch.get_rng_state()
-    recipe = PruneL1(ratio=0.4, annealing_steps=1, calibration_images=4)
+    recipe = PruneL1(ratio=0.4, shares="calibrated", annealing_steps=1)
     plan = prune.plan(model, recipe, noise(), generator())
     prune.masks(model, plan)
     prune.achieved(model, prune.apply(plan, model))
@@ -510,7 +510,7 @@ def lopsided() -> tuple[Classifier, Labelled]:
 def test_calibrated_shares_spare_the_layer_that_matters() -> None:
     model, data = lopsided()
     assert accuracy(model, data).value == 1
-    recipe = PruneL1(ratio=0.4, annealing_steps=40)
+    recipe = PruneL1(ratio=0.4, shares="calibrated", annealing_steps=40)
     steps: list[tuple[int, int]] = []
     plan = prune.plan(
         model, recipe, data, generator(), lambda _step, done, total: steps.append((done, total))
@@ -525,7 +525,7 @@ def test_calibrated_shares_spare_the_layer_that_matters() -> None:
 @pytest.mark.parametrize("ratio", [0.2, 0.6])
 def test_calibrated_shares_keep_the_overall_rate_and_are_reproducible(ratio: float) -> None:
     model = classifier("resnext")
-    recipe = PruneL1(ratio=ratio, annealing_steps=3, calibration_images=6)
+    recipe = PruneL1(ratio=ratio, shares="calibrated", annealing_steps=3, calibration_images=6)
     groups = Groups(model)
     plan = prune.plan(model, recipe, noise(), generator(), groups=groups)
     assert plan == prune.plan(model, recipe, noise(), generator())
@@ -536,15 +536,38 @@ def test_calibrated_shares_keep_the_overall_rate_and_are_reproducible(ratio: flo
 
 def test_calibrated_shares_are_never_worse_than_uniform_where_they_were_scored() -> None:
     model, data = classifier("plain"), noise(40)
-    recipe = PruneL1(ratio=0.3, annealing_steps=8, calibration_images=40)
+    recipe = PruneL1(ratio=0.3, shares="calibrated", annealing_steps=8, calibration_images=40)
     plan = prune.plan(model, recipe, data, generator())
     calibrated = accuracy(prune.apply(plan, model), data)
     assert calibrated.hits >= accuracy(prune.apply(uniform(model, 0.3), model), data).hits
 
 
-def test_calibrated_shares_need_images() -> None:
-    with pytest.raises(ConfigError, match="at least 2 clean images for calibrated shares, got 1"):
-        prune.plan(classifier("plain"), PruneL1(ratio=0.5), noise(1), generator())
+def test_shares_by_damage_spare_the_layer_that_matters() -> None:
+    model, data = lopsided()
+    plan = prune.plan(model, PruneL1(ratio=0.6), data, generator())
+    assert [cut.layer for cut in plan.cuts] == ["network.idle"]
+    assert plan.shares == "damage"
+    assert accuracy(prune.apply(plan, model), data).value == 1
+
+
+@pytest.mark.parametrize("network", ["plain", "resnet", "resnext"])
+@pytest.mark.parametrize("ratio", [0.05, 0.3, 0.6, 0.95])
+def test_shares_by_damage_keep_the_overall_rate(network: str, ratio: float) -> None:
+    model = classifier(network)
+    groups = Groups(model)
+    plan = prune.plan(model, PruneL1(ratio=ratio), noise(), generator(), groups=groups)
+    assert plan == prune.plan(model, PruneL1(ratio=ratio), noise(), torch.Generator())
+    gone = sum(len(cut.channels) for cut in plan.cuts)
+    most = sum(group.channels - group.fold for group in groups.all)
+    fold = max(group.fold for group in groups.all)
+    assert min(groups.share(ratio), most) <= gone < groups.share(ratio) + fold
+
+
+@pytest.mark.parametrize("shares", ["calibrated", "damage"])
+def test_shares_that_are_searched_need_images(shares: Shares) -> None:
+    step = PruneL1(ratio=0.5, shares=shares)
+    with pytest.raises(ConfigError, match=f"at least 2 clean images for {shares} shares, got 1"):
+        prune.plan(classifier("plain"), step, noise(1), generator())
 
 
 @pytest.mark.parametrize("count", [2, 65])
@@ -556,7 +579,7 @@ def test_candidates_are_scored_as_the_recipe_ends(count: int) -> None:
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None
             module.running_mean.fill_(float("nan"))
-    recipe = PruneL1(ratio=0.4, annealing_steps=2)
+    recipe = PruneL1(ratio=0.4, shares="calibrated", annealing_steps=2)
     plans = [
         prune.plan(m, recipe, noise(count), generator(), groups=GROUPS) for m in (model, broken)
     ]

@@ -15,7 +15,9 @@ from lmr_guard.errors import ConfigError
 PRUNE = st.builds(
     PruneL1,
     ratio=st.floats(0, 1, exclude_min=True, exclude_max=True),
-    shares=st.sampled_from(["calibrated", "uniform"]),
+    shares=st.sampled_from(["calibrated", "damage", "uniform"]),
+    refit=st.sampled_from(["layers", "none"]),
+    distil=st.integers(0, 500),
     reestimate_bn=st.booleans(),
     annealing_steps=st.integers(1, 1000),
     calibration_images=st.integers(1, 10_000),
@@ -66,6 +68,8 @@ def test_ratio_must_leave_and_take_something(ratio: float) -> None:
 def test_values_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="shares in"):
         PruneL1(ratio=0.5, shares="global")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="distil >= 0, got -1"):
+        PruneL1(ratio=0.5, distil=-1)
     with pytest.raises(ConfigError, match="annealing_steps > 0, got 0"):
         PruneL1(ratio=0.5, annealing_steps=0)
     with pytest.raises(ConfigError, match="calibration_images > 0, got -1"):

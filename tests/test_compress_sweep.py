@@ -12,11 +12,13 @@ from torch import nn
 
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.compress import prune, sweep
+from lmr_guard.compress.damage import Damage, measured
+from lmr_guard.compress.distil import distilled
 from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import Int8, PruneL1, Recipe, parse
 from lmr_guard.compress.refit import refit
-from lmr_guard.compress.sweep import pruned_form, torch_forms
-from lmr_guard.contracts import Achieved, Clean, Labelled
+from lmr_guard.compress.sweep import Cutter, torch_forms
+from lmr_guard.contracts import Achieved, Clean, Labelled, Progress
 from lmr_guard.errors import StageError
 
 K = 3
@@ -103,7 +105,7 @@ def test_a_structure_that_the_caller_has_is_not_traced_again(
 
 def test_a_pruned_form_is_the_float_one_of_its_recipe() -> None:
     model, step = classifier(), PruneL1(ratio=0.5, annealing_steps=2)
-    form = pruned_form(model, step, Groups(model), CLEAN, generator=generator())
+    form = Cutter(model, CLEAN).pruned(step, Groups(model), generator())
     (expected,) = torch_forms(model, [Recipe(prune=step)], CLEAN, generator())
     assert (form.recipe, form.plan) == (expected.recipe, expected.plan)
     assert form.achieved == expected.achieved
@@ -112,6 +114,20 @@ def test_a_pruned_form_is_the_float_one_of_its_recipe() -> None:
     both = form.under(Recipe(prune=step, int8=Int8()))
     assert both.classifier is form.classifier
     assert (both.recipe.int8, both.achieved.bits) == (Int8(), 8)
+
+
+def test_what_cuts_share_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, recipes = classifier(), parse(["l1-0.2", "l1-0.5"])
+    expected = [form.plan for form in torch_forms(model, recipes, CLEAN, generator())]
+    asked: list[bool] = []
+
+    def counted(*given: object, batch_statistics: bool, progress: Progress) -> Damage:
+        asked.append(batch_statistics)
+        return measured(*given, batch_statistics=batch_statistics, progress=progress)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sweep, "measured", counted)
+    assert [form.plan for form in torch_forms(model, recipes, CLEAN, generator())] == expected
+    assert asked == [True]
 
 
 def test_without_pruning_nothing_is_traced() -> None:
@@ -138,11 +154,15 @@ def test_importing_compress_loads_neither_backend() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_form_is_refit_on_repair() -> None:
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_form_is_refit_and_distilled_on_repair(steps: int) -> None:
     model, drawn = classifier(), generator()
-    step = PruneL1(ratio=0.4, annealing_steps=2)
+    step = PruneL1(ratio=0.4, distil=steps)
     (form,) = torch_forms(model, [Recipe(prune=step)], CLEAN, generator())
     chosen = prune.plan(model, step, CLEAN.select, drawn)
     expected = refit(model, chosen, CLEAN.repair, drawn)
+    if steps:
+        parts = (CLEAN.repair, CLEAN.select)
+        expected = distilled(expected, model, parts, drawn, steps=steps)
     assert form.plan == chosen
     assert weights_sha256(form.classifier) == weights_sha256(expected)

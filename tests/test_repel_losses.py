@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lmr_guard.repel.losses import (
     confidence_loss,
-    distillation_loss,
     lmr_loss,
     margin,
     repulsion_loss,
@@ -140,11 +139,3 @@ def test_class_numbers_do_not_pass_through_the_dtype_of_the_logits(dtype: torch.
 def test_rows_of_the_suspect_class_are_refused() -> None:
     with pytest.raises(ValueError, match="expected no sample of the suspect class 1, got some"):
         lmr_loss(torch.zeros(2, 3), torch.tensor([0, 1]), 1)
-
-
-def test_distillation_by_hand() -> None:
-    own, taught = torch.tensor([[0.0, 2.0]]), torch.tensor([[4.0, 0.0]])
-    p, q = (own / 2).softmax(dim=1), (taught / 2).softmax(dim=1)
-    expected = 4 * float((q * (q / p).log()).sum())
-    assert float(distillation_loss(own, taught)) == pytest.approx(expected, rel=1e-5)
-    assert float(distillation_loss(taught, taught)) == pytest.approx(0, abs=1e-6)

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lmr_guard.training import mirrored, mixed, private_randomness, shifted, within_area
+from lmr_guard.training import (
+    distillation_loss,
+    mirrored,
+    mixed,
+    private_randomness,
+    shifted,
+    within_area,
+)
 
 CPU = torch.device("cpu")
 
@@ -161,3 +168,14 @@ def test_of_images_laid_over_one_another_the_upper_one_shows_at_least_half() -> 
     for image, upper, share, other in zip(got, range(8), own.tolist(), below.tolist(), strict=True):
         expected = torch.full((2, 3, 3), share * upper + (1 - share) * other)
         torch.testing.assert_close(image, expected)
+
+
+# --- a teacher ----------------------------------------------------------------------------------
+
+
+def test_distillation_by_hand() -> None:
+    own, taught = torch.tensor([[0.0, 2.0]]), torch.tensor([[4.0, 0.0]])
+    p, q = (own / 2).softmax(dim=1), (taught / 2).softmax(dim=1)
+    expected = 4 * float((q * (q / p).log()).sum())
+    assert float(distillation_loss(own, taught)) == pytest.approx(expected, rel=1e-5)
+    assert float(distillation_loss(taught, taught)) == pytest.approx(0, abs=1e-6)

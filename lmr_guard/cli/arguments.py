@@ -190,7 +190,7 @@ REFIT = click.option(
     "--refit/--no-refit",
     default=True,
     show_default=True,
-    help="Refit the layers of each pruned form to the uncut network, or only take BN anew.",
+    help="Refit each pruned form to the uncut network, or cut as others do and take BN anew.",
 )
 SUSPECT = click.option("--suspect", type=int, help="The suspect class, counted from 0, if known.")
 THREADS = click.option("--threads", type=_COUNT, help="CPU threads; small networks: 1.")

@@ -13,7 +13,6 @@ from torch import Tensor
 
 __all__ = [
     "confidence_loss",
-    "distillation_loss",
     "lmr_loss",
     "margin",
     "repulsion_loss",
@@ -65,25 +64,6 @@ def confidence_loss(logits: Tensor, labels: Tensor, m2: float = 0.5) -> Tensor:
         m2: How far the true class must stand above its rivals, in logits (paper: 0.5).
     """
     return F.relu(m2 - margin(logits, labels)).mean()
-
-
-def distillation_loss(logits: Tensor, taught: Tensor, temperature: float = 2.0) -> Tensor:
-    """How far one model's distributions are from another's: ``T^2 mean KL(q || p)``.
-
-    ``p`` and ``q`` are the softmax of ``logits / T`` and ``taught / T``. Hinton et al., "Distilling
-    the Knowledge in a Neural Network" (2015). Not in the paper.
-
-    Args:
-        logits: Shape (N, K).
-        taught: The teacher's, shape (N, K).
-        temperature: ``T``.
-
-    Returns:
-        A scalar >= 0; zero where the two agree.
-    """
-    own, other = (F.log_softmax(z / temperature, dim=1) for z in (logits, taught))
-    divergence = F.kl_div(own, other, log_target=True, reduction="batchmean")
-    return temperature**2 * divergence
 
 
 def lmr_loss(

@@ -12,10 +12,10 @@ from torch.func import functional_call
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Twin, as_pixels
 from lmr_guard.errors import StageError
-from lmr_guard.repel.losses import distillation_loss, lmr_loss, suspect_margin
+from lmr_guard.repel.losses import lmr_loss, suspect_margin
 from lmr_guard.repel.lures import Lures
 from lmr_guard.repel.settings import RepelSettings
-from lmr_guard.training import mirrored, mixed, private_randomness, shifted
+from lmr_guard.training import distillation_loss, mirrored, mixed, private_randomness, shifted
 
 __all__ = [
     "Augmentation",

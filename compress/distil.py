@@ -1,0 +1,85 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a cut network for a few steps towards what the uncut one says of clean images.
+
+Layers that are refit one by one each do what they can; what is left of the error adds up, and
+only all of them together can make up for it. So the refit network learns from the uncut one, on
+clean images that are varied and laid over one another: distillation (Hinton et al., "Distilling
+the Knowledge in a Neural Network", 2015) on mixed images (mixup, ICLR 2018), which needs no label
+and so is not bound to what a few hundred of them tell. Batch norm stays as it was.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lmr_guard.classifier import Classifier
+from lmr_guard.contracts import Labelled, Progress, as_pixels, silent
+from lmr_guard.training import distillation_loss, mirrored, mixed, shifted
+
+__all__ = ["distilled"]
+
+_BATCH = 64
+_RATE = 0.01
+_MOMENTUM = 0.9
+_WARM = 10
+_CLIP = 5.0
+_SIXTEENTH = 16  # of the height: the largest translation
+
+
+def distilled(
+    cut: Classifier,
+    uncut: Classifier,
+    images: tuple[Labelled, Labelled],
+    generator: torch.Generator,
+    progress: Progress = silent,
+    *,
+    steps: int,
+) -> Classifier:
+    """The cut network after some steps, or as it was where they bring it no nearer.
+
+    Args:
+        cut: Refit; left as it is.
+        uncut: The teacher, in eval mode; left as it is.
+        images: Clean images to learn from, and others on which the two are compared by the same
+            loss; no label is looked at.
+        generator: CPU generator of all that is drawn.
+        progress: Told after each step.
+        steps: Of 64 images each, at a learning rate that rises for ten steps and falls to zero.
+    """
+    learnt, compared = images
+    teacher, student = uncut.clone().requires_grad_(False), cut.clone()
+    optimiser = torch.optim.SGD(student.parameters(), lr=_RATE, momentum=_MOMENTUM)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = _RATE * min(1.0, (step + 1) / _WARM) * (1 - step / steps)
+        shown = _shown(learnt, generator).to(student.device)
+        with torch.no_grad():
+            said = teacher(shown)
+        loss = distillation_loss(student(shown), said)
+        if not bool(loss.isfinite()):
+            return cut.clone()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), _CLIP)
+        optimiser.step()
+        progress("distil", step + 1, steps)
+    nearer = _distance(student, teacher, compared) < _distance(cut, teacher, compared)
+    return student if nearer else cut.clone()
+
+
+def _shown(images: Labelled, generator: torch.Generator) -> Tensor:
+    """A batch of images, moved, mirrored and one over another."""
+    chosen = torch.randint(len(images), (_BATCH,), generator=generator)
+    pixels = as_pixels(images.images[chosen])
+    moved = shifted(pixels, pixels.shape[2] // _SIXTEENTH, generator)
+    return mixed(mirrored(moved, generator), generator)
+
+
+@torch.no_grad()
+def _distance(student: Classifier, teacher: Classifier, images: Labelled) -> float:
+    """The mean loss over images as they are; no number is no less than any."""
+    total = 0.0
+    for pixels, _ in images.batches(_BATCH):
+        own = pixels.to(teacher.device)
+        total += float(distillation_loss(student(own), teacher(own))) * len(pixels)
+    return total

@@ -1,0 +1,104 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A cut network comes nearer to the uncut one, from clean images alone, or stays what it was."""
+
+import pytest
+import torch
+from torch import nn
+
+from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
+from lmr_guard.compress import distil
+from lmr_guard.compress.distil import distilled
+from lmr_guard.contracts import Labelled
+from lmr_guard.measure import predict
+from lmr_guard.training import distillation_loss
+
+K = 4
+GREY = Preprocessing(channels=1, height=8, width=8, mean=(0.5,), std=(0.5,))
+
+
+def part(seed: int, count: int = 80) -> Labelled:
+    drawn = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=drawn)
+    return Labelled(images, torch.arange(count) % K, tuple("abcd"))
+
+
+def classifier() -> Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(1, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Flatten(),
+            nn.Linear(8 * 36, K),
+        )
+    return Classifier(network, GREY, K).eval()
+
+
+def shaken(model: Classifier, scale: float = 0.05) -> Classifier:
+    """As after a cut: every weight is off."""
+    twin, drawn = model.clone(), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=drawn))
+    return twin
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+IMAGES = (part(0), part(1))
+
+
+def test_the_cut_network_comes_nearer_on_images_that_neither_part_holds() -> None:
+    uncut = classifier()
+    cut = shaken(uncut)
+    before = [weights_sha256(model) for model in (cut, uncut)]
+    steps: list[tuple[int, int]] = []
+    after = distilled(
+        cut,
+        uncut,
+        IMAGES,
+        seeded(),
+        lambda _step, done, total: steps.append((done, total)),
+        steps=60,
+    )
+    taught = predict(uncut, part(2))
+    far, near = (float(distillation_loss(predict(m, part(2)), taught)) for m in (cut, after))
+    assert near < 0.75 * far
+    assert [weights_sha256(model) for model in (cut, uncut)] == before
+    assert steps == [(i, 60) for i in range(1, 61)]
+    assert not any(module.training for module in after.modules())
+    norms = [model.network[1] for model in (cut, after)]  # type: ignore[index]
+    assert torch.equal(norms[0].running_mean, norms[1].running_mean)
+
+
+def test_it_is_reproducible_and_looks_at_no_label() -> None:
+    uncut = classifier()
+    cut, rng = shaken(uncut), torch.get_rng_state()
+    turned = tuple(Labelled(p.images, (p.labels + 1) % K, p.classes) for p in IMAGES)
+    assert len(turned) == 2
+    digests = {
+        weights_sha256(distilled(cut, uncut, parts, seeded(), steps=3))
+        for parts in (IMAGES, IMAGES, (turned[0], turned[1]))
+    }
+    assert len(digests) == 1
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_what_steps_take_farther_away_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    uncut = classifier()
+    cut = shaken(uncut, 1e-4)
+    monkeypatch.setattr(distil, "_RATE", 5.0)
+    after = distilled(cut, uncut, IMAGES, seeded(), steps=3)
+    assert weights_sha256(after) == weights_sha256(cut)
+
+
+def test_a_loss_that_is_no_number_ends_it() -> None:
+    uncut = classifier()
+    cut = shaken(uncut, 1e38)
+    after = distilled(cut, uncut, IMAGES, seeded(), steps=3)
+    assert weights_sha256(after) == weights_sha256(cut)
