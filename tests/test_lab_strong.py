@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 
 from examples.lab.kit import strong
+from examples.lab.kit.records import Store
 from examples.lab.kit.strong import DEVELOP, NETWORKS, STRONG, Strong
 from examples.lab.strong import __main__ as lab
+from examples.lab.strong import cuts
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Clean
@@ -121,6 +123,25 @@ def test_the_commands_make_repair_and_show(
         lab.main(["repair", *shared, "--only", "nobody", "--out", f"{out}"])
         == ConfigError.exit_code
     )
+
+
+def test_a_cut_is_measured_in_every_way(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuts, "_FINE", replace(cuts._FINE, epochs=1))
+    strong.make(MEMBER, strong.held(data), tmp_path)
+    clean = lab.defence(MEMBER, strong.held(data, train=False), 60)
+    trained = strong.take(MEMBER, strong.held(data), tmp_path)
+    record = cuts.cut(MEMBER, trained, clean, ratios=(0.5,), code=None)
+    told = record["cuts"]["0.5"]
+    assert list(told) == list(cuts.WAYS)
+    assert all(way["ca"]["trials"] == 60 for way in told.values())
+    assert told["cut"]["seconds"] <= told["batch norm"]["seconds"]
+    # PlainCnn has no batch norm to take anew.
+    assert told["cut"]["ca"] == told["batch norm"]["ca"]
+    Store(tmp_path / "cut.jsonl").add(record)
+    assert lab.main(["show", "--results", f"{tmp_path}"]) == 0
+    assert "fine-tuned" in capsys.readouterr().out
 
 
 def test_another_ending_is_the_same_network() -> None:

