@@ -4,140 +4,36 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 import torch_pruning
+from cuttable import (
+    NETWORKS,
+    UNCOUPLED,
+    K,
+    classifier,
+    generator,
+    lopsided,
+    noise,
+    uniform,
+    wrap,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchvision.models import (
-    ConvNeXt,
-    MobileNetV2,
     ShuffleNetV2,
-    SqueezeNet,
     SwinTransformer,
-    VisionTransformer,
-    densenet,
-    vgg,
 )
-from torchvision.models.convnext import CNBlockConfig
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from lmr_guard.classifier import Classifier, Preprocessing, find_head, weights_sha256
+from lmr_guard.classifier import Classifier, find_head, weights_sha256
 from lmr_guard.compress import prune
 from lmr_guard.compress.groups import Groups, LayerCut
 from lmr_guard.compress.recipes import PruneL1, Shares
-from lmr_guard.contracts import Labelled
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.measure import accuracy
-
-K = 5
-CLASSES = tuple("abcde")
-
-
-def plain() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.PReLU(8),
-        nn.Conv2d(8, 6, 3, padding=1, bias=False),
-        nn.BatchNorm2d(6),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(6, K),
-    )
-
-
-def resnet() -> nn.Module:
-    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=K)
-
-
-def resnext() -> nn.Module:
-    return ResNet(Bottleneck, [1, 1, 1, 1], num_classes=K, groups=4, width_per_group=4)
-
-
-def mobilenet() -> nn.Module:
-    setting = [[1, 8, 1, 1], [6, 12, 2, 2], [6, 16, 2, 2]]
-    return MobileNetV2(num_classes=K, inverted_residual_setting=setting, width_mult=0.5)
-
-
-def vgg11() -> nn.Module:
-    """VGG-11's shape; torchvision's own class cannot have a small classifier."""
-    return nn.Sequential(
-        vgg.make_layers([8, "M", 16, 16, "M", 16, "M"], batch_norm=True),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(16 * 2 * 2, 20),
-        nn.ReLU(),
-        nn.Dropout(),
-        nn.Linear(20, K),
-    )
-
-
-def squeezenet() -> nn.Module:
-    network = SqueezeNet("1_1", num_classes=K)
-    nn.init.normal_(network.classifier[1].weight)
-    return network
-
-
-def dense() -> nn.Module:
-    return densenet.DenseNet(8, (2, 2), 16, num_classes=K)
-
-
-def vit() -> nn.Module:
-    network = VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=K)
-    nn.init.normal_(network.heads[0].weight)
-    return network
-
-
-def convnext() -> nn.Module:
-    blocks = [CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)]
-    return ConvNeXt(blocks, layer_scale=1.0, num_classes=K)
-
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    f.__name__: f
-    for f in (plain, resnet, resnext, mobilenet, vgg11, squeezenet, dense, vit, convnext)
-}
-UNCOUPLED = {"vit", "convnext"}  # Their residual stream passes layer norms and stays whole.
-
-
-def classifier(name: str, seed: int = 0) -> Classifier:
-    """The network with weights and BN statistics that make every channel matter."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = wrap(NETWORKS[name]())
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                assert module.running_mean is not None
-                assert module.running_var is not None
-                nn.init.normal_(module.bias)
-                module.running_mean.normal_(std=0.2)
-                module.running_var.uniform_(0.5, 1.5)
-    return model
-
-
-def wrap(network: nn.Module) -> Classifier:
-    size = Preprocessing(height=32, width=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2))
-    return Classifier(network, size, K).eval()
-
-
-def noise(count: int = 8, seed: int = 1) -> Labelled:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    return Labelled(images, torch.arange(count) % K, CLASSES)
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
-def uniform(model: Classifier, ratio: float = 0.4) -> prune.PrunePlan:
-    return prune.plan(model, PruneL1(ratio=ratio, shares="uniform"), noise(0), generator())
 
 
 @torch.no_grad()
@@ -471,75 +367,7 @@ def test_the_callers_model_and_generators_are_not_touched() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-# Calibrated shares.
-
-
-class Lopsided(nn.Module):
-    """Class k is where channel k of ``vital`` is bright; ``idle`` is computed and ignored.
-
-    Cutting any channel of ``vital`` costs a class, cutting ``idle`` costs nothing.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.vital, self.idle = nn.Conv2d(3, K, 32), nn.Conv2d(3, 15, 32)
-        self.head = nn.Linear(K + 15, K)
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = torch.cat([self.vital(images), self.idle(images)], dim=1)
-        logits: Tensor = self.head(features.flatten(1))
-        return logits
-
-
-def lopsided() -> tuple[Classifier, Labelled]:
-    network = Lopsided()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.zero_()
-        for k in range(K):
-            network.vital.weight[k, 0, k, 0] = 1 + k / 10
-            network.head.weight[k, k] = 1
-        network.idle.weight[:, 1, 0, 0] = 1
-    images = torch.zeros(20, 3, 32, 32, dtype=torch.uint8)
-    labels = torch.arange(20) % K
-    images[torch.arange(20), 0, labels, 0] = 200
-    model = Classifier(network, Preprocessing(height=32, width=32), K).eval()
-    return model, Labelled(images, labels, CLASSES)
-
-
-def test_calibrated_shares_spare_the_layer_that_matters() -> None:
-    model, data = lopsided()
-    assert accuracy(model, data).value == 1
-    recipe = PruneL1(ratio=0.4, shares="calibrated", annealing_steps=40)
-    steps: list[tuple[int, int]] = []
-    plan = prune.plan(
-        model, recipe, data, generator(), lambda _step, done, total: steps.append((done, total))
-    )
-    pruned = prune.apply(plan, model)
-    even = prune.apply(uniform(model, 0.4), model)
-    assert accuracy(pruned, data).hits > accuracy(even, data).hits
-    assert prune.achieved(model, pruned).channel_sparsity >= 0.4
-    assert steps == [(i, 40) for i in range(1, 41)]
-
-
-@pytest.mark.parametrize("ratio", [0.2, 0.6])
-def test_calibrated_shares_keep_the_overall_rate_and_are_reproducible(ratio: float) -> None:
-    model = classifier("resnext")
-    recipe = PruneL1(ratio=ratio, shares="calibrated", annealing_steps=3, calibration_images=6)
-    groups = Groups(model)
-    plan = prune.plan(model, recipe, noise(), generator(), groups=groups)
-    assert plan == prune.plan(model, recipe, noise(), generator())
-    assert plan.shares == "calibrated"
-    done = prune.achieved(model, prune.apply(plan, model), groups=groups)
-    assert ratio <= done.channel_sparsity < ratio + 0.05
-
-
-def test_calibrated_shares_are_never_worse_than_uniform_where_they_were_scored() -> None:
-    model, data = classifier("plain"), noise(40)
-    recipe = PruneL1(ratio=0.3, shares="calibrated", annealing_steps=8, calibration_images=40)
-    plan = prune.plan(model, recipe, data, generator())
-    calibrated = accuracy(prune.apply(plan, model), data)
-    assert calibrated.hits >= accuracy(prune.apply(uniform(model, 0.3), model), data).hits
+# Shares.
 
 
 def test_shares_by_damage_spare_the_layer_that_matters() -> None:
@@ -568,72 +396,3 @@ def test_shares_that_are_searched_need_images(shares: Shares) -> None:
     step = PruneL1(ratio=0.5, shares=shares)
     with pytest.raises(ConfigError, match=f"at least 2 clean images for {shares} shares, got 1"):
         prune.plan(classifier("plain"), step, noise(1), generator())
-
-
-@pytest.mark.parametrize("count", [2, 65])
-def test_candidates_are_scored_as_the_recipe_ends(count: int) -> None:
-    model = classifier("resnet")
-    # With batch statistics the stored ones, even broken ones, must not count.
-    broken = classifier("resnet")
-    for module in broken.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            module.running_mean.fill_(float("nan"))
-    recipe = PruneL1(ratio=0.4, shares="calibrated", annealing_steps=2)
-    plans = [
-        prune.plan(m, recipe, noise(count), generator(), groups=GROUPS) for m in (model, broken)
-    ]
-    assert plans[0] == plans[1]
-    fixed = replace(recipe, reestimate_bn=False)
-    again = prune.plan(broken, fixed, noise(count), generator(), groups=GROUPS)
-    assert again.cuts == uniform(model).cuts, "all candidates are NaN, the start is kept"
-
-
-GROUPS = Groups(classifier("resnet"))
-
-
-# Batch norm.
-
-
-def test_bn_statistics_are_the_cumulative_average_over_the_images() -> None:
-    model = classifier("plain")
-    twin = prune.reestimate_bn(model, noise(12), batch=4)
-    first = twin.network[1]  # type: ignore[index]
-    with torch.no_grad():
-        pixels = (noise(12).pixels - model.mean) / model.std
-        seen = model.network[0](pixels)  # type: ignore[index]
-    batches = [seen[i::3] for i in range(3)]
-    means, variances = torch.zeros(8), torch.zeros(8)
-    for batch in batches:
-        values = batch.transpose(0, 1).flatten(1)
-        means += values.mean(dim=1) / 3
-        variances += (
-            ((values - values.mean(dim=1, keepdim=True)) ** 2).sum(dim=1)
-            / (values.shape[1] - 1)
-            / 3
-        )
-    torch.testing.assert_close(first.running_mean, means)
-    torch.testing.assert_close(first.running_var, variances)
-    assert first.momentum == 0.1
-    assert not any(module.training for module in twin.modules())
-
-
-def test_only_batch_norm_runs_in_train_mode() -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = wrap(nn.Sequential(nn.Dropout(0.9), plain()))
-    one, two = prune.reestimate_bn(model, noise()), prune.reestimate_bn(model, noise())
-    assert weights_sha256(one) == weights_sha256(two) != weights_sha256(model)
-
-
-def test_without_batch_norm_nothing_changes() -> None:
-    model = classifier("vit")
-    assert weights_sha256(prune.reestimate_bn(model, noise(0))) == weights_sha256(model)
-
-
-def test_bn_needs_two_images() -> None:
-    with pytest.raises(StageError, match="at least 2 clean images for BN statistics, got 1"):
-        prune.reestimate_bn(classifier("plain"), noise(1))
-    # Batches of one cannot pass a batch norm over a single position: they are made of two.
-    twin = prune.reestimate_bn(classifier("resnet"), noise(3), batch=1)
-    assert all(bool(buffer.isfinite().all()) for buffer in twin.buffers())
