@@ -137,17 +137,23 @@ def parse(labels: Iterable[str], *, refit: Refit = "layers") -> tuple[Recipe, ..
     return tuple(with_refit(recipe, refit) for recipe in map(_parse, labels))
 
 
-def with_refit(recipe: Recipe, refit: Refit) -> Recipe:
+def with_refit(recipe: Recipe, refit: Refit, *, distil: int | None = None) -> Recipe:
     """The same recipe with another refit; with ``"none"`` it prunes as other tools do.
 
     Those search for layer shares, where they do, as calibrated ones are.
+
+    Args:
+        recipe: Where it does not prune, it comes back as it is.
+        refit: See ``PruneL1``.
+        distil: The same; None leaves it.
     """
     if recipe.prune is None:
         return recipe
-    shares = recipe.prune.shares
+    shares, steps = recipe.prune.shares, recipe.prune.distil
     if refit == "none" and shares == "damage":
         shares = "calibrated"
-    return replace(recipe, prune=replace(recipe.prune, refit=refit, shares=shares))
+    steps = steps if distil is None else distil
+    return replace(recipe, prune=replace(recipe.prune, refit=refit, shares=shares, distil=steps))
 
 
 def to_json(recipe: Recipe) -> dict[str, object]:

@@ -34,12 +34,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lmr_guard import demo, terminal
-from lmr_guard.cli import main
+from lmr_guard.cli import arguments, main
 from lmr_guard.contracts import Labelled
 from lmr_guard.measure import accuracy
 from lmr_guard.received import load
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.received.data import read_folder
+from lmr_guard.release.policy import Policy
 from lmr_guard.release.report import validate
 from lmr_guard.repel import AFTER_PRUNING
 
@@ -322,6 +323,22 @@ def test_pruned_forms_are_recovered_unless_told_otherwise(
     assert main([*command("run", options), "--no-repair", *said]) == 0
     document = json.loads((place / "results" / "out" / "report.json").read_text())
     assert document["config"]["after_pruning"] == (kept and json.loads(json.dumps(kept)))
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ({}, ("damage", "layers", 80)),
+        ({"distil": False}, ("damage", "layers", 0)),
+        ({"refit": False}, ("calibrated", "none", 80)),
+    ],
+)
+def test_pruned_forms_are_made_as_told(said: dict[str, bool], kept: tuple[str, str, int]) -> None:
+    one = Policy(require=("l1-0.5",))
+    usual = {"variants": ["l1-0.5"], "device": "cpu", "threads": None, "policy": one}
+    (recipe,) = arguments.settings(usual | said).recipes
+    assert recipe.prune is not None
+    assert (recipe.prune.shares, recipe.prune.refit, recipe.prune.distil) == kept
 
 
 def test_no_cuda_device_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ from lmr_guard.settings import Settings
 __all__ = [
     "CLASSES",
     "CLEAN",
+    "DISTIL",
     "DRILLED",
     "LISTENING",
     "MODEL",
@@ -192,6 +193,12 @@ REFIT = click.option(
     show_default=True,
     help="Refit each pruned form to the uncut network, or cut as others do and take BN anew.",
 )
+DISTIL = click.option(
+    "--distil/--no-distil",
+    default=True,
+    show_default=True,
+    help="Let each refit form learn from the uncut network for some steps.",
+)
 SUSPECT = click.option("--suspect", type=int, help="The suspect class, counted from 0, if known.")
 THREADS = click.option("--threads", type=_COUNT, help="CPU threads; small networks: 1.")
 WORK = _all_of(
@@ -234,7 +241,8 @@ def settings(options: dict[str, Any], *, drilled: bool = False) -> Settings:
     labels = options.pop("variants", None) or (DRILLED.split(",") if drilled else None)
     built = recipes.standard() if labels is None else recipes.parse(labels)
     refit: Refit = "layers" if options.pop("refit", True) else "none"
-    options["recipes"] = tuple(with_refit(recipe, refit) for recipe in built)
+    steps = None if options.pop("distil", True) else 0
+    options["recipes"] = tuple(with_refit(recipe, refit, distil=steps) for recipe in built)
     if drilled:
         required = tuple(recipe.label for recipe in built)
         options["policy"] = replace(options["policy"], require=required)

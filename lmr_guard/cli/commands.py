@@ -89,6 +89,7 @@ def cli(context: click.Context) -> int | None:
     help="Where no class is suspected: let the audit decide, or publish nothing (exit 3).",
 )
 @arguments.REFIT
+@arguments.DISTIL
 @arguments.RECOVERY
 @arguments.LISTENING
 @click.option("--compare", is_flag=True, help="Also build and measure the variants unrepaired.")
@@ -264,6 +265,7 @@ def verify_(
 )
 @arguments.POLICY
 @arguments.REFIT
+@arguments.DISTIL
 @arguments.RECOVERY
 @arguments.LISTENING
 @arguments.VARIANTS
