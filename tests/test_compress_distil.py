@@ -10,7 +10,7 @@ from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.compress import distil
 from lmr_guard.compress.distil import distilled
 from lmr_guard.contracts import Labelled
-from lmr_guard.measure import predict
+from lmr_guard.measure import accuracy, predict
 from lmr_guard.training import distillation_loss
 
 K = 4
@@ -50,7 +50,13 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-IMAGES = (part(0), part(1))
+def said(model: Classifier, images: Labelled) -> Labelled:
+    """Labelled as the model has it: whatever is not the model then loses accuracy."""
+    return Labelled(images.images, predict(model, images).argmax(dim=1), images.classes)
+
+
+def lessons(uncut: Classifier) -> tuple[Labelled, Labelled]:
+    return part(0), said(uncut, part(1))
 
 
 def test_the_cut_network_comes_nearer_on_images_that_neither_part_holds() -> None:
@@ -61,7 +67,7 @@ def test_the_cut_network_comes_nearer_on_images_that_neither_part_holds() -> Non
     after = distilled(
         cut,
         uncut,
-        IMAGES,
+        lessons(uncut),
         seeded(),
         lambda _step, done, total: steps.append((done, total)),
         steps=60,
@@ -76,29 +82,41 @@ def test_the_cut_network_comes_nearer_on_images_that_neither_part_holds() -> Non
     assert torch.equal(norms[0].running_mean, norms[1].running_mean)
 
 
-def test_it_is_reproducible_and_looks_at_no_label() -> None:
+def test_it_is_reproducible_and_learns_from_no_label() -> None:
     uncut = classifier()
     cut, rng = shaken(uncut), torch.get_rng_state()
-    turned = tuple(Labelled(p.images, (p.labels + 1) % K, p.classes) for p in IMAGES)
-    assert len(turned) == 2
+    learnt, compared = lessons(uncut)
+    turned = Labelled(learnt.images, (learnt.labels + 1) % K, learnt.classes)
     digests = {
-        weights_sha256(distilled(cut, uncut, parts, seeded(), steps=3))
-        for parts in (IMAGES, IMAGES, (turned[0], turned[1]))
+        weights_sha256(distilled(cut, uncut, (part, compared), seeded(), steps=3))
+        for part in (learnt, learnt, turned)
     }
     assert len(digests) == 1
+    assert weights_sha256(cut) not in digests
     assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_a_cut_that_cost_no_accuracy_is_left_alone() -> None:
+    uncut = classifier()
+    cut = shaken(uncut)
+    learnt, compared = part(0), said(cut, part(1))
+    assert accuracy(uncut, compared).value < accuracy(cut, compared).value == 1
+    after = distilled(cut, uncut, (learnt, compared), seeded(), steps=3)
+    assert weights_sha256(after) == weights_sha256(cut)
+    assert after is not cut
 
 
 def test_what_steps_take_farther_away_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     uncut = classifier()
-    cut = shaken(uncut, 1e-4)
-    monkeypatch.setattr(distil, "_RATE", 5.0)
-    after = distilled(cut, uncut, IMAGES, seeded(), steps=3)
+    cut = shaken(uncut, 0.02)
+    assert accuracy(cut, lessons(uncut)[1]).value < 0.99
+    monkeypatch.setattr(distil, "_RATE", 500.0)
+    after = distilled(cut, uncut, lessons(uncut), seeded(), steps=3)
     assert weights_sha256(after) == weights_sha256(cut)
 
 
 def test_a_loss_that_is_no_number_ends_it() -> None:
     uncut = classifier()
     cut = shaken(uncut, 1e38)
-    after = distilled(cut, uncut, IMAGES, seeded(), steps=3)
+    after = distilled(cut, uncut, lessons(uncut), seeded(), steps=3)
     assert weights_sha256(after) == weights_sha256(cut)

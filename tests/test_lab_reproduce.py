@@ -305,7 +305,7 @@ def test_the_refit_of_table_3_prints_every_form_as_received_and_repaired(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     told = [(line["state"], line["form"], line["after"]) for line in lines]
     ratios = ("l1-0.2", "l1-0.3", "l1-0.4", "l1-0.5", "l1-0.6")
-    done = ("batch norm", "refit", "refit, batch norm")
+    done = ("batch norm", "refit", "refit, batch norm", "default")
     forms = [("float32", "nothing"), *((ratio, after) for ratio in ratios for after in done)]
     assert told == [(state, *form) for state in ("received", "repaired") for form in forms]
     assert all(line["ca"]["trials"] > line["asr"]["trials"] > 0 for line in lines)

@@ -6,9 +6,11 @@
 
     python -m examples.lab.reproduce.refit --network resnet18 --seeds 0,1,2 --cache DIR
 
-The backdoor sleeps until channels are cut. Each network is cut at 0.2 to 0.6, the same channels
-three times: with new batch norm statistics, with its layers refit, and with both. Clean accuracy,
-ASR and the refit's processor time are printed, one JSON line per form.
+The backdoor sleeps until channels are cut. Each network is cut at 0.2 to 0.6: with shares by
+annealing and new batch norm statistics, with the same channels gone and its layers refit, with
+both, and as the guard does it: shares by damage, layers refit, then distilled. Clean accuracy, ASR
+and processor time are printed, one JSON line per form; the first of the guard's forms counts the
+measuring of damage for all.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from lmr_guard.compress import prune
 from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import PruneL1, Recipe
 from lmr_guard.compress.refit import refit
+from lmr_guard.compress.sweep import Cutter
 from lmr_guard.compress.twins import twins
 from lmr_guard.contracts import Clean
 from lmr_guard.measure import accuracy, against_trigger
@@ -71,7 +74,7 @@ def measured(cell: Cell, planter: Planter, *, tiny: bool = False) -> Iterator[di
         twins=twins(trained.classifier, plain),
     )
     for state, model in (("received", trained.classifier), ("repaired", repaired)):
-        for form, after, classifier, seconds in _forms(cell, model, clean):
+        for form, after, classifier, seconds in _forms(cell, model, clean, tiny=tiny):
             yield {
                 "network": cell.network,
                 "seed": cell.seed,
@@ -85,13 +88,13 @@ def measured(cell: Cell, planter: Planter, *, tiny: bool = False) -> Iterator[di
 
 
 def _forms(
-    cell: Cell, model: Classifier, clean: Clean
+    cell: Cell, model: Classifier, clean: Clean, *, tiny: bool
 ) -> Iterator[tuple[str, str, Classifier, float]]:
     """Label, what was done after the cut, the network, and what the refit took."""
     yield "float32", "nothing", model, 0.0
-    groups = Groups(model)
+    groups, cutter = Groups(model), Cutter(model, clean)
     for ratio in _RATIOS:
-        step, drawn = PruneL1(ratio=ratio), generator(cell, "compress")
+        step, drawn = PruneL1(ratio=ratio, shares="calibrated"), generator(cell, "compress")
         plan = prune.plan(model, step, clean.select, drawn, groups=groups)
         cut = prune.apply(plan, model)
         start = process_time()
@@ -101,6 +104,10 @@ def _forms(
         yield label, "batch norm", prune.reestimate_bn(cut, clean.repair), 0.0
         yield label, "refit", fitted, seconds
         yield label, "refit, batch norm", prune.reestimate_bn(fitted, clean.repair), seconds
+        start = process_time()
+        usual = PruneL1(ratio=ratio, distil=1) if tiny else PruneL1(ratio=ratio)
+        default = cutter.pruned(usual, groups, drawn).classifier
+        yield label, "default", default, round(process_time() - start, 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
