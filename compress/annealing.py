@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.compress.groups import Groups
-from lmr_guard.compress.norms import use_batch_statistics
+from lmr_guard.compress.groups import Groups, masked
+from lmr_guard.compress.norms import batch_size, use_batch_statistics
 from lmr_guard.compress.recipes import PruneL1
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.measure import accuracy
@@ -65,17 +65,14 @@ class _Score:
         self._state = {name: p.detach() for name, p in model.named_parameters()}
 
     def __call__(self, counts: tuple[int, ...]) -> float:
-        found = self.groups.masks(self.groups.cuts(self._state, counts))
-        state = self._state
-        masked = {name: state[name] * mask.to(state[name]) for name, mask in found.items()}
+        own = masked(self._state, self.groups.masks(self.groups.cuts(self._state, counts)))
 
         def predict(pixels: Tensor) -> Tensor:
             at = (pixels.to(self._model.device),)
-            logits: Tensor = torch.func.functional_call(self._model, masked, at)
+            logits: Tensor = torch.func.functional_call(self._model, own, at)
             return logits
 
-        # No last batch of one image: batch statistics need two.
-        return accuracy(predict, self._images, 64 + (len(self._images) % 64 == 1)).value
+        return accuracy(predict, self._images, batch_size(len(self._images))).value
 
 
 def _anneal(

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.compress.groups import Groups
-from lmr_guard.compress.norms import use_batch_statistics
+from lmr_guard.compress.groups import Groups, masked
+from lmr_guard.compress.norms import batch_size, use_batch_statistics
 from lmr_guard.contracts import Labelled, Progress, silent
 
 __all__ = ["Damage", "measured"]
@@ -114,16 +114,15 @@ class _Told:
     def __init__(self, classifier: Classifier, images: Labelled, *, batch_statistics: bool) -> None:
         self._model = classifier.clone()
         self._state = dict(self._model.named_parameters())
-        # No last batch of one image: batch statistics need two.
-        size = 64 + (len(images) % 64 == 1)
-        self._batches = [pixels.to(self._model.device) for pixels, _ in images.batches(size)]
+        batches = images.batches(batch_size(len(images)))
+        self._batches = [pixels.to(self._model.device) for pixels, _ in batches]
         self._wanted = [self._model(pixels).log_softmax(dim=1) for pixels in self._batches]
         if batch_statistics:
             use_batch_statistics(self._model)
 
     def distance(self, masks: Mapping[str, Tensor]) -> float:
         """Mean KL divergence in nats."""
-        own = {name: self._state[name] * mask.to(self._state[name]) for name, mask in masks.items()}
+        own = masked(self._state, masks)
         total = 0.0
         for pixels, wanted in zip(self._batches, self._wanted, strict=True):
             logits = torch.func.functional_call(self._model, own, (pixels,))

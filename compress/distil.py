@@ -85,7 +85,7 @@ def _shown(images: Labelled, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def _distance(student: Classifier, teacher: Classifier, images: Labelled) -> float:
-    """The mean loss over images as they are; no number is no less than any."""
+    """The loss, summed over images as they are."""
     total = 0.0
     for pixels, _ in images.batches(_BATCH):
         own = pixels.to(teacher.device)

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lmr_guard.classifier import Classifier, find_head
 from lmr_guard.errors import StageError
 
-__all__ = ["UNFIT", "Group", "Groups", "LayerCut", "cut"]
+__all__ = ["UNFIT", "Group", "Groups", "LayerCut", "cut", "masked"]
 
 # What torch-pruning, or a network that it cut wrongly, raises.
 UNFIT = (
@@ -165,6 +165,11 @@ class Groups:
         return _masks(self.all, self._forms, cuts)
 
 
+def masked(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters that lose something, with what they lose at zero; for ``functional_call``."""
+    return {name: state[name] * mask.to(state[name]) for name, mask in masks.items()}
+
+
 def cut(classifier: Classifier, cuts: Iterable[LayerCut]) -> Classifier:
     """A copy whose channels are really gone; nothing is checked (``prune.apply`` does).
 
@@ -235,8 +240,8 @@ def _cut_is_mask(model: Classifier, groups: list[Group]) -> bool:
     uncut = model(pixels)
     state = dict(model.named_parameters())
     try:
-        masked = {name: state[name] * mask for name, mask in _masks(groups, state, cuts).items()}
-        expected = torch.func.functional_call(model, masked, (pixels,))
+        own = masked(state, _masks(groups, state, cuts))
+        expected = torch.func.functional_call(model, own, (pixels,))
         got = cut(model, cuts)(pixels)
     except (StageError, *UNFIT):
         return False

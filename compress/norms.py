@@ -10,7 +10,7 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled
 from lmr_guard.errors import StageError
 
-__all__ = ["reestimate_bn", "use_batch_statistics"]
+__all__ = ["batch_size", "reestimate_bn", "use_batch_statistics"]
 
 
 @torch.no_grad()
@@ -48,6 +48,15 @@ def reestimate_bn(classifier: Classifier, repair: Labelled, batch: int = 64) -> 
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return twin.eval()
+
+
+def batch_size(count: int) -> int:
+    """64, or 65 where the last of so many images would be alone: batch statistics need two.
+
+    >>> batch_size(128), batch_size(129)
+    (64, 65)
+    """
+    return 64 + (count % 64 == 1)
 
 
 def use_batch_statistics(model: nn.Module) -> None:

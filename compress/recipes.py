@@ -149,10 +149,10 @@ def with_refit(recipe: Recipe, refit: Refit, *, distil: int | None = None) -> Re
     """
     if recipe.prune is None:
         return recipe
-    shares, steps = recipe.prune.shares, recipe.prune.distil
+    shares = recipe.prune.shares
     if refit == "none" and shares == "damage":
         shares = "calibrated"
-    steps = steps if distil is None else distil
+    steps = recipe.prune.distil if distil is None else distil
     return replace(recipe, prune=replace(recipe.prune, refit=refit, shares=shares, distil=steps))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.compress.groups import Groups
+from lmr_guard.compress.groups import Groups, masked
 from lmr_guard.compress.recipes import Recipe
 from lmr_guard.contracts import Twin
 
@@ -107,8 +107,7 @@ class PrunedTwin:
             )
             for group, share in zip(self.groups.all, shares, strict=True)
         ]
-        masks = self.groups.masks(self.groups.cuts(parameters, counts))
-        return {name: parameters[name] * mask.to(parameters[name]) for name, mask in masks.items()}
+        return masked(parameters, self.groups.masks(self.groups.cuts(parameters, counts)))
 
 
 def twins(

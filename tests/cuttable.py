@@ -120,6 +120,13 @@ def noise(count: int = 8, seed: int = 1) -> Labelled:
     return Labelled(images, torch.arange(count) % K, CLASSES)
 
 
+def grey(count: int, seed: int, classes: str) -> Labelled:
+    """Grey noise of 8 x 8 pixels, of the classes in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    return Labelled(images, torch.arange(count) % len(classes), tuple(classes))
+
+
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 

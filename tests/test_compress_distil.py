@@ -4,6 +4,7 @@
 
 import pytest
 import torch
+from cuttable import grey
 from torch import nn
 
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
@@ -18,9 +19,7 @@ GREY = Preprocessing(channels=1, height=8, width=8, mean=(0.5,), std=(0.5,))
 
 
 def part(seed: int, count: int = 80) -> Labelled:
-    drawn = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=drawn)
-    return Labelled(images, torch.arange(count) % K, tuple("abcd"))
+    return grey(count, seed, "abcd")
 
 
 def classifier() -> Classifier:

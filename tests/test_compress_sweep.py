@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from cuttable import grey
 from modules import ROOT
 from torch import nn
 
@@ -40,9 +41,7 @@ def classifier() -> Classifier:
 
 
 def part(seed: int) -> Labelled:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=generator)
-    return Labelled(images, torch.arange(12) % K, tuple("abc"))
+    return grey(12, seed, "abc")
 
 
 CLEAN = Clean(repair=part(0), select=part(1), report=part(2))
