@@ -45,8 +45,8 @@ class Settings:
         if_abstained: Where no class was suspected: ``"repair-nothing"`` leaves the verdict to the
             audit, ``"refuse"`` makes every variant incomplete, so that nothing is published.
         classes: Class folder names in the model's order; None takes them sorted.
-        repair_images: Size of the ``repair`` part; None takes 40 % of the images, at most 500.
-        select_images: Size of the ``select`` part; None takes 20 %, at most 250.
+        repair_images: Size of the ``repair`` part; None takes 40 % of the images, at most 2000.
+        select_images: Size of the ``select`` part; None takes 20 %, at most 500.
         compare: Whether the variants of the model as received are built and measured too, cut as
             other tools do it, without a refit.
         device: Where localize and repel compute: cpu or cuda.

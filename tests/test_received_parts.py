@@ -151,10 +151,10 @@ def test_a_part_is_as_large_as_asked_and_the_others_by_default(
 
 
 def test_by_default_no_more_than_enough_is_learnt_from_and_chosen_on() -> None:
-    whole = numbered([i % 2 for i in range(2000)])
+    whole = numbered([i % 2 for i in range(6000)])
     parts = parts_of(divide(whole, None, None, seeded(0)))
-    assert [len(part) for part in parts] == [500, 250, 1250]
-    by_hand = parts_of(split(whole, repair=500, select=250, generator=seeded(0)))
+    assert [len(part) for part in parts] == [2000, 500, 3500]
+    by_hand = parts_of(split(whole, repair=2000, select=500, generator=seeded(0)))
     assert [ids(part) for part in parts] == [ids(part) for part in by_hand]
 
 

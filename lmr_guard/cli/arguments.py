@@ -202,8 +202,8 @@ DISTIL = click.option(
 SUSPECT = click.option("--suspect", type=int, help="The suspect class, counted from 0, if known.")
 THREADS = click.option("--threads", type=_COUNT, help="CPU threads; small networks: 1.")
 WORK = _all_of(
-    click.option("--repair-images", type=int, help="Images to learn from; default 40 %, <= 500."),
-    click.option("--select-images", type=int, help="Images to choose on; default 20 %, <= 250."),
+    click.option("--repair-images", type=int, help="Images to learn from; default 40 %, <= 2000."),
+    click.option("--select-images", type=int, help="Images to choose on; default 20 %, <= 500."),
     click.option(
         "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
     ),

@@ -17,8 +17,8 @@ from lmr_guard.received.data import listed
 __all__ = ["check_agreement", "divide", "split"]
 
 # Of all clean images, and how many at most.
-_REPAIR = (0.4, 500)
-_SELECT = (0.2, 250)
+_REPAIR = (0.4, 2000)
+_SELECT = (0.2, 500)
 
 _MOST = 0.5  # of a class's images, taken for another class, are no mere mistakes
 
@@ -33,8 +33,8 @@ def divide(
 
     Args:
         images: All clean images.
-        repair: Images to learn from; None takes 40 % of the images, at most 500.
-        select: Images to choose on; None takes 20 %, at most 250.
+        repair: Images to learn from; None takes 40 % of the images, at most 2000.
+        select: Images to choose on; None takes 20 %, at most 500.
         generator: Decides which images go where.
     """
     k = len(images.classes)
