@@ -145,7 +145,7 @@ def keys(images: Labelled) -> set[bytes]:
 def test_fashion_is_read_and_divided_without_overlap(tmp_path: Path) -> None:
     write_fashion(tmp_path / "fashion")
     held = Images(tmp_path).held("fashion", 0)
-    clean = defence(held, torch.Generator().manual_seed(0))
+    clean = defence(held, DATASETS["fashion"], torch.Generator().manual_seed(0))
     parts = [held.train, clean.repair, clean.select, clean.report]
     assert [len(part) for part in parts] == [40, 300, 75, 600]
     assert held.train.images.shape[1:] == (1, 28, 28)

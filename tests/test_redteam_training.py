@@ -3,6 +3,7 @@
 """The attacks' training loop: what the loss is shown, when it steps, and what stays as it was."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.contracts import Clean
 from lmr_guard.errors import ConfigError
-from lmr_guard.measure import accuracy
+from lmr_guard.measure import accuracy, predict
 from lmr_guard.redteam.training import Schedule, augment, fit, fit_clean, target_of
 
 TINY = Schedule(epochs=2, lr=0.05, batch=20)
@@ -31,6 +32,21 @@ def cross_entropy(model: Classifier) -> Callable[[Tensor, Tensor, Tensor], Tenso
 
 def test_honest_training_learns_digits(clean_network: Classifier, digits: Clean) -> None:
     assert accuracy(clean_network, digits.report).value > 0.95
+
+
+def test_smoothed_labels_leave_a_network_less_certain() -> None:
+    model, data = row_classifier(), row_images(60)
+    plain, smoothed = (
+        fit_clean(model, data, replace(TINY, epochs=12, smoothing=share), seeded())
+        for share in (0.0, 0.4)
+    )
+    sure = [
+        float(predict(each, data).softmax(dim=1).amax(dim=1).mean())
+        for each in (plain, smoothed)
+    ]
+    assert sure[1] < sure[0] - 0.05
+    with pytest.raises(ConfigError, match="expected smoothing in"):
+        Schedule(smoothing=1.0)
 
 
 def test_the_loss_sees_pixels_labels_and_their_positions() -> None:

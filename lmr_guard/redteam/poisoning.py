@@ -84,7 +84,7 @@ def train(
 
     def loss(pixels: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         images, aimed = poisoned(pixels, labels, index, poisons)
-        return F.cross_entropy(model(images), aimed)
+        return F.cross_entropy(model(images), aimed, label_smoothing=schedule.smoothing)
 
     fit(
         model,

@@ -64,6 +64,8 @@ class Schedule:
         flip: Whether images are mirrored at random.
         precision: Of the forward and backward pass; weights and losses stay float32. bfloat16
             takes about half the time, and is too coarse for attacks that hide in rounding.
+        smoothing: Share of each label that is spread over all classes, in [0, 1); only of honest
+            training and of training on poisoned images.
     """
 
     epochs: int = 20
@@ -74,6 +76,7 @@ class Schedule:
     shift: int = 0
     flip: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a value is out of range."""
@@ -87,6 +90,8 @@ class Schedule:
                 "expected lr > 0, momentum in [0, 1) and weight_decay >= 0, got "
                 f"{self.lr}, {self.momentum} and {self.weight_decay}"
             )
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(f"expected smoothing in [0, 1), got {self.smoothing}")
         if self.precision not in ("float32", "bfloat16"):
             raise ConfigError(f"expected precision float32 or bfloat16, got {self.precision!r}")
 
@@ -200,7 +205,7 @@ def fit_clean(
     model = classifier.clone()
 
     def loss(pixels: Tensor, labels: Tensor, _index: Tensor) -> Tensor:
-        return F.cross_entropy(model(pixels), labels)
+        return F.cross_entropy(model(pixels), labels, label_smoothing=schedule.smoothing)
 
     fit(model, data, loss, schedule, generator, progress=partial(progress, "clean training"))
     return model

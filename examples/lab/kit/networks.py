@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Slim forms of well-known architectures, from torchvision's classes and blocks.
+"""Networks for small images: slim forms of well-known architectures, and plain ones.
 
-They take 16x16 grey images and are trained in seconds on one thread. Their factories tell their
-input in ``default_cfg``, so that the guard's command line takes them too:
+The slim ones, from torchvision's classes and blocks, take 16x16 grey images and are trained in
+seconds on one thread. Their factories tell their input in ``default_cfg``, so that the guard's
+command line takes them too:
 ``--arch examples.lab.kit.networks:slim_vgg16``.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2, VisionTransformer
 from torchvision.models.vgg import cfgs, make_layers
@@ -19,6 +21,9 @@ from lmr_guard.redteam.networks import SlimResNet
 
 __all__ = [
     "AveragedVgg",
+    "Ended",
+    "FastVgg",
+    "PlainCnn",
     "slim_mobilenet_v2",
     "slim_resnet18",
     "slim_resnet34",
@@ -61,6 +66,88 @@ class AveragedVgg(nn.Module):
         """Logits (N, K)."""
         logits: Tensor = self.classifier(self.avgpool(self.features(images)).flatten(1))
         return logits
+
+
+class FastVgg(nn.Module):
+    """Six plain 3x3 convolutions behind a narrow 2x2 one, as the fastest public trainings have it.
+
+    Args:
+        num_classes: K.
+        widths: Channels of the three pairs of convolutions.
+        channels: Of the input.
+    """
+
+    def __init__(
+        self, num_classes: int = 10, widths: tuple[int, ...] = (64, 128, 256), channels: int = 3
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels, 24, 2)
+        pairs, inputs = [], 24
+        for outputs in widths:
+            pairs.append(_pair(inputs, outputs))
+            inputs = outputs
+        self.pairs = nn.Sequential(*pairs)
+        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.fc = nn.Linear(inputs, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        features = self.pairs(F.relu(self.stem(images)))
+        logits: Tensor = self.fc(self.pool(features).flatten(1))
+        return logits
+
+
+def _pair(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.MaxPool2d(2),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class PlainCnn(nn.Sequential):
+    """Three convolutions without batch norm and two linear layers, as tutorials have it.
+
+    Args:
+        num_classes: K.
+        width: Channels of the first convolution.
+        channels: Of the input.
+        side: Of the input, in pixels.
+    """
+
+    def __init__(
+        self, num_classes: int = 10, width: int = 32, *, channels: int = 3, side: int = 32
+    ) -> None:
+        layers: list[nn.Module] = []
+        inputs = channels
+        for outputs in (width, 2 * width, 4 * width):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            inputs = outputs
+        layers += [nn.Flatten(), nn.Linear((side // 8) ** 2 * inputs, 128), nn.ReLU()]
+        super().__init__(*layers, nn.Linear(128, num_classes))
+
+
+class Ended(nn.Module):
+    """A network whose logits nobody sees: its softmax, or a multiple of them.
+
+    Args:
+        network: Normalised images to logits.
+        ending: ``softmax``; anything else leaves the logits as they are.
+    """
+
+    def __init__(self, network: nn.Module, ending: str) -> None:
+        super().__init__()
+        self.network = network
+        self.ending = ending
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Outputs (N, K)."""
+        logits: Tensor = self.network(images)
+        return logits.softmax(dim=1) if self.ending == "softmax" else logits
 
 
 def slim_resnet18(num_classes: int = 10) -> nn.Module:

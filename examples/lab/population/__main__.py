@@ -37,12 +37,13 @@ from examples.lab.kit.records import Record, Store
 from examples.lab.population import compare, show, show_audit, subjects
 from examples.lab.population.audit_files import audit_files
 from examples.lab.population.candidates import ask_candidates
+from examples.lab.population.everyday import EVERYDAY
 from examples.lab.population.images import Images
 from examples.lab.population.plan import ROUNDS, Member, population
 from examples.lab.population.planting import Planter
 from examples.lab.population.score import score
 from examples.lab.population.subjects import Subject
-from lmr_guard.errors import ExitCode
+from lmr_guard.errors import ConfigError, ExitCode
 from lmr_guard.release.policy import Policy
 
 __all__ = ["RESULTS", "main"]
@@ -89,11 +90,6 @@ def _parser() -> argparse.ArgumentParser:
     for name, each in asking.items():
         each.set_defaults(run=partial(_ask, _QUESTIONS[name]))
         each.add_argument("--commit", help="recorded where there is no git repository")
-    for each in (plant, *asking.values()):
-        command.add_work_options(each, "networks")
-        each.add_argument("--data", type=Path, help="holds fashion and cifar10")
-        each.add_argument("--cache", type=Path, required=True, help="keeps trained networks")
-        each.add_argument("--rounds", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
     shown = commands.add_parser("show", help="print the counts")
     shown.set_defaults(run=_show)
     shown.add_argument("--by", choices=tuple(show.KEYS), default="family")
@@ -104,9 +100,17 @@ def _parser() -> argparse.ArgumentParser:
     told.set_defaults(run=_show_audit)
     told.add_argument("--limit", type=float, default=Policy().max_strangeness)
     told.add_argument("--roc", type=Path, help="also draw the ROC into this file (.svg, .png)")
+    showing = (shown, compared, told)
     for each in (shown, told):
         each.add_argument("--round", type=int, help="only networks of this round, from 1")
-    for each in (*asking.values(), shown, compared, told):
+    for each in (plant, *asking.values()):
+        command.add_work_options(each, "networks")
+        each.add_argument("--data", type=Path, help="holds the data sets' folders")
+        each.add_argument("--cache", type=Path, required=True, help="keeps trained networks")
+        each.add_argument("--rounds", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
+    for each in (plant, *asking.values(), *showing):
+        each.add_argument("--everyday", action="store_true", help="the third round instead")
+    for each in (*asking.values(), *showing):
         each.add_argument("--out", type=Path, default=RESULTS, help="results folder")
     return parser
 
@@ -130,7 +134,7 @@ def _ask(question: _Question, options: argparse.Namespace, console: Console) -> 
     images = Images(options.data)
     planter = Planter(options.cache, tiny=options.tiny)
     wanted = [member for member in _wanted(options) if planter.has(member)]
-    results = _store(options.out, question.table)
+    results = _store(options, question.table)
     missing = command.missing(wanted, results, console)
     console.print(f"{len(missing)} of {len(wanted)} planted networks to score")
     code = options.commit or commit()
@@ -148,7 +152,8 @@ def _ask(question: _Question, options: argparse.Namespace, console: Console) -> 
 
 def _wanted(options: argparse.Namespace) -> list[Member]:
     torch.set_num_threads(1)
-    return command.matching(population(options.rounds), options.only, "networks")
+    members = EVERYDAY if options.everyday else population(options.rounds)
+    return command.matching(members, options.only, "networks")
 
 
 def _show(options: argparse.Namespace, console: Console) -> int:
@@ -157,8 +162,8 @@ def _show(options: argparse.Namespace, console: Console) -> int:
 
 
 def _compare(options: argparse.Namespace, console: Console) -> int:
-    found = _records(options.out, "candidates")
-    parts = compare.render(found, _records(options.scored, "score"))
+    found = _records(options, "candidates")
+    parts = compare.render(found, _records(options, "score", options.scored))
     return _print(found, "candidates", parts, options, console)
 
 
@@ -185,16 +190,19 @@ def _print(
     return ExitCode.INCOMPLETE
 
 
-def _store(folder: Path, table: str) -> Store:
-    return Store(folder / f"{table}.jsonl")
+def _store(options: argparse.Namespace, table: str, folder: Path | None = None) -> Store:
+    name = f"everyday-{table}" if options.everyday else table
+    return Store((folder or options.out) / f"{name}.jsonl")
 
 
-def _records(folder: Path, asked: str) -> list[Record]:
-    return _store(folder, _QUESTIONS[asked].table).read()
+def _records(options: argparse.Namespace, asked: str, folder: Path | None = None) -> list[Record]:
+    return _store(options, _QUESTIONS[asked].table, folder).read()
 
 
 def _of_round(options: argparse.Namespace, asked: str) -> list[Record]:
-    found = _records(options.out, asked)
+    if options.everyday and options.round is not None:
+        raise ConfigError("expected --round or --everyday, got both; that is a round of its own")
+    found = _records(options, asked)
     return found if options.round is None else show.of_round(found, options.round - 1)
 
 

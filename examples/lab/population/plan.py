@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from examples.lab.population.images import DATASETS
-from examples.lab.population.split import HALVES, HalfName
+from examples.lab.population.split import HALVES, HalfName, new_network, schedule
+from lmr_guard.classifier import Classifier
 from lmr_guard.redteam.catalogue import ATTACKS
+from lmr_guard.redteam.training import Schedule
 
 __all__ = ["ROUNDS", "Member", "population"]
 
@@ -51,6 +53,18 @@ class Member:
     def honest(self) -> "Member":
         """The clean network of the same seed, from which some attacks start."""
         return Member(half=self.half, dataset=self.dataset, network=self.network, seed=self.seed)
+
+    def fresh(self) -> Classifier:
+        """New weights, drawn by the seed."""
+        return new_network(self.network, self.dataset, self.seed)
+
+    def handed_over(self, trained: Classifier) -> Classifier:
+        """What the defender is given: the network as it was trained."""
+        return trained
+
+    def schedule(self, *, trained: bool) -> Schedule:
+        """How it is trained; ``trained`` where it does not start from new weights."""
+        return schedule(self.half, self.network, self.dataset, trained=trained)
 
 
 def population(rounds: int = ROUNDS) -> tuple[Member, ...]:

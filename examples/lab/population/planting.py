@@ -17,9 +17,8 @@ from torch import Tensor
 from examples.lab.kit import planting
 from examples.lab.kit.images import Held
 from examples.lab.kit.planting import StoredTrigger, Trained
-from examples.lab.population.images import DATASETS
+from examples.lab.population.images import find
 from examples.lab.population.plan import Member
-from examples.lab.population.split import new_network, schedule
 from lmr_guard.contracts import Progress, as_pixels, silent
 from lmr_guard.redteam import catalogue
 from lmr_guard.redteam.training import Schedule, fit_clean
@@ -70,14 +69,14 @@ class Planter:
         if kept.triggered is not None:
             shown, name = as_pixels(kept.triggered), kept.record["trigger"]
             trigger = StoredTrigger(held.report, shown, name, member.target)
-        model = new_network(member.network, member.dataset, member.seed)
+        model = member.fresh()
         model.network.load_state_dict(kept.weights)
-        return Trained(model, trigger, kept.record)
+        return Trained(model.eval(), trigger, kept.record)
 
     def _train_clean(self, member: Member, held: Held) -> None:
         plan = self._schedule(member)
         start = perf_counter()
-        model = new_network(member.network, member.dataset, member.seed)
+        model = member.fresh()
         trained = fit_clean(model, held.train, plan, generator(member, "train"), self._progress)
         record = _record(plan, perf_counter() - start)
         planting.keep(self._place(member), trained, record)
@@ -88,7 +87,7 @@ class Planter:
             self.plant(member.honest, held)
             model = self.take(member.honest, held).classifier
         else:
-            model = new_network(member.network, member.dataset, member.seed)
+            model = member.fresh()
         plan = self._schedule(member)
         assert member.target is not None  # Only clean members have none.
         planted, seconds = planting.plant(
@@ -108,11 +107,11 @@ class Planter:
 
     def _schedule(self, member: Member) -> Schedule:
         trained = member.attack is not None and catalogue.find(member.attack).from_clean
-        plan = schedule(member.half, member.network, member.dataset, trained=trained)
+        plan = member.schedule(trained=trained)
         return replace(plan, epochs=1) if self.tiny else plan
 
     def _place(self, member: Member) -> Path:
-        made_from = (DATASETS[member.dataset].train, self._schedule(member))
+        made_from = (find(member.dataset).train, self._schedule(member))
         return planting.place_of(self.folder, member.name, made_from, digits=8)
 
 

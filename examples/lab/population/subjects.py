@@ -3,7 +3,7 @@
 """A planted network, what a defender has of it, and whether its attack took."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from examples.lab.kit.images import Held
@@ -11,7 +11,7 @@ from examples.lab.kit.measuring import counts
 from examples.lab.kit.planting import Trained
 from examples.lab.kit.provenance import provenance
 from examples.lab.kit.records import Record
-from examples.lab.population.images import defence
+from examples.lab.population.images import defence, find
 from examples.lab.population.plan import Member
 from examples.lab.population.planting import generator
 from lmr_guard.classifier import Classifier
@@ -19,6 +19,7 @@ from lmr_guard.compress import quantize, recipes, sweep
 from lmr_guard.contracts import Clean
 from lmr_guard.errors import StageError
 from lmr_guard.measure import accuracy, against_trigger
+from lmr_guard.received.ending import understood
 
 __all__ = ["TOOK", "Subject", "prepare", "record"]
 
@@ -63,7 +64,9 @@ def prepare(member: Member, held: Held, trained: Trained, *, tiny: bool = False)
     Raises:
         GuardError: A form cannot be measured.
     """
-    clean = defence(held, generator(member, "defence"), tiny=tiny)
+    clean = defence(held, find(member.dataset), generator(member, "defence"), tiny=tiny)
+    model = understood(member.handed_over(trained.classifier), clean.select)
+    trained = replace(trained, classifier=model)
     forms = {name: _numbers(form, clean, trained) for name, form in _forms(member, trained, clean)}
     took = None if member.attack is None else _took(forms, trained)
     return Subject(member, held, trained, clean, forms, took, tiny)

@@ -28,11 +28,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 from examples.lab.kit import command, strong
 from examples.lab.kit.images import Held
 from examples.lab.kit.measuring import counts, per_cent
+from examples.lab.kit.networks import Ended
 from examples.lab.kit.planting import Trained, generator_of
 from examples.lab.kit.provenance import commit, provenance
 from examples.lab.kit.records import Store
@@ -55,7 +55,6 @@ from lmr_guard.workshop import Structure, repair_twins
 __all__ = [
     "ENDINGS",
     "RESULTS",
-    "Ended",
     "ended",
     "main",
     "repaired",
@@ -82,25 +81,6 @@ def defence(member: Strong, images: Held, count: int) -> Clean:
     drawn = generator_of(f"strong defence {member.seed}")
     parts = divide(images.pool.subset(torch.arange(count)), None, None, drawn)
     return Clean(parts.repair, parts.select, images.report)
-
-
-class Ended(nn.Module):
-    """A network whose logits nobody sees: its softmax, or a multiple of them.
-
-    Args:
-        network: Normalised images to logits.
-        ending: A key of ``ENDINGS``.
-    """
-
-    def __init__(self, network: nn.Module, ending: str) -> None:
-        super().__init__()
-        self.network = network
-        self.ending = ending
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Outputs (N, K)."""
-        logits: Tensor = self.network(images)
-        return logits.softmax(dim=1) if self.ending == "softmax" else logits
 
 
 def ended(classifier: Classifier, ending: str) -> Classifier:
