@@ -41,8 +41,7 @@ def test_smoothed_labels_leave_a_network_less_certain() -> None:
         for share in (0.0, 0.4)
     )
     sure = [
-        float(predict(each, data).softmax(dim=1).amax(dim=1).mean())
-        for each in (plain, smoothed)
+        float(predict(each, data).softmax(dim=1).amax(dim=1).mean()) for each in (plain, smoothed)
     ]
     assert sure[1] < sure[0] - 0.05
     with pytest.raises(ConfigError, match="expected smoothing in"):
