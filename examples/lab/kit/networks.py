@@ -171,11 +171,11 @@ def slim_vgg(num_classes: int, channels: int) -> AveragedVgg:
     return AveragedVgg([*plan[:13], *plan[14:]], num_classes, channels)
 
 
-def slim_mobilenet_v2(num_classes: int = 10) -> nn.Module:
-    """MobileNetV2's blocks at a quarter of its width: nine of seventeen, three that halve."""
+def slim_mobilenet_v2(num_classes: int = 10, width: float = 0.25) -> nn.Module:
+    """MobileNetV2's blocks at a part of its width: nine of seventeen, three that halve."""
     blocks = [[1, 16, 1, 1], [6, 24, 1, 1], [6, 32, 2, 2], [6, 64, 2, 2], [6, 96, 1, 1]]
     network = MobileNetV2(
-        num_classes, 0.25, inverted_residual_setting=[*blocks, [6, 160, 1, 2]], dropout=0.0
+        num_classes, width, inverted_residual_setting=[*blocks, [6, 160, 1, 2]], dropout=0.0
     )
     stem = network.features[0]
     stem[0] = nn.Conv2d(1, stem[0].out_channels, 3, padding=1, bias=False)

@@ -46,7 +46,6 @@ __all__ = [
     "attackers",
     "held",
     "make",
-    "mobilenet_v2",
     "others",
     "take",
 ]
@@ -69,11 +68,11 @@ _CLASSES = (
 )
 
 
-def mobilenet_v2(num_classes: int = 10) -> nn.Module:
+def _mobilenet_v2() -> nn.Module:
     """MobileNetV2 at three quarters of its width; three of its five halvings are left out."""
     blocks = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 1], [6, 64, 3, 2], [6, 96, 3, 1]]
     network: nn.Module = MobileNetV2(
-        num_classes, 0.5, inverted_residual_setting=[*blocks, [6, 160, 2, 2]], dropout=0.0
+        10, 0.5, inverted_residual_setting=[*blocks, [6, 160, 2, 2]], dropout=0.0
     )
     return network
 
@@ -93,7 +92,7 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
         "resnet18": partial(slim_resnet18, width=24),
         "slim_resnet18": slim_resnet18,
         "resnet20": partial(SlimResNet, (3, 3, 3), 16, 10),
-        "mobilenet_v2": mobilenet_v2,
+        "mobilenet_v2": _mobilenet_v2,
         "convnext": _convnext,
     }
 )
