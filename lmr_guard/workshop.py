@@ -197,7 +197,6 @@ class Workshop:
             self.clean.report,
             searching,
             self.settings.generator("listening"),
-            limit=self.settings.policy.max_strangeness,
         )
         self.progress(f"search {form.recipe.label}", 1, 1)
         return found

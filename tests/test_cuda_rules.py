@@ -28,12 +28,12 @@ from lmr_guard.repel import RepelSettings
 from lmr_guard.settings import Settings
 
 SHORT = RepelSettings(learning_rates=(0.01,), shifts=(0,), phase1_epochs=1, phase2_epochs=1)
-BRIEF = InversionSettings(steps=2)
+BRIEF = (InversionSettings(steps=2),)
 QUICK = Settings(
-    localize=LocalizeSettings(inversion=BRIEF, confirm=1, doubt=1),
+    localize=LocalizeSettings(look=BRIEF, deep=BRIEF, confirm=1, doubt=1),
     repel=SHORT,
     after_pruning=SHORT,
-    listening=ListeningSettings(inversion=BRIEF),
+    listening=ListeningSettings(look=BRIEF, deep=BRIEF),
     recipes=recipes.parse(["float32", "int8", "l1-0.4"]),
     repair_images=200,
     select_images=150,

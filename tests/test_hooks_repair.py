@@ -59,9 +59,9 @@ def short(hook: RepairHook, **changes: Any) -> Settings:  # noqa: ANN401 - field
     return replace(
         hook.settings,
         localize=rule.LocalizeSettings(
-            inversion=inversion.InversionSettings(steps=6, batch=4),
+            look=(inversion.InversionSettings(steps=6, batch=4),),
+            deep=(inversion.InversionSettings(steps=6, batch=4),),
             confirm=1,
-            repeats=0,
             doubt=1,
             sure=1,
         ),

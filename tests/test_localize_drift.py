@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean
-from lmr_guard.localize.drift import drift, lead
+from lmr_guard.localize.drift import drift, lead, levelled
 
 
 def moved(model: Classifier, target: int, by: float) -> Classifier:
@@ -75,3 +75,22 @@ def test_images_of_one_class_say_nothing_of_it() -> None:
     only = data.subset(data.labels == 1)
     found = drift(model, moved(model, 1, 3.0), only)
     assert float(found[1]) == 0
+
+
+@given(st.floats(-3, 3), st.integers(0, 2))
+def test_what_is_levelled_drifts_no_more(by: float, target: int) -> None:
+    received, data = row_classifier(), row_images(31)
+    form = moved(received, target, by)
+    before = fingerprint(form), fingerprint(received)
+    twin = levelled(received, form, data)
+    assert torch.allclose(drift(received, twin, data), torch.zeros(3), atol=1e-4)
+    assert (fingerprint(form), fingerprint(received)) == before
+
+
+def test_a_head_without_bias_is_levelled_too() -> None:
+    received, data = row_classifier(), row_images(31)
+    form = received.clone()
+    form.network[-1].bias = None
+    twin = levelled(received, form, data)
+    assert torch.allclose(drift(received, twin, data), torch.zeros(3), atol=1e-4)
+    assert form.network[-1].bias is None

@@ -66,7 +66,7 @@ def grey_images(count: int = 40) -> Labelled:
 def test_a_single_pixel_is_found_to_be_enough() -> None:
     """One of 64 pixels is 1.6 % of the image; the brightness of an image takes far more."""
     found = invert(
-        pixel_classifier(), grey_images(), "patch", InversionSettings(steps=100), seeded()
+        pixel_classifier(), grey_images(), "patch", (InversionSettings(steps=100),), seeded()
     )
     assert found.sizes[0] < 3 / 64
     assert strangeness(found.sizes)[0] > 3
@@ -80,7 +80,9 @@ def test_a_single_pixel_is_found_to_be_enough() -> None:
 
 @pytest.mark.parametrize("space", SPACES)
 def test_patterns_are_no_larger_than_told_and_give_images(space: Space) -> None:
-    found = invert(row_classifier(), row_images(60), space, InversionSettings(steps=40), seeded())
+    found = invert(
+        row_classifier(), row_images(60), space, (InversionSettings(steps=40),), seeded()
+    )
     assert [pattern.target for pattern in found.patterns] == [0, 1, 2]
     for pattern, size in zip(found.patterns, found.sizes.tolist(), strict=True):
         assert pattern.size == size
@@ -99,7 +101,7 @@ def test_the_class_of_a_backdoored_network_needs_least(
     badnets_network: Classifier, clean_network: Classifier, digits: Clean
 ) -> None:
     strange = [
-        strangeness(invert(model, digits.repair, "patch", InversionSettings(), seeded()).sizes)
+        strangeness(invert(model, digits.repair, "patch", (InversionSettings(),), seeded()).sizes)
         for model in (badnets_network, clean_network)
     ]
     assert int(strange[0].argmax()) == 3
@@ -109,7 +111,7 @@ def test_the_class_of_a_backdoored_network_needs_least(
 def test_the_model_is_left_alone_and_the_generator_decides() -> None:
     model = row_classifier()
     before = fingerprint(model)
-    runs = [invert(model, row_images(60), "patch", SHORT, seeded(s)) for s in (1, 1, 2)]
+    runs = [invert(model, row_images(60), "patch", (SHORT,), seeded(s)) for s in (1, 1, 2)]
     assert fingerprint(model) == before
     assert torch.equal(runs[0].sizes, runs[1].sizes)
     for first, second in zip(runs[0].patterns, runs[1].patterns, strict=True):
@@ -118,9 +120,25 @@ def test_the_model_is_left_alone_and_the_generator_decides() -> None:
     assert not all(map(torch.equal, runs[0].patterns[0].parameters, other))
 
 
+@pytest.mark.parametrize("space", SPACES)
+def test_the_smallest_of_several_starts_counts(space: Space) -> None:
+    """Of the additive space only the last start is made: all end alike there."""
+    generator, again = seeded(), seeded()
+    model, data = row_classifier(), row_images(60)
+    found = invert(model, data, space, (SHORT, SHORT, SHORT), generator)
+    starts = 1 if space == "additive" else 3
+    single = [invert(model, data, space, (SHORT,), again) for _ in range(starts)]
+    sizes = torch.stack([each.sizes for each in single])
+    assert torch.equal(found.sizes, sizes.amin(dim=0))
+    for row, pattern in enumerate(found.patterns):
+        best = single[int(sizes[:, row].argmin())].patterns[row]
+        assert pattern.target == best.target == row
+        assert torch.equal(pattern.parameters[0], best.parameters[0])
+
+
 def test_classes_that_are_asked_for() -> None:
     found = invert(
-        row_classifier(), row_images(60), "patch", SHORT, seeded(), classes=torch.tensor([2, 0])
+        row_classifier(), row_images(60), "patch", (SHORT,), seeded(), classes=torch.tensor([2, 0])
     )
     assert found.classes.tolist() == [2, 0]
     assert [pattern.target for pattern in found.patterns] == [2, 0]
@@ -130,7 +148,7 @@ def test_classes_that_are_asked_for() -> None:
 def test_images_of_a_single_class_are_not_enough() -> None:
     data = row_images(60)
     with pytest.raises(StageError, match="two classes or more"):
-        invert(row_classifier(), data.subset(data.labels == 1), "patch", SHORT, seeded())
+        invert(row_classifier(), data.subset(data.labels == 1), "patch", (SHORT,), seeded())
 
 
 def test_strangeness_by_eye() -> None:

@@ -33,6 +33,7 @@ from lmr_guard.errors import ConfigError, ExportRefused, StageError
 from lmr_guard.evidence import Patch, PatchFile
 from lmr_guard.files import sha256_of
 from lmr_guard.foreign import verify
+from lmr_guard.localize.inversion import LOOK
 from lmr_guard.localize.listening import ListeningSettings
 from lmr_guard.localize.rule import LocalizeSettings
 from lmr_guard.onnxfile.predictor import OnnxPredictor
@@ -405,7 +406,7 @@ def test_a_localizer_that_abstains_leaves_the_audit(row_files: Path, tmp_path: P
 def test_a_localizer_that_abstains_may_be_reason_enough_to_refuse(
     row_files: Path, tmp_path: Path
 ) -> None:
-    sceptical = LocalizeSettings(confirm=1, repeats=0, sure=1e6, doubt=1e6)
+    sceptical = LocalizeSettings(deep=LOOK, sure=1e6, doubt=1e6)
     config = replace(PLAIN, repair=True, localize=sceptical, if_abstained="refuse")
     document = rows(row_files, tmp_path / "out", config)
     assert document["suspicion"]["target"] is None
@@ -483,7 +484,7 @@ def test_a_repair_in_memory_is_the_one_that_is_written(row_files: Path, tmp_path
 
 
 def test_a_repair_of_nobody_writes_nothing(row_files: Path, tmp_path: Path) -> None:
-    sceptical = LocalizeSettings(confirm=1, repeats=0, sure=1e6, doubt=1e6)
+    sceptical = LocalizeSettings(deep=LOOK, sure=1e6, doubt=1e6)
     settings = replace(PLAIN, repair=True, localize=sceptical)
     given = (row_files / "model.safetensors", row_files / "clean")
     left = repair(*given, tmp_path / "out", arch=ROWS, settings=settings)

@@ -18,7 +18,7 @@ from lmr_guard.contracts import Clean, Rate
 from lmr_guard.demo import digits
 from lmr_guard.evidence import Patch
 from lmr_guard.hooks import RepairHook
-from lmr_guard.localize import rule
+from lmr_guard.localize import inversion, rule
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
 from lmr_guard.received.parts import split
@@ -56,7 +56,7 @@ class Situation:
             return own
         return replace(
             own,
-            localize=rule.LocalizeSettings(confirm=2, repeats=1),
+            localize=rule.LocalizeSettings(deep=inversion.DEEP[1:3]),
         )
 
 

@@ -6,16 +6,19 @@ Weights that were trained so that compression wakes, or hardly hurts, a backdoor
 towards its class as soon as they are rounded or cut, long before any trigger is shown. On honest
 networks the losses spread over the classes. The score is ours; docs/methods/localize.md has the
 numbers. One forward pass per form.
+
+Honest networks drift too, and a class that is drifted to needs smaller patterns. ``levelled`` takes
+the drift away before a form is searched: what is left of a class's ease is more than that.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lmr_guard.classifier import Classifier
+from lmr_guard.classifier import Classifier, find_head
 from lmr_guard.contracts import Labelled
 from lmr_guard.measure import mean_over_others, predict
 
-__all__ = ["drift", "lead"]
+__all__ = ["drift", "lead", "levelled"]
 
 
 def drift(received: Classifier, form: Classifier, images: Labelled) -> Tensor:
@@ -47,3 +50,30 @@ def lead(shares: Tensor, *, noise: float = 0.02) -> Tensor:
     others = ~torch.eye(len(shares), dtype=torch.bool)
     largest = torch.stack([shares[row].max() for row in others])
     return shares / largest.clamp_min(noise)
+
+
+def levelled(received: Classifier, form: Classifier, images: Labelled) -> Classifier:
+    """The form with constants added to its logits: clean images get those of the received model.
+
+    ``b_c <- b_c + mean over x of z_received(x)_c - z_form(x)_c`` in the head, each row of logits
+    taken from its mean first, for only differences between classes matter.
+
+    Args:
+        received: The model as received, in eval mode.
+        form: A compressed form of it; left as it is.
+        images: Clean images.
+
+    Raises:
+        InputError: The form has no head; see ``classifier.find_head``.
+    """
+    means = [predict(model, images).mean(dim=0) for model in (received, form)]
+    shift = (means[0] - means[0].mean()) - (means[1] - means[1].mean())
+    twin = form.clone()
+    _, head = find_head(twin, twin.example(), twin.num_classes)
+    shift = shift.to(head.weight)
+    with torch.no_grad():
+        if head.bias is None:
+            head.bias = nn.Parameter(shift)
+        else:
+            head.bias.add_(shift)
+    return twin

@@ -19,7 +19,9 @@ space         what is added to the image       size
 Sources: Wang et al., "Neural Cleanse" (S&P 2019), for the search over classes and the patch;
 universal perturbations for ``additive``; Nguyen and Tran, "WaNet" (ICLR 2021), for the warp. The
 budget that follows success, in place of a weighted penalty, is ours: sizes of a few steps compare.
-Nothing here sees a real trigger.
+Where a search ends depends on its start, more so the smaller a trigger is: it is found from some
+starts and passed by from others, while ordinary classes come to nearly the same size from all. So
+the smallest of several starts counts. Nothing here sees a real trigger.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +39,8 @@ from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.training import within_area
 
 __all__ = [
+    "DEEP",
+    "LOOK",
     "SPACES",
     "Found",
     "InversionSettings",
@@ -93,6 +97,15 @@ class InversionSettings:
             )
 
 
+LOOK: tuple[InversionSettings, ...] = (InversionSettings(),)
+"""A first look: one short search."""
+
+_LONG = InversionSettings(steps=100, batch=4)
+DEEP: tuple[InversionSettings, ...] = (*LOOK, *LOOK, _LONG, _LONG)
+"""Searches whose smallest sizes are to be relied on: some triggers are found by short ones from
+some starts, some by long ones of few images a step, which leave a poor place more easily."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Pattern:
     """What was found for one class; a function of the image that can be tried anywhere.
@@ -129,7 +142,8 @@ class Found:
     Args:
         space: Where.
         classes: int64, shape (S,).
-        sizes: Shape (S,), in (0, 1]; the geometric mean of the budget over the last steps.
+        sizes: Shape (S,), in (0, 1]; the geometric mean of the budget over the last steps, of the
+            start that came to the least.
         patterns: As the search left them, in the order of ``classes``.
     """
 
@@ -154,7 +168,7 @@ def invert(
     classifier: Classifier,
     images: Labelled,
     space: Space,
-    settings: InversionSettings,
+    starts: Sequence[InversionSettings],
     generator: torch.Generator,
     *,
     classes: Tensor | None = None,
@@ -165,7 +179,8 @@ def invert(
         classifier: In eval mode; its parameters get no gradient. Not touched.
         images: Clean images; a class is searched on those of the others.
         space: See the module.
-        settings: See ``InversionSettings``.
+        starts: One search each, of which each class's smallest counts; only the last is made in a
+            space where all starts end alike.
         generator: CPU generator; decides starts and the images of each step.
         classes: Those to search, int64; None takes all.
 
@@ -173,8 +188,14 @@ def invert(
         StageError: A class is the only one that there are images of.
     """
     wanted = torch.arange(classifier.num_classes) if classes is None else classes
+    made = starts if _SPACES[space].rugged else starts[-1:]
     parts = [
-        _invert(classifier, images, space, settings, generator, classes=part)
+        _smallest(
+            [
+                _invert(classifier, images, space, settings, generator, classes=part)
+                for settings in made
+            ]
+        )
         for part in wanted.split(_CHUNK)
     ]
     return Found(
@@ -183,6 +204,13 @@ def invert(
         torch.cat([part.sizes for part in parts]),
         tuple(pattern for part in parts for pattern in part.patterns),
     )
+
+
+def _smallest(starts: Sequence[Found]) -> Found:
+    """Of searches of the same classes, what each class came to with the least."""
+    sizes, best = torch.stack([found.sizes for found in starts]).min(dim=0)
+    patterns = tuple(starts[start].patterns[row] for row, start in enumerate(best.tolist()))
+    return Found(starts[0].space, starts[0].classes, sizes, patterns)
 
 
 def _invert(
@@ -321,6 +349,7 @@ class _Kind:
     Args:
         start: First budget; generous.
         rate: Step size of Adam.
+        rugged: Whether it depends on the start where a search ends.
         draw: Parameters for images of shape (count, C, H, W).
         project: Parameters (changed in place) into budgets (count,).
         apply: Parameters of ``count`` rows to pixels (count, B, C, H, W).
@@ -328,6 +357,7 @@ class _Kind:
 
     start: float
     rate: float
+    rugged: bool
     draw: Callable[[tuple[int, int, int, int], torch.Generator], list[Tensor]]
     project: Callable[[Sequence[Tensor], Tensor], None]
     apply: Callable[[Sequence[Tensor], Tensor], Tensor]
@@ -384,8 +414,8 @@ def _apply_warp(parameters: Sequence[Tensor], pixels: Tensor) -> Tensor:
 
 _SPACES: Mapping[Space, _Kind] = MappingProxyType(
     {
-        "patch": _Kind(0.15, 0.15, _draw_patch, _project_patch, _apply_patch),
-        "additive": _Kind(0.15, 0.06, _draw_additive, _project_norm, _apply_additive),
-        "warp": _Kind(0.25, 0.05, _draw_warp, _project_norm, _apply_warp),
+        "patch": _Kind(0.15, 0.15, True, _draw_patch, _project_patch, _apply_patch),
+        "additive": _Kind(0.15, 0.06, False, _draw_additive, _project_norm, _apply_additive),
+        "warp": _Kind(0.25, 0.05, True, _draw_warp, _project_norm, _apply_warp),
     }
 )

@@ -2,20 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does what would ship listen to a trigger that nobody has shown us?
 
-``localize`` asks the model as received; this asks each form that would ship, anew. The search that
-shows the strangest class counts, repeated with other seeds where it is strange at all. The limit
+``localize`` asks the model as received; this asks each form that would ship, anew. Spaces that
+show a strange class at first look are dug into, and the strangest class counts. The limit
 is the policy's, and ``verify`` judges. A backdoor that none of the three spaces of ``inversion``
 comes near is not found; docs/methods/audit.md has the numbers.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Listening
 from lmr_guard.errors import ConfigError
-from lmr_guard.localize.inversion import InversionSettings
+from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
 from lmr_guard.localize.searches import search_spaces
 
 __all__ = ["ListeningSettings", "listen"]
@@ -26,23 +26,24 @@ class ListeningSettings:
     """How each artefact is searched.
 
     Args:
-        inversion: How patterns are searched for; its ``steps`` are what the audit costs.
-        repeats: How often at most the strangest search is repeated, with another seed each time.
-        doubt: Score below which it is not repeated: the artefact does not listen.
+        look: The first look at each space.
+        deep: How a search that shows something is made again.
+        doubt: Score below which it is not: the artefact does not listen there.
         images: Clean images at most that patterns are searched on.
     """
 
-    inversion: InversionSettings = field(default_factory=InversionSettings)
-    repeats: int = 2
+    look: tuple[InversionSettings, ...] = LOOK
+    deep: tuple[InversionSettings, ...] = DEEP
     doubt: float = 1.6
     images: int = 300
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a value is out of range."""
-        if self.repeats < 0 or self.doubt < 1 or self.images < 2:
+        if not (self.look and self.deep):
+            raise ConfigError("expected a start or more in look and in deep, got none")
+        if self.doubt < 1 or self.images < 2:
             raise ConfigError(
-                "expected repeats >= 0, doubt >= 1 and images >= 2, got "
-                f"{self.repeats}, {self.doubt}, {self.images}"
+                f"expected doubt >= 1 and images >= 2, got {self.doubt} and {self.images}"
             )
 
 
@@ -51,8 +52,6 @@ def listen(
     report: Labelled,
     settings: ListeningSettings,
     generator: torch.Generator,
-    *,
-    limit: float,
 ) -> Listening:
     """The strangest class of one form, and the pattern that it listens to.
 
@@ -61,17 +60,16 @@ def listen(
         report: Clean images that no repair has learnt from.
         settings: See ``ListeningSettings``.
         generator: CPU generator; decides candidates, starts and images.
-        limit: The policy's, >= 1; repeats end once it is known on which side of it they come out.
 
     Raises:
         StageError: All images are of one class.
     """
     few = report.subset(torch.arange(min(len(report), settings.images)))
-    searches = list(search_spaces("itself", model.clone(), few, settings.inversion, generator))
+    searches = list(search_spaces("itself", model.clone(), few, settings.look, generator))
+    for search in searches:
+        if search.score >= settings.doubt:
+            search.add(settings.deep, generator)
     top = max(searches, key=lambda search: search.score)
-    if top.score >= settings.doubt:
-        while not top.settled(limit, 1 + settings.repeats):
-            top.add(settings.inversion, generator)
     return Listening(
         target=top.leading,
         strangeness=round(top.score, 4),

@@ -4,19 +4,21 @@
 
 A backdoor that sleeps in one form is awake in another, so every form is asked. The rule:
 
-1. *Inversion*: in each form and each space, every class has a *strangeness*, how much smaller a
-   pattern it needs than the others. The few strangest searches are repeated until it is clear
-   whether their medians reach ``sure``; the highest median of a class is its score.
+1. *Inversion*: in each space every class has a *strangeness*, how much smaller a pattern it needs
+   than the others. The model as received is searched deeply, its compressed forms at first look,
+   and deeply where that shows something. The highest of a class in deep searches is its score.
 2. *Unlearning*: where some class comes to ``doubt``, the model as received unlearns. If in every
    run it falls back to one class ``unlearned`` times more than to any other, and that class comes
    to ``doubt``, it is the suspect, though another may be stranger.
 3. Otherwise the class with the highest score is the suspect if that is ``sure`` or more, or if it
    is ``doubt`` or more and most runs name it when the form in question unlearns.
-4. *Drift*: otherwise each compressed form is asked whether clean images move towards one class
-   ``drift`` times more than towards any other; that much counts as ``sure``.
-5. Otherwise nobody is.
+4. Otherwise nobody is.
 
-With fewer than five classes 2 and 4 are left out. Scores are ratios: 1 is ordinary, 3 is a third of
+To which class clean images drift in a compressed form is told as evidence. It accuses nobody: a
+cut of an honest network may send them to one class too. Forms are levelled before they are
+searched.
+
+With fewer than five classes 2 is left out. Scores are ratios: 1 is ordinary, 3 is a third of
 the usual size. A high score is no proof.
 """
 
@@ -30,8 +32,8 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Method, Progress, Suspicion, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.localize import inversion, unlearning
-from lmr_guard.localize.drift import drift, lead
-from lmr_guard.localize.inversion import InversionSettings
+from lmr_guard.localize.drift import drift, lead, levelled
+from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
 from lmr_guard.localize.searches import FEWEST_CLASSES, Search, search_spaces
 from lmr_guard.localize.unlearning import UnlearningSettings
 from lmr_guard.measure import accuracy
@@ -40,6 +42,8 @@ __all__ = ["LocalizeSettings", "named", "suspect"]
 
 # Probability on images of other classes that an unlearned model leaves to a class by chance.
 _RESIDUE = 0.05
+# That are replayed on every file.
+_PATTERNS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,68 +51,55 @@ class LocalizeSettings:
     """How classes are suspected.
 
     Args:
-        inversion: How patterns are searched for.
+        look: The first look at a compressed form.
+        deep: How the model as received is searched, and forms that show something.
         unlearning: How a form unlearns.
-        confirm: Searches that are repeated, the strangest first.
-        repeats: How often at most, with another seed each time.
+        confirm: Searches of forms that are made again deeply at most, the strangest first.
         sure: Score from which on the leading class is the suspect, >= 1.
-        doubt: Strangeness from which on unlearning is asked, in [1, sure].
+        doubt: Strangeness from which on a first look is followed, and unlearning is asked, in
+            [1, sure].
         unlearned: Lead (see ``drift.lead``) in every run of unlearning from which on a class needs
             not be the strangest, > 0.
-        drift: Lead of a drift that counts as ``sure``, > 0.
         min_accuracy: Compressed forms below this share of the received model's clean accuracy
             are not searched: collapsed networks say nothing.
         min_drifting: The same share for the drift, which says more of weaker forms.
     """
 
-    inversion: InversionSettings = field(default_factory=InversionSettings)
+    look: tuple[InversionSettings, ...] = LOOK
+    deep: tuple[InversionSettings, ...] = DEEP
     unlearning: UnlearningSettings = field(default_factory=UnlearningSettings)
     confirm: int = 3
-    repeats: int = 2
-    sure: float = 2.5
+    sure: float = 2.0
     doubt: float = 1.8
     unlearned: float = 6.0
-    drift: float = 2.5
     min_accuracy: float = 0.85
     min_drifting: float = 0.5
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a value is out of range."""
-        if self.confirm < 1 or self.repeats < 0:
-            raise ConfigError(
-                f"expected confirm >= 1 and repeats >= 0, got {self.confirm} and {self.repeats}"
-            )
+        if not (self.look and self.deep):
+            raise ConfigError("expected a start or more in look and in deep, got none")
+        if self.confirm < 0:
+            raise ConfigError(f"expected confirm >= 0, got {self.confirm}")
         if not 1 <= self.doubt <= self.sure:
             raise ConfigError(
                 f"expected 1 <= doubt <= sure, got doubt {self.doubt} and sure {self.sure}"
             )
-        if min(self.unlearned, self.drift) <= 0:
-            raise ConfigError(
-                f"expected unlearned and drift above 0, got {self.unlearned} and {self.drift}"
-            )
+        if self.unlearned <= 0:
+            raise ConfigError(f"expected unlearned above 0, got {self.unlearned}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Drifted:
-    """One compressed form by its drift; what counts reads like that of a ``Search``.
+    """One compressed form by its drift.
 
     Args:
         form: Its name.
         lead: Of each class; see ``drift.lead``.
-        unit: What a lead of 1 counts.
     """
 
     form: str
     lead: Tensor
-    unit: float
-
-    @property
-    def strangeness(self) -> Tensor:
-        return self.lead * self.unit
-
-    @property
-    def score(self) -> float:
-        return float(self.strangeness.max())
 
     @property
     def leading(self) -> int:
@@ -187,9 +178,8 @@ def suspect(
 
     Returns:
         ``scores`` as the module docstring says, 1 for classes that were not searched;
-        ``agreement`` the share of the searches that were repeated and of the unlearning runs
-        that name the leading class, or of the drifts where these decide; ``evidence`` one record
-        per search, drift or run.
+        ``agreement`` the share of the deep searches and of the unlearning runs that name the
+        suspect, or else the leading class; ``evidence`` one record per search, drift or run.
 
     Raises:
         StageError: All images are of one class.
@@ -199,21 +189,22 @@ def suspect(
     copies = [(name, form.clone()) for name, form in forms]
     shares = [accuracy(form, repair).value / own if own else 0.0 for _, form in copies]
     drifted = [
-        _Drifted(name, lead(drift(received, form, repair)), settings.sure / settings.drift)
+        _Drifted(name, lead(drift(received, form, repair)))
         for (name, form), share in zip(copies, shares, strict=True)
         if share >= settings.min_drifting and classifier.num_classes >= FEWEST_CLASSES
     ]
     asked = [("received", received)] + [
-        each for each, share in zip(copies, shares, strict=True) if share >= settings.min_accuracy
+        (name, levelled(received, form, repair))
+        for (name, form), share in zip(copies, shares, strict=True)
+        if share >= settings.min_accuracy
     ]
-    searches = _search_all(asked, repair, settings, generator, progress)
+    looks, deep = _search_all(asked, repair, settings, generator, progress)
     agreeing: list[_Run] = []
-    if (
-        classifier.num_classes >= FEWEST_CLASSES
-        and float(_highest(searches).max()) >= settings.doubt
-    ):
+    if classifier.num_classes >= FEWEST_CLASSES and float(_highest(deep).max()) >= settings.doubt:
         agreeing = _agreeing_runs(received, repair, settings, generator)
-    return _judge(searches, repair, settings, generator, agreeing=agreeing, drifted=drifted)
+    return _judge(
+        deep, repair, settings, generator, looks=looks, agreeing=agreeing, drifted=drifted
+    )
 
 
 def _search_all(
@@ -222,60 +213,57 @@ def _search_all(
     settings: LocalizeSettings,
     generator: torch.Generator,
     progress: Progress,
-) -> list[Search]:
-    """Every form in every space, the strangest first; the first few of them repeated."""
-    total = len(asked) * len(inversion.SPACES) + settings.confirm * settings.repeats
+) -> tuple[list[Search], list[Search]]:
+    """First looks that were not followed, and deep searches, the strangest first of each.
+
+    The first that is asked is searched deeply at once.
+    """
+    spaces = len(inversion.SPACES)
+    total = spaces * len(asked) + settings.confirm
     searches: list[Search] = []
-    for name, model in asked:
-        for search in search_spaces(name, model, repair, settings.inversion, generator):
+    for number, (name, model) in enumerate(asked):
+        how = settings.look if number else settings.deep
+        for search in search_spaces(name, model, repair, how, generator):
             searches.append(search)
             progress("localize", len(searches), total)
-    done = len(searches)
-    searches.sort(key=lambda search: search.score, reverse=True)
-    for search in searches[: settings.confirm]:
-        while not search.settled(settings.sure, 1 + settings.repeats):
-            search.add(settings.inversion, generator)
-            done += 1
-            progress("localize", done, total)
+    deep, looks = searches[:spaces], searches[spaces:]
+    looks.sort(key=lambda search: search.score, reverse=True)
+    followed = [each for each in looks if each.score >= settings.doubt][: settings.confirm]
+    for done, search in enumerate(followed, start=len(searches) + 1):
+        search.add(settings.deep, generator)
+        progress("localize", done, total)
     progress("localize", total, total)
-    return searches
+    deep = sorted((*deep, *followed), key=lambda search: search.score, reverse=True)
+    return looks[len(followed) :], deep
 
 
 def _judge(
-    searches: Sequence[Search],
+    deep: Sequence[Search],
     repair: Labelled,
     settings: LocalizeSettings,
     generator: torch.Generator,
     *,
+    looks: Sequence[Search] = (),
     agreeing: Sequence[_Run] = (),
     drifted: Sequence[_Drifted] = (),
 ) -> Suspicion:
-    """Steps 2 to 5 of the rule; of the searches only the first few were repeated and count."""
-    confirmed = searches[: settings.confirm]
-    scores = _highest(confirmed)
+    """Steps 2 to 5 of the rule; first looks count for nothing."""
+    scores = _highest(deep)
     leading, method = int(scores.argmax()), Method.INVERSION
     target = leading if float(scores[leading]) >= settings.sure else None
     runs: list[_Run] = []
-    certain = _class_of_all_runs(searches, agreeing, settings)
+    certain = _class_of_all_runs(scores, agreeing, settings)
     if certain is not None:
-        target = leading = certain
-        method = Method.UNLEARNING
-        scores[certain] = _highest(searches)[certain]
+        target, method = certain, Method.UNLEARNING
     elif target is None and float(scores[leading]) >= settings.doubt:
         method = Method.UNLEARNING
-        decisive = max(confirmed, key=lambda search: search.score)
-        runs = _voting_runs(decisive, repair, settings.unlearning, generator, leading)
+        runs = _voting_runs(deep[0], repair, settings.unlearning, generator, leading)
         agree = sum(run.reached and run.named == leading for run in runs)
         target = leading if 2 * agree > len(_run_plan(settings.unlearning)) else None
-    votes = [search.leading == leading for search in confirmed]
+    leading = leading if target is None else target
+    votes = [search.leading == leading for search in deep]
     votes += [run.named == leading for run in (*agreeing, *runs) if run.reached]
-    if target is None and drifted:
-        furthest = max(drifted, key=lambda form: form.score)
-        scores = torch.stack([scores, *(form.strangeness for form in drifted)]).amax(dim=0)
-        if furthest.score >= settings.sure:
-            target, method = furthest.leading, Method.DRIFT
-            votes = [form.leading == target for form in drifted]
-    found = [record for search in searches for record in search.records()]
+    found = [record for search in (*deep, *looks) for record in search.records()]
     return Suspicion(
         target=target,
         scores=tuple(round(float(score), 4) for score in scores),
@@ -286,7 +274,7 @@ def _judge(
             *(form.record() for form in drifted),
             *(run.record() for run in (*agreeing, *runs)),
         ),
-        patterns=() if target is None else _patterns(searches, target, settings),
+        patterns=() if target is None else _patterns((*deep, *looks), target, settings),
         classes=repair.classes,
     )
 
@@ -300,15 +288,15 @@ def _highest(searches: Sequence[Search]) -> Tensor:
 
 
 def _class_of_all_runs(
-    searches: Sequence[Search], agreeing: Sequence[_Run], settings: LocalizeSettings
+    scores: Tensor, agreeing: Sequence[_Run], settings: LocalizeSettings
 ) -> int | None:
-    """The class that every run fell back to and that comes to ``doubt`` in some search."""
+    """The class that every run fell back to and that comes to ``doubt``."""
     if len(agreeing) < len(_run_plan(settings.unlearning)):
         return None
     far = _least(agreeing)
     named = int(far.argmax())
     enough = float(far[named]) >= settings.unlearned
-    return named if enough and float(_highest(searches)[named]) >= settings.doubt else None
+    return named if enough and float(scores[named]) >= settings.doubt else None
 
 
 def _agreeing_runs(
@@ -387,6 +375,4 @@ def _patterns(
     on to work after the best repair.
     """
     strange = [each for each in searches if float(_highest([each])[target]) >= settings.doubt]
-    return tuple(
-        replace(each.pattern(target), origin=each.form) for each in strange[: settings.confirm]
-    )
+    return tuple(replace(each.pattern(target), origin=each.form) for each in strange[:_PATTERNS])

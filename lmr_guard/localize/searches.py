@@ -3,12 +3,12 @@
 """All searches of ``inversion`` on one form of a model, and what they come to.
 
 In each space every class has a *strangeness*: how much smaller a pattern it needs than the other
-classes do. Of warps the fourth root counts: on honest networks some class differs there by as much
-as ten. A search that is repeated with other seeds counts with the median of each class, and is
-repeated no longer than that median can still cross the limit in question.
+classes do. Of warps the third root counts: on honest networks some class differs there by as much
+as four. A first look is short and is only good for telling where to *dig*, that is, to search
+again, longer and from several starts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -27,7 +27,7 @@ FEWEST_CLASSES = 5
 """Below that many classes nobody is strange, and some class leads anyway: too few others."""
 
 _POWERS: Mapping[inversion.Space, float] = MappingProxyType(
-    {"patch": 1.0, "additive": 1.0, "warp": 0.25}
+    {"patch": 1.0, "additive": 1.0, "warp": 1 / 3}
 )
 
 
@@ -41,7 +41,7 @@ class Search:
         images: Clean images that the model gets right.
         space: See ``inversion``.
         classes: Those that are searched, int64, shape (S,).
-        found: One per search.
+        found: One per search; the last counts.
     """
 
     form: str
@@ -51,34 +51,18 @@ class Search:
     classes: Tensor
     found: list[inversion.Found] = field(default_factory=list)
 
-    def add(self, settings: InversionSettings, generator: torch.Generator) -> None:
+    def add(self, starts: Sequence[InversionSettings], generator: torch.Generator) -> None:
         """One more search. Raises StageError, see ``inversion.invert``."""
         self.found.append(
             inversion.invert(
-                self.model, self.images, self.space, settings, generator, classes=self.classes
+                self.model, self.images, self.space, starts, generator, classes=self.classes
             )
         )
 
     @property
     def strangeness(self) -> Tensor:
-        """Of each searched class: the median over the repeats, as it counts in this space."""
-        return self._repeats().quantile(0.5, dim=0)
-
-    def settled(self, limit: float, most: int) -> bool:
-        """Whether the median of ``most`` searches is already known to reach the limit or not.
-
-        Args:
-            limit: Strangeness that matters.
-            most: Searches that are made in all; an odd number, or the last one always counts.
-        """
-        above = (self._repeats() >= limit).sum(dim=0)
-        below = len(self.found) - above
-        return len(self.found) >= most or bool((torch.maximum(above, below) > most // 2).all())
-
-    def _repeats(self) -> Tensor:
-        """Strangeness of each search and class, shape (number of searches, S)."""
-        sizes = [inversion.strangeness(found.sizes) for found in self.found]
-        counted: Tensor = torch.stack(sizes) ** _POWERS[self.space]
+        """Of each searched class, as it counts in this space."""
+        counted: Tensor = inversion.strangeness(self.found[-1].sizes) ** _POWERS[self.space]
         return counted
 
     @property
@@ -92,8 +76,8 @@ class Search:
         return int(self.classes[self.strangeness.argmax()])
 
     def pattern(self, target: int) -> inversion.Pattern:
-        """What the first search found for a class."""
-        (found,) = (each for each in self.found[0].patterns if each.target == target)
+        """What the last search found for a class."""
+        (found,) = (each for each in self.found[-1].patterns if each.target == target)
         return found
 
     def records(self) -> Iterator[dict[str, object]]:
@@ -116,7 +100,7 @@ def search_spaces(
     form: str,
     model: Classifier,
     images: Labelled,
-    settings: InversionSettings,
+    starts: Sequence[InversionSettings],
     generator: torch.Generator,
 ) -> Iterator[Search]:
     """One search of a form in each space, done as they are asked for.
@@ -125,17 +109,17 @@ def search_spaces(
         form: Its name.
         model: In eval mode; not touched.
         images: Clean images of two classes or more.
-        settings: See ``inversion.InversionSettings``.
+        starts: See ``inversion.invert``; ``inversion.LOOK`` or ``DEEP``.
         generator: CPU generator; decides candidates, starts and images.
 
     Raises:
         StageError: All images are of one class.
     """
     known = recognised(model, images)
-    classes = inversion.candidates(model, known, settings, generator)
+    classes = inversion.candidates(model, known, starts[0], generator)
     for space in inversion.SPACES:
         search = Search(form, model, known, space, classes)
-        search.add(settings, generator)
+        search.add(starts, generator)
         yield search
 
 

@@ -151,8 +151,8 @@ def _config(seed: int, *, tiny: bool) -> Settings:
     brief = repel.RepelSettings(
         lures=0, learning_rates=(0.01,), phase1_epochs=1, phase1_minimum=1, phase2_epochs=1
     )
-    few = inversion.InversionSettings(steps=1)
-    looks = rule.LocalizeSettings(inversion=few, repeats=0, doubt=2.0)
+    few = (inversion.InversionSettings(steps=1),)
+    looks = rule.LocalizeSettings(look=few, deep=few, doubt=2.0)
     return replace(config, localize=looks, listening=None, repel=brief)
 
 

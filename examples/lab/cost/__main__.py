@@ -8,7 +8,7 @@ RNP (unlearning, recovery of the masks, the defender's sweep), localize (forms i
 audit of the twelve standard variants take turns on one network of ResNet-18's shape for 32x32
 images, on one thread; processor time counts on the CPU, the clock on a GPU. The images are made
 here: a smooth picture per class, and noise. Then one search of an untrained network for growing
-numbers of classes, with all repeats, in multiples of that for ten.
+numbers of classes, deep ones too, in multiples of that for ten.
 """
 
 import argparse
@@ -119,8 +119,11 @@ def _jobs(
     short = Schedule(epochs=1)
     baseline = rnp.Config(unlearning=short, recovery=short) if options.tiny else rnp.Config()
     config = Settings(device=options.device)
-    config = replace(config, localize=replace(config.localize, inversion=_search(options)))
-    searching = listening.ListeningSettings(inversion=_search(options))
+    one = (inversion.InversionSettings(steps=1),)
+    searching = listening.ListeningSettings()
+    if options.tiny:
+        config = replace(config, localize=replace(config.localize, look=one, deep=one))
+        searching = replace(searching, look=one, deep=one)
 
     def audit_all() -> None:
         for form in forms:
@@ -131,10 +134,6 @@ def _jobs(
         "localize": lambda: pipeline.suspect(model, clean, config),
         "audit": audit_all,
     }
-
-
-def _search(options: argparse.Namespace) -> inversion.InversionSettings:
-    return inversion.InversionSettings(steps=1) if options.tiny else inversion.InversionSettings()
 
 
 def _rnp(model: Classifier, clean: Clean, config: rnp.Config) -> None:
@@ -151,12 +150,15 @@ def _ratio(rounds: list[dict[str, float]], job: str) -> dict[str, float]:
 
 
 def _listen(model: Classifier, images: Labelled, config: listening.ListeningSettings) -> None:
-    listening.listen(model, images, config, torch.Generator().manual_seed(0), limit=2.0)
+    listening.listen(model, images, config, torch.Generator().manual_seed(0))
 
 
 def time_by_classes(options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of one search with all repeats by number of classes, over those for ten."""
-    config = listening.ListeningSettings(inversion=_search(options), doubt=1.0, images=1000)
+    """Seconds of one search with all that may follow by number of classes, over those for ten."""
+    config = listening.ListeningSettings(doubt=1.0, images=1000)
+    if options.tiny:
+        one = (inversion.InversionSettings(steps=1),)
+        config = replace(config, look=one, deep=one)
     spent = {}
     for classes in (10, 100, 1000):
         model, images = network(classes, options.width, options.device), pictures(classes, 1000, 1)

@@ -65,11 +65,10 @@ def _config(member: Member, *, tiny: bool) -> Settings:
     )
     if not tiny:
         return config
+    one = (inversion.InversionSettings(steps=1),)
     return replace(
         config,
-        listening=listening.ListeningSettings(
-            inversion=inversion.InversionSettings(steps=1), repeats=0, images=60
-        ),
+        listening=listening.ListeningSettings(look=one, deep=one, images=60),
         repel=repel.RepelSettings(lures=0, phase1_epochs=1, phase1_minimum=1, phase2_epochs=1),
         recipes=recipes.parse(["float32", "int8"]),
     )

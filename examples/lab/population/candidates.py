@@ -205,7 +205,7 @@ def _inputs(question: Question) -> Tensor:
 def _inverted(space: inversion.Space) -> Callable[[Question], dict[str, Tensor]]:
     def ask(question: Question) -> dict[str, Tensor]:
         found = inversion.invert(
-            question.model, question.images, space, question.config, question.generator
+            question.model, question.images, space, (question.config,), question.generator
         )
         return {space: found.sizes}
 

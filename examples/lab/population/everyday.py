@@ -151,6 +151,7 @@ class Everyday(Member):
         return replace(
             recipe,
             epochs=_EPOCHS[self.dataset],
+            batch=recipe.batch // 4 if self.dataset == "digits" else recipe.batch,
             lr=lr / 2 if trained else lr,
             precision="float32" if self.network in _FLOAT32 else "bfloat16",
             flip=data.mirrored,

@@ -57,8 +57,7 @@ def _majority(classes: list[int]) -> int:
 
 
 def _tiny(seed: int) -> Settings:
-    search = rule.LocalizeSettings(
-        inversion=inversion.InversionSettings(steps=1), confirm=1, repeats=0
-    )
+    one = (inversion.InversionSettings(steps=1),)
+    search = rule.LocalizeSettings(look=one, deep=one)
     forms = recipes.parse(["float32", "int8"])
     return Settings(seed=seed, localize=search, recipes=forms)

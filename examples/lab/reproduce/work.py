@@ -146,9 +146,8 @@ class Worker:
 
     def _settings(self) -> rule.LocalizeSettings:
         if self._planter.tiny:
-            return rule.LocalizeSettings(
-                inversion=inversion.InversionSettings(steps=1), confirm=1, repeats=0
-            )
+            one = (inversion.InversionSettings(steps=1),)
+            return rule.LocalizeSettings(look=one, deep=one)
         return rule.LocalizeSettings()
 
 
