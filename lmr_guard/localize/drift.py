@@ -3,12 +3,11 @@
 """Where clean images drift to when a model is compressed: a backdoor's class takes them in.
 
 Weights that were trained so that compression wakes, or hardly hurts, a backdoor push clean images
-towards its class as soon as they are rounded or cut, long before any trigger is shown. On honest
-networks the losses spread over the classes. The score is ours; docs/methods/localize.md has the
-numbers. One forward pass per form.
+towards its class as soon as they are rounded or cut, long before any trigger is shown. The score
+is ours; docs/methods/tried.md has the numbers. One forward pass per form.
 
-Honest networks drift too, and a class that is drifted to needs smaller patterns. ``levelled`` takes
-the drift away before a form is searched: what is left of a class's ease is more than that.
+Some honest networks drift to one class as far when they are cut, and that class then needs smaller
+patterns. ``levelled`` takes the drift away before a form is searched.
 """
 
 import torch
