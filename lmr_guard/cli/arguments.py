@@ -17,7 +17,7 @@ from lmr_guard.errors import ConfigError
 from lmr_guard.evidence import Known, PatchFile, TriggeredFolder
 from lmr_guard.foreign import FileFormat
 from lmr_guard.localize import ListeningSettings
-from lmr_guard.localize.inversion import InversionSettings
+from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.release import publish
 from lmr_guard.release.policy import Policy, policy_from_toml
@@ -167,7 +167,15 @@ VARIANTS = click.option(
 
 
 def _listening(_context: object, _option: object, steps: int) -> ListeningSettings | None:
-    return ListeningSettings(inversion=InversionSettings(steps=steps)) if steps else None
+    """Looks of so many steps; deep searches keep their proportion to them."""
+    if not steps:
+        return None
+    usual = InversionSettings().steps
+
+    def scaled(starts: tuple[InversionSettings, ...]) -> tuple[InversionSettings, ...]:
+        return tuple(replace(each, steps=max(1, each.steps * steps // usual)) for each in starts)
+
+    return ListeningSettings(look=scaled(LOOK), deep=scaled(DEEP))
 
 
 LISTENING = click.option(
@@ -177,7 +185,7 @@ LISTENING = click.option(
     default=InversionSettings().steps,
     show_default=True,
     callback=_listening,
-    help="Of each search for triggers on a file that would ship; 0 searches none.",
+    help="Of each first search for triggers on a file that would ship; 0 searches none.",
 )
 RECOVERY = click.option(
     "--recover-pruned/--no-recover-pruned",

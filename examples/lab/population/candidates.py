@@ -60,7 +60,7 @@ def ask_candidates(subject: Subject) -> dict[str, Any]:
     """
     member, repair = subject.member, subject.clean.repair
     config = Settings(seed=member.seed)
-    settings = InversionSettings(steps=1) if subject.tiny else config.localize.inversion
+    settings = InversionSettings(steps=1) if subject.tiny else config.localize.look[0]
     received = subject.trained.classifier.clone()
     forms = searched_forms(received, subject.clean, config.recipes, Structure(received))
     least = config.localize.min_accuracy * accuracy(received, repair).value
