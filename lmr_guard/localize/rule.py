@@ -247,7 +247,7 @@ def _judge(
     agreeing: Sequence[_Run] = (),
     drifted: Sequence[_Drifted] = (),
 ) -> Suspicion:
-    """Steps 2 to 5 of the rule; first looks count for nothing."""
+    """Steps 2 to 4 of the rule; first looks count for nothing."""
     scores = _highest(deep)
     leading, method = int(scores.argmax()), Method.INVERSION
     target = leading if float(scores[leading]) >= settings.sure else None
