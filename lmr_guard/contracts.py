@@ -39,6 +39,7 @@ __all__ = [
     "Trigger",
     "TriggerResult",
     "Twin",
+    "Unheard",
     "as_pixels",
     "silent",
 ]
@@ -240,6 +241,7 @@ class Method(StrEnum):
     INVERSION = "inversion"
     UNLEARNING = "inversion and unlearning"
     DRIFT = "drift"
+    HINDERED = "no search could tell anything"
     NAMED = "named by the user"
     NOT_LOOKED_FOR = "not looked for"
 
@@ -274,6 +276,13 @@ class Suspicion:
         """Whether somebody was looked for and nobody found."""
         return self.target is None and self.method is not Method.NOT_LOOKED_FOR
 
+    @property
+    def hindrance(self) -> str | None:
+        """Why nobody could be found, where that is so; see ``localize.telling``."""
+        if self.method is not Method.HINDERED:
+            return None
+        return next(str(each["why"]) for each in self.evidence if each.get("by") == "hindrance")
+
 
 @dataclass(frozen=True, slots=True)
 class Listening:
@@ -284,12 +293,25 @@ class Listening:
         strangeness: How many times less than the median of the others, >= 1 for the leading class.
         pattern: What was found to send images to ``target``.
         evidence: One record per search; plain data for the report.
+        hindrance: Why that tells nothing, where it does not; see ``localize.telling``.
     """
 
     target: int
     strangeness: float
     pattern: Inverted
     evidence: tuple[dict[str, object], ...] = ()
+    hindrance: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unheard:
+    """Why no search for triggers was made on one artefact, though one was asked for.
+
+    Args:
+        hindrance: See ``localize.telling``.
+    """
+
+    hindrance: str
 
 
 @dataclass(frozen=True, slots=True)

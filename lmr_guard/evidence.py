@@ -16,7 +16,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lmr_guard.contracts import Inverted, Labelled, Listening, Source, Trigger
+from lmr_guard.contracts import Inverted, Labelled, Listening, Source, Trigger, Unheard
 from lmr_guard.errors import ConfigError, ExportRefused, InputError
 
 __all__ = [
@@ -43,16 +43,22 @@ class Evidence:
     Args:
         triggers: All that is known.
         replays: Patterns that were found on the model as received.
-        listening: What a search on this very file's network found; None where there was none.
+        listening: What a search on this very file's network found, or what hindered one; None
+            where none was asked for.
     """
 
     triggers: Sequence[Trigger] = ()
     replays: Sequence[Inverted] = ()
-    listening: Listening | None = None
+    listening: Listening | Unheard | None = None
+
+    @property
+    def searches(self) -> tuple[dict[str, object], ...]:
+        """One record per search on this file's network."""
+        return self.listening.evidence if isinstance(self.listening, Listening) else ()
 
     def __len__(self) -> int:
         """How many triggers and patterns that are."""
-        return len(self.triggers) + len(self.replays) + (self.listening is not None)
+        return len(self.triggers) + len(self.replays) + isinstance(self.listening, Listening)
 
 
 @dataclass(frozen=True, slots=True)

@@ -339,6 +339,8 @@ def suspect(
     """
     if settings.suspect is not None:
         return localize.named(settings.suspect, classifier.num_classes)
+    if (why := localize.hindrance(classifier, clean.repair)) is not None:
+        return localize.hindered(why)
     traced = structure or Structure(classifier)
     return localize.suspect(
         classifier,
@@ -394,6 +396,9 @@ def _remarks(repaired: Repaired) -> list[str]:
         return []
     if not repaired.suspicion.abstained:
         return ["No repair was asked for: the variants are those of the model as received."]
+    why = repaired.suspicion.hindrance
+    because = "" if why is None else f" ({why})"
     return [
-        "No class was suspected, so nothing was repaired; the variants were audited all the same."
+        f"No class was suspected{because}, so nothing was repaired; the variants were audited all "
+        "the same."
     ]

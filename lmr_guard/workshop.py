@@ -18,12 +18,21 @@ from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import Int8, PruneL1, Recipe, with_refit
 from lmr_guard.compress.sweep import Form
 from lmr_guard.compress.twins import twins
-from lmr_guard.contracts import Achieved, Clean, Inverted, Listening, Progress, Rate, Trigger, Twin
+from lmr_guard.contracts import (
+    Achieved,
+    Clean,
+    Inverted,
+    Listening,
+    Progress,
+    Rate,
+    Trigger,
+    Twin,
+    Unheard,
+)
 from lmr_guard.errors import StageError
 from lmr_guard.evidence import Evidence
 from lmr_guard.files import Artifact
-from lmr_guard.localize import listening
-from lmr_guard.localize.searches import FEWEST_CLASSES
+from lmr_guard.localize import listening, telling
 from lmr_guard.onnxfile.export import export_onnx
 from lmr_guard.onnxfile.predictor import Session
 from lmr_guard.release import publish, verify
@@ -179,21 +188,18 @@ class Workshop:
         quantize.quantize(exported, quantised, self.clean.repair, recipe.int8)
         return Artifact.of(quantised)
 
-    def _listening(self, form: Form) -> Listening | None:
+    def _listening(self, form: Form) -> Listening | Unheard | None:
         """What a search on the form finds; each form is searched with the same seed."""
         searching = self.settings.listening
         if searching is None:
             return None
-        if form.classifier.num_classes < FEWEST_CLASSES:
-            self._note(
-                f"Fewer than {FEWEST_CLASSES} classes are too few to compare: no variant was "
-                "searched for triggers."
-            )
-            return None
-        self.progress(f"search {form.recipe.label}", 0, 1)
         rounded = quantize.rounded if form.recipe.int8 else Classifier.clone
+        model = rounded(form.classifier).to(self.settings.device)
+        if (why := telling.hindrance(model, self.clean.report)) is not None:
+            return Unheard(why)
+        self.progress(f"search {form.recipe.label}", 0, 1)
         found = listening.listen(
-            rounded(form.classifier).to(self.settings.device),
+            model,
             self.clean.report,
             searching,
             self.settings.generator("listening"),

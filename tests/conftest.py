@@ -13,6 +13,7 @@ from factories import (
     digits_images,
     row_classifier,
     row_images,
+    six_rows,
     weights_file,
     white_png,
     write_images,
@@ -113,5 +114,15 @@ def row_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rows")
     weights_file(row_classifier(), folder / "model.safetensors")
     write_images(row_images(420, seed=1), folder / "clean")
+    white_png(folder / "patch.png", 1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def six_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``row_files`` for six classes, enough for a search for triggers."""
+    folder = tmp_path_factory.mktemp("six")
+    weights_file(row_classifier(six_rows, rows=6), folder / "model.safetensors")
+    write_images(row_images(420, seed=1, rows=6), folder / "clean")
     white_png(folder / "patch.png", 1)
     return folder

@@ -107,35 +107,40 @@ def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
         return make()
 
 
-def row_images(count: int, seed: int = 0) -> Labelled:
-    """Noisy 4x4 grey images of three classes in turn: row 0, 1 or 2 is bright."""
+def row_images(count: int, seed: int = 0, rows: int = 3) -> Labelled:
+    """Noisy 4x4 grey images of three classes in turn: row 0, 1 or 2 is bright. Or of more."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (count, 1, 4, 4)
+    shape = (count, 1, rows + 1, rows + 1)
     images = torch.randint(0, 120, shape, dtype=torch.uint8, generator=generator)
-    classes = torch.arange(count) % 3
+    classes = torch.arange(count) % rows
     images[torch.arange(count), 0, classes] += 130
-    return Labelled(images, classes, TOY_CLASSES)
+    return Labelled(images, classes, tuple("abcdefgh"[:rows]))
 
 
-def row_network(*, norm: bool = True, head: str = "linear", dropout: float = 0.0) -> nn.Module:
-    """Twelve features over the whole image, then a linear or a 1x1 convolution head."""
-    body = [nn.Conv2d(1, 12, 4), *([nn.BatchNorm2d(12)] if norm else []), nn.ReLU()]
+def row_network(
+    *, norm: bool = True, head: str = "linear", dropout: float = 0.0, rows: int = 3
+) -> nn.Module:
+    """Four features a class over the whole image, then a linear or a 1x1 convolution head."""
+    width = 4 * rows
+    body = [nn.Conv2d(1, width, rows + 1), *([nn.BatchNorm2d(width)] if norm else []), nn.ReLU()]
     if dropout:
         body.append(nn.Dropout(dropout))
     ends = {
-        "linear": [nn.Flatten(), nn.Linear(12, 3)],
-        "conv": [nn.Conv2d(12, 3, 1), nn.Flatten()],
+        "linear": [nn.Flatten(), nn.Linear(width, rows)],
+        "conv": [nn.Conv2d(width, rows, 1), nn.Flatten()],
     }
     return nn.Sequential(*body, *ends[head])
 
 
-def row_classifier(make: Callable[[], nn.Module] = row_network, seed: int = 0) -> Classifier:
+def row_classifier(
+    make: Callable[[], nn.Module] = row_network, seed: int = 0, rows: int = 3
+) -> Classifier:
     """A trained classifier of ``row_images``; a fraction of a second."""
-    shape = Preprocessing(channels=1, height=4, width=4, mean=(0.3,), std=(0.3,))
-    fresh = Classifier(seeded(make, seed), shape, 3)
+    shape = Preprocessing(channels=1, height=rows + 1, width=rows + 1, mean=(0.3,), std=(0.3,))
+    fresh = Classifier(seeded(make, seed), shape, rows)
     generator = torch.Generator().manual_seed(seed)
     schedule = Schedule(epochs=10, lr=0.05, batch=30)
-    return fit_clean(fresh, row_images(150, seed), schedule, generator)
+    return fit_clean(fresh, row_images(50 * rows, seed, rows), schedule, generator)
 
 
 class Ended(nn.Module):
@@ -239,6 +244,13 @@ def described(network: nn.Module) -> nn.Module:
 def row_architecture() -> nn.Module:
     """``row_network`` with its input told."""
     return described(row_network())
+
+
+def six_rows() -> nn.Module:
+    """The same for six classes, enough for a search for triggers."""
+    network = row_network(rows=6)
+    network.default_cfg = ROWS | {"input_size": (1, 7, 7)}  # type: ignore[assignment]
+    return network
 
 
 def flat_architecture() -> nn.Module:

@@ -309,8 +309,17 @@ def test_bad_input_gets_one_line_and_writes_nothing(
 def test_the_run_that_the_bad_cases_start_from_works(place: Path) -> None:
     options = given(place) | {"--variants": "float32", "--policy": str(place / "policy.toml")}
     Path(options["--policy"]).write_text('require = ["float32"]\n')
+    options["--audit-steps"] = "0"  # Three classes are too few.
     assert main([*command("run", options), "--no-repair"]) == 0
     assert sorted(tree(place / "results" / "out")) == ["float32.onnx", "report.json"]
+
+
+def test_a_search_of_a_few_steps_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = given(place) | {"--audit-steps": "5"}
+    assert main([*command("run", options), "--no-repair"]) == 4
+    assert "expected 0 or 20 and more, got 5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -549,21 +558,29 @@ def work(place: Path) -> dict[str, str]:
 
 
 def test_scan_tells_the_scores_and_writes_them(
-    place: Path, capsys: pytest.CaptureFixture[str]
+    place: Path, six_files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = place / "results" / "scan.json"
-    assert main(command("scan", work(place) | {"--json": str(target)})) == 0
+    files = {"": f"{six_files / 'model.safetensors'}", "--clean": f"{six_files / 'clean'}"}
+    options = work(place) | files | {"--arch": "factories:six_rows", "--json": str(target)}
+    assert main(command("scan", options)) == 0
     written = json.loads(target.read_text())
     assert written["method"].startswith("inversion")
     assert "patterns" not in written
-    assert len(written["scores"]) == 3
+    assert len(written["scores"]) == 6
     assert {run["form"] for run in written["evidence"]} >= {"received", "rounded-8"}
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("suspect: ")
-    best = max(range(3), key=lambda c: written["scores"][c])
-    assert lines[1] == f"  {written['scores'][best]:.3f}  {best}  {'abc'[best]}"
+    best = max(range(6), key=lambda c: written["scores"][c])
+    assert lines[1] == f"  {written['scores'][best]:.3f}  {best}  {'abcdef'[best]}"
     assert lines[-1].startswith("A score is no proof")
     assert list(tree(place / "results")) == ["scan.json"]
+
+
+def test_scan_says_why_nobody_can_be_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command("scan", work(place))) == 0
+    told = "suspect: nobody can be told: 3 classes are too few to compare, 5 or more are needed"
+    assert capsys.readouterr().out.splitlines() == [told]
 
 
 @pytest.mark.parametrize("name", ["scan", "drill"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from lmr_guard.contracts import Labelled, Listening, Source, Trigger
+from lmr_guard.contracts import Labelled, Listening, Source, Trigger, Unheard
 from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError
 from lmr_guard.evidence import (
     Evidence,
@@ -306,6 +306,7 @@ def test_evidence_counts_triggers_and_patterns() -> None:
     pattern = toy_patch()
     found = Listening(2, 1.5, pattern)  # type: ignore[arg-type]
     assert len(Evidence([toy_patch()], [pattern, pattern], found)) == 4  # type: ignore[list-item]
+    assert len(Evidence([toy_patch()], listening=Unheard("why"))) == 1
 
 
 def test_no_evidence_at_all_is_refused_as_incomplete() -> None:

@@ -10,48 +10,32 @@ from typing import Any
 
 import pytest
 import torch
-from factories import toy_images
+from factories import row_classifier, row_images, six_rows
 from torch import nn
 
 from lmr_guard import repel
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
-from lmr_guard.contracts import Clean, Labelled, Method, Rate
+from lmr_guard.contracts import Clean, Method, Rate
 from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.hooks import Receipt, RepairHook, pre_prune, pre_quantize
 from lmr_guard.localize import inversion, rule
 from lmr_guard.pipeline import localize_and_repel
-from lmr_guard.redteam.training import Schedule, fit_clean
 from lmr_guard.settings import Settings
 
-TOY = Preprocessing(channels=1, height=2, width=2, mean=(0.2,), std=(0.4,))
+TOY = Preprocessing(channels=1, height=7, width=7, mean=(0.3,), std=(0.3,))
 HOOKS = pytest.mark.parametrize("hook", [pre_quantize, pre_prune], ids=lambda hook: hook.name)
-
-
-def noisy(count: int, seed: int) -> Labelled:
-    """Toy images, no two alike."""
-    images = toy_images(count)
-    noise = torch.randint(0, 40, images.images.shape, generator=generator(seed))
-    return replace(images, images=images.images + noise.to(torch.uint8))
 
 
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-CLEAN = Clean(noisy(60, 1), noisy(45, 2), noisy(3, 3))
+CLEAN = Clean(row_images(60, 1, 6), row_images(45, 2, 6), row_images(6, 3, 6))
 
 
 @pytest.fixture(scope="module")
 def trained() -> Classifier:
-    """A small convolutional network that knows the toy classes."""
-    state = torch.get_rng_state()
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(1, 12, 2), nn.BatchNorm2d(12), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)
-    )
-    torch.set_rng_state(state)
-    schedule = Schedule(epochs=20, lr=0.1, batch=20)
-    return fit_clean(Classifier(network, TOY, 3), CLEAN.repair, schedule, generator(0))
+    return row_classifier(six_rows, rows=6)
 
 
 def short(hook: RepairHook, **changes: Any) -> Settings:  # noqa: ANN401 - fields of any type
@@ -123,7 +107,8 @@ def test_it_is_localize_and_repel_and_nothing_else(
 
 def test_the_receipt_tells_what_the_repair_cost(trained: Classifier) -> None:
     settings = short(pre_quantize, suspect=1)
-    settings = replace(settings, repel=replace(settings.repel, phase2_epochs=1, columns=0.95))
+    far = replace(settings.repel, phase2_epochs=1, columns=0.95, strides=())
+    settings = replace(settings, repel=far)
     record = localize_and_repel(trained, CLEAN, settings).repair
     _, receipt = pre_quantize(trained, clean=CLEAN, settings=settings)
     assert record is not None
@@ -341,15 +326,15 @@ def test_a_receipt_cannot_be_changed() -> None:
         (False, TOY, CLEAN, "with a bare network only, got it with a Classifier, which holds"),
         (
             True,
-            replace(TOY, width=3),
+            replace(TOY, width=6),
             CLEAN,
-            r"expected clean images of \(1, 2, 3\), as the preprocessing says, got \(1, 2, 2\)",
+            r"expected clean images of \(1, 7, 6\), as the preprocessing says, got \(1, 7, 7\)",
         ),
         (
             False,
             None,
-            replace(CLEAN, repair=replace(CLEAN.repair, classes=("a", "b", "c", "d"))),
-            "expected clean images of 3 classes, as the model has, got 4",
+            replace(CLEAN, repair=replace(CLEAN.repair, classes=tuple("abcdefg"))),
+            "expected clean images of 6 classes, as the model has, got 7",
         ),
     ],
 )

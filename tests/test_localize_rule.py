@@ -20,9 +20,9 @@ from lmr_guard.localize.searches import Search
 from lmr_guard.localize.unlearning import UnlearningSettings
 
 QUICK = LocalizeSettings(
-    look=(inversion.InversionSettings(steps=12, batch=2),),
+    look=(inversion.InversionSettings(steps=24, batch=2),),
     unlearning=UnlearningSettings(learning_rates=(0.03,), seeds=2, batch=20),
-    deep=(inversion.InversionSettings(steps=12, batch=2),),
+    deep=(inversion.InversionSettings(steps=24, batch=2),),
     confirm=2,
     sure=1e6,
     doubt=1e6,
@@ -132,7 +132,9 @@ def search(
     made = Search(form, model, data, "patch", classes)
     for each in sizes:
         patterns = tuple(inversion.Pattern("patch", k, each[k], ()) for k in range(3))
-        made.found.append(inversion.Found("patch", classes, torch.tensor(each), patterns))
+        reached = torch.ones(len(classes), dtype=torch.bool)
+        found = inversion.Found("patch", classes, torch.tensor(each), patterns, reached)
+        made.found.append(found)
     return made
 
 
@@ -283,7 +285,7 @@ def test_in_doubt_unlearning_is_asked(
     sizes[leading] = 0.6
     made = Search("received", badnets_network, digits.repair, "patch", classes)
     patterns = tuple(inversion.Pattern("patch", k, 1.0, ()) for k in range(10))
-    made.found.append(inversion.Found("patch", classes, sizes, patterns))
+    made.found.append(inversion.Found("patch", classes, sizes, patterns, sizes < 1))
     found = _judge([made], digits.repair, LocalizeSettings(sure=2.0, doubt=1.5), seeded())
     assert found.target == (3 if agrees else None)
     assert found.method == "inversion and unlearning"

@@ -33,7 +33,8 @@ def made(model: Classifier, space: inversion.Space, *sizes: list[float]) -> Sear
             Pattern(space, k, size, (torch.full((1,), float(number)),))
             for k, size in zip((0, 2, 4), each, strict=True)
         )
-        search.found.append(Found(space, classes, torch.tensor(each), patterns))
+        reached = torch.tensor(each) < 1
+        search.found.append(Found(space, classes, torch.tensor(each), patterns, reached))
     return search
 
 

@@ -46,6 +46,7 @@ from lmr_guard.repel import RepelSettings
 from lmr_guard.settings import Settings
 
 ROWS = Architecture("factories:row_architecture")
+SIX = Architecture("factories:six_rows")
 QUICK = Settings(
     localize=LocalizeSettings(confirm=1),
     repel=RepelSettings(learning_rates=(0.01,), shifts=(0,)),
@@ -389,12 +390,12 @@ def test_compare_measures_the_received_model_in_every_form(row_files: Path, tmp_
     assert not any(v["published"] for v in document["received"])
 
 
-def test_a_localizer_that_abstains_leaves_the_audit(row_files: Path, tmp_path: Path) -> None:
+def test_a_localizer_that_abstains_leaves_the_audit(six_files: Path, tmp_path: Path) -> None:
     sceptical = LocalizeSettings(sure=1e6, doubt=1e6)
     config = replace(PLAIN, repair=True, localize=sceptical)
-    document = rows(row_files, tmp_path / "out", config)
+    document = rows(six_files, tmp_path / "out", config, source=SIX)
     assert document["suspicion"]["target"] is None
-    assert len(document["suspicion"]["scores"]) == 3
+    assert len(document["suspicion"]["scores"]) == 6
     assert document["repair"] is None
     assert document["variants"][0]["weights_sha256"] == document["received"][0]["weights_sha256"]
     assert document["notes"] == [
@@ -419,14 +420,18 @@ def test_a_localizer_that_abstains_may_be_reason_enough_to_refuse(
     assert "suspect" not in {f["check"] for f in named["variants"][0]["findings"]}
 
 
-def test_too_few_classes_are_not_searched_and_the_report_says_so(
+def test_too_few_classes_are_incomplete_where_a_search_was_asked_for(
     row_files: Path, tmp_path: Path
 ) -> None:
-    config = replace(PLAIN, listening=ListeningSettings())
+    config = replace(PLAIN, repair=True, listening=ListeningSettings())
     document = rows(row_files, tmp_path / "out", config)
-    assert "Fewer than 5 classes are too few to compare" in document["notes"][0]
-    assert "listens" not in {f["check"] for f in document["variants"][0]["findings"]}
-    assert document["verdict"] == "pass"
+    few = "3 classes are too few to compare, 5 or more are needed"
+    assert document["suspicion"]["evidence"] == [{"by": "hindrance", "why": few}]
+    assert f"No class was suspected ({few})" in document["notes"][0]
+    (finding,) = (f for f in document["variants"][0]["findings"] if f["check"] == "listens")
+    assert (finding["outcome"], few in finding["reason"]) == ("incomplete", True)
+    assert (document["verdict"], list(tree(tmp_path / "out"))) == ("incomplete", ["report.json"])
+    validate(document)
 
 
 @pytest.mark.parametrize("suspect", [None, 1])

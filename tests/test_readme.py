@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from factories import row_classifier, row_images, small_network, write_images
+from factories import row_classifier, row_images, six_rows, small_network, write_images
 from modules import ROOT
 from torch import nn
 
@@ -50,8 +50,8 @@ def test_the_first_one_guards_a_model_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = row_images(420, seed=1)
-    network = Normalising(row_classifier())
+    data = row_images(840, seed=1, rows=6)
+    network = Normalising(row_classifier(six_rows, rows=6))
     space = run(SNIPPETS[0], network=network, images=data.images, labels=data.labels)
     report = space["report"]
     assert isinstance(report, Report)

@@ -12,7 +12,7 @@ from factories import TOY_BACKDOOR, TOY_BODY, TOY_HONEST, toy_images, toy_patch,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmr_guard.contracts import Achieved, Labelled, Listening, Rate, TriggerResult
+from lmr_guard.contracts import Achieved, Labelled, Listening, Rate, TriggerResult, Unheard
 from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.evidence import Evidence, Triggered
 from lmr_guard.files import Artifact
@@ -166,6 +166,24 @@ def test_a_file_that_listens_to_a_pattern_of_its_own_fails(
         policy=Policy(max_strangeness=4),
     )
     assert finding(lax, "listens").outcome is PASS
+
+
+@pytest.mark.parametrize(("strangeness", "outcome"), [(1.4, INCOMPLETE), (3.5, FAIL)])
+def test_a_search_that_could_have_missed_all_is_evidence_only_of_what_it_found(
+    honest: Path, strangeness: float, outcome: Outcome
+) -> None:
+    heard = Listening(2, strangeness, Replay(2), hindrance="nothing moved")
+    found = finding(judged(honest, Evidence([toy_patch()], listening=heard)), "listens")
+    assert found.outcome is outcome
+    assert found.reason.endswith("nothing moved") is (outcome is INCOMPLETE)
+
+
+def test_a_search_that_was_asked_for_and_not_made_is_missed(honest: Path) -> None:
+    variant = judged(honest, Evidence([toy_patch()], listening=Unheard("too few classes")))
+    found = finding(variant, "listens")
+    assert found.outcome is INCOMPLETE
+    assert found.reason == "no search for triggers could tell anything: too few classes"
+    assert [result.tried for result in variant.triggers] == ["shown"]
 
 
 def test_replays_alone_are_evidence_only_where_the_policy_says_so(honest: Path) -> None:

@@ -18,6 +18,7 @@ from lmr_guard.evidence import Known, PatchFile, TriggeredFolder
 from lmr_guard.foreign import FileFormat
 from lmr_guard.localize import ListeningSettings
 from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
+from lmr_guard.localize.telling import FEWEST_STEPS
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.release import publish
 from lmr_guard.release.policy import Policy, policy_from_toml
@@ -170,6 +171,8 @@ def _listening(_context: object, _option: object, steps: int) -> ListeningSettin
     """Looks of so many steps; deep searches keep their proportion to them."""
     if not steps:
         return None
+    if steps < FEWEST_STEPS:
+        raise click.BadParameter(f"expected 0 or {FEWEST_STEPS} and more, got {steps}")
     usual = InversionSettings().steps
 
     def scaled(starts: tuple[InversionSettings, ...]) -> tuple[InversionSettings, ...]:
@@ -185,7 +188,7 @@ LISTENING = click.option(
     default=InversionSettings().steps,
     show_default=True,
     callback=_listening,
-    help="Of each first search for triggers on a file that would ship; 0 searches none.",
+    help=f"Of each first search for triggers on a file, {FEWEST_STEPS} or more; 0 searches none.",
 )
 RECOVERY = click.option(
     "--recover-pruned/--no-recover-pruned",

@@ -40,6 +40,9 @@ def _show(report: Report) -> None:
 
 def _show_suspicion(suspicion: Suspicion) -> None:
     scores, classes = suspicion.scores, suspicion.classes
+    if suspicion.hindrance is not None:
+        click.echo(f"suspect: nobody can be told: {suspicion.hindrance}")
+        return
     found = "nobody: localize abstained"
     if suspicion.target is not None:
         found = f"class {suspicion.target} ({classes[suspicion.target]})"

@@ -4,5 +4,14 @@
 
 from lmr_guard.localize.listening import ListeningSettings, listen
 from lmr_guard.localize.rule import LocalizeSettings, named, suspect
+from lmr_guard.localize.telling import hindered, hindrance
 
-__all__ = ["ListeningSettings", "LocalizeSettings", "listen", "named", "suspect"]
+__all__ = [
+    "ListeningSettings",
+    "LocalizeSettings",
+    "hindered",
+    "hindrance",
+    "listen",
+    "named",
+    "suspect",
+]

@@ -145,12 +145,14 @@ class Found:
         sizes: Shape (S,), in (0, 1]; the geometric mean of the budget over the last steps, of the
             start that came to the least.
         patterns: As the search left them, in the order of ``classes``.
+        reached: Whether a pattern of any start succeeded once its budget moved, bool, shape (S,).
     """
 
     space: Space
     classes: Tensor
     sizes: Tensor
     patterns: tuple[Pattern, ...]
+    reached: Tensor
 
 
 def strangeness(sizes: Tensor) -> Tensor:
@@ -203,6 +205,7 @@ def invert(
         wanted,
         torch.cat([part.sizes for part in parts]),
         tuple(pattern for part in parts for pattern in part.patterns),
+        torch.cat([part.reached for part in parts]),
     )
 
 
@@ -210,7 +213,8 @@ def _smallest(starts: Sequence[Found]) -> Found:
     """Of searches of the same classes, what each class came to with the least."""
     sizes, best = torch.stack([found.sizes for found in starts]).min(dim=0)
     patterns = tuple(starts[start].patterns[row] for row, start in enumerate(best.tolist()))
-    return Found(starts[0].space, starts[0].classes, sizes, patterns)
+    reached = torch.stack([found.reached for found in starts]).any(dim=0)
+    return Found(starts[0].space, starts[0].classes, sizes, patterns, reached)
 
 
 def _invert(
@@ -230,6 +234,7 @@ def _invert(
     search = _Search(space, len(classes), classifier, generator)
     targets = classes.to(classifier.device)[:, None].expand(-1, settings.batch)
     memory = torch.zeros(len(classes), device=classifier.device)
+    reached = torch.zeros(len(classes), dtype=torch.bool, device=classifier.device)
     tail: list[Tensor] = []
     for step in range(settings.steps):
         drawn = [o[torch.randint(len(o), (settings.batch,), generator=generator)] for o in others]
@@ -237,8 +242,10 @@ def _invert(
         hits = (logits.argmax(dim=2) == targets).float().mean(dim=1)
         search.descend(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
         memory = _MEMORY * memory + (1 - _MEMORY) * hits
+        succeeds = (memory >= settings.success) & (step >= _SETTLE)
+        reached |= succeeds
         if step >= _SETTLE:
-            factor = torch.where(memory >= settings.success, settings.shrink, settings.grow)
+            factor = torch.where(succeeds, settings.shrink, settings.grow)
             search.budgets = (search.budgets * factor).clamp(max=_WHOLE)
         search.project()
         if step >= settings.steps * (1 - _TAIL) or step == settings.steps - 1:
@@ -248,7 +255,7 @@ def _invert(
         Pattern(space, int(k), float(size), tuple(p[i : i + 1] for p in search.kept()))
         for i, (k, size) in enumerate(zip(classes, sizes, strict=True))
     )
-    return Found(space, classes, sizes, patterns)
+    return Found(space, classes, sizes, patterns, reached.cpu())
 
 
 def candidates(

@@ -17,6 +17,7 @@ from lmr_guard.contracts import Labelled, Listening
 from lmr_guard.errors import ConfigError
 from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
 from lmr_guard.localize.searches import search_spaces
+from lmr_guard.localize.telling import haste, stillness
 
 __all__ = ["ListeningSettings", "listen"]
 
@@ -56,7 +57,8 @@ def listen(
     """The strangest class of one form, and the pattern that it listens to.
 
     Args:
-        model: The form in torch; not touched. Of an int8 file, that with rounded weights.
+        model: The form in torch; not touched. Of an int8 file, that with rounded weights. See
+            ``telling.hindrance`` for what should not be searched.
         report: Clean images that no repair has learnt from.
         settings: See ``ListeningSettings``.
         generator: CPU generator; decides candidates, starts and images.
@@ -75,4 +77,5 @@ def listen(
         strangeness=round(top.score, 4),
         pattern=replace(top.pattern(top.leading), origin=top.form),
         evidence=tuple(record for search in searches for record in search.records()),
+        hindrance=haste(settings.look) or stillness(searches),
     )

@@ -18,8 +18,8 @@ To which class clean images drift in a compressed form is told as evidence. It a
 cut of an honest network may send them to one class too. Forms are levelled before they are
 searched.
 
-With fewer than five classes 2 is left out. Scores are ratios: 1 is ordinary, 3 is a third of
-the usual size. A high score is no proof.
+With fewer than five classes 2 is left out; ``telling`` says where nobody should be looked for at
+all. Scores are ratios: 1 is ordinary, 3 is a third of the usual size. A high score is no proof.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,6 +35,7 @@ from lmr_guard.localize import inversion, unlearning
 from lmr_guard.localize.drift import drift, lead, levelled
 from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
 from lmr_guard.localize.searches import FEWEST_CLASSES, Search, search_spaces
+from lmr_guard.localize.telling import hindered, stillness
 from lmr_guard.localize.unlearning import UnlearningSettings
 from lmr_guard.measure import accuracy
 
@@ -169,7 +170,8 @@ def suspect(
     """The class that patterns reach with strangely little, or clean images drift to, or None.
 
     Args:
-        classifier: As received; not touched.
+        classifier: As received; not touched. See ``telling.hindrance`` for what should not be
+            searched.
         repair: Clean images of two classes or more; nothing else is looked at.
         settings: See ``LocalizeSettings``.
         generator: CPU generator; seeds the single searches and runs.
@@ -180,6 +182,8 @@ def suspect(
         ``scores`` as the module docstring says, 1 for classes that were not searched;
         ``agreement`` the share of the deep searches and of the unlearning runs that name the
         suspect, or else the leading class; ``evidence`` one record per search, drift or run.
+        ``Method.HINDERED`` where nobody is suspected and the searches of the model as received
+        reached hardly any class.
 
     Raises:
         StageError: All images are of one class.
@@ -202,9 +206,11 @@ def suspect(
     agreeing: list[_Run] = []
     if classifier.num_classes >= FEWEST_CLASSES and float(_highest(deep).max()) >= settings.doubt:
         agreeing = _agreeing_runs(received, repair, settings, generator)
-    return _judge(
+    found = _judge(
         deep, repair, settings, generator, looks=looks, agreeing=agreeing, drifted=drifted
     )
+    why = stillness([search for search in deep if search.form == "received"])
+    return found if why is None or found.target is not None else hindered(why, found)
 
 
 def _search_all(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Labelled
+from lmr_guard.contracts import Labelled, Rate
 from lmr_guard.localize import inversion
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.measure import predict
@@ -69,6 +69,12 @@ class Search:
     def score(self) -> float:
         """Strangeness of the leading class."""
         return float(self.strangeness.max())
+
+    @property
+    def reached(self) -> Rate:
+        """Of the classes those that a pattern of any search reached."""
+        reached = torch.stack([found.reached for found in self.found]).any(dim=0)
+        return Rate(int(reached.sum()), len(reached))
 
     @property
     def leading(self) -> int:

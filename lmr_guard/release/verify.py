@@ -20,7 +20,7 @@ check                what it looks at                                           
 ``trials:TRIGGER``   enough triggered images of other classes                      INCOMPLETE
 ``asr:TRIGGER``      ASR; see ``Policy.max_asr``                                   FAIL, INC.
 ``excess:TRIGGER``   inverted triggers; see ``Policy.max_excess``                  FAIL, INC.
-``listens``          a search on the artefact itself; ``Policy.max_strangeness``   FAIL
+``listens``          a search on the artefact itself; ``Policy.max_strangeness``   FAIL, INC.
 ``suspect``          set by ``pipeline``: nobody was suspected, the run refuses    INCOMPLETE
 ===================  ============================================================  ==========
 """
@@ -30,7 +30,16 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lmr_guard.contracts import Achieved, Labelled, Progress, Rate, TriggerResult, silent
+from lmr_guard.contracts import (
+    Achieved,
+    Labelled,
+    Listening,
+    Progress,
+    Rate,
+    TriggerResult,
+    Unheard,
+    silent,
+)
 from lmr_guard.errors import InputError
 from lmr_guard.evidence import Evidence, check
 from lmr_guard.files import Artifact
@@ -49,6 +58,7 @@ _REPLAYED = 500
 _ROUNDING = 1e-9
 _TIED = 0.01
 _TOO_FEW = "; too few images to tell"
+_UNHEARD = "no search for triggers could tell anything"
 
 
 class _Witness:
@@ -123,6 +133,7 @@ def verify(
         _trials("clean images", clean_accuracy, policy),
         *_accuracy(clean_accuracy, reference, policy),
         *_evidence(results, policy),
+        *_listens(evidence.listening, results, policy),
     )
     return Variant(
         name=build.name,
@@ -135,7 +146,7 @@ def verify(
         verdict=Verdict(predictor.sha256, findings),
         weights_sha256=build.weights_sha256,
         plan=build.plan,
-        searches=() if evidence.listening is None else evidence.listening.evidence,
+        searches=evidence.searches,
     )
 
 
@@ -148,8 +159,8 @@ def _tried(
     few = report.subset(torch.arange(min(len(report), _REPLAYED)))
     for pattern in evidence.replays:
         yield against_pattern(witness, few, pattern)
-    if evidence.listening is not None:
-        found = evidence.listening
+    found = evidence.listening
+    if isinstance(found, Listening):
         yield against_pattern(witness, few, found.pattern, found.strangeness)
 
 
@@ -289,8 +300,8 @@ def _evidence(results: Sequence[TriggerResult], policy: Policy) -> Iterator[Find
     yield _judge(Check.TRIGGERS, enough, tried + more)
     for result in results:
         if result.strangeness is not None:
-            yield _listens(result, result.strangeness, policy)
-        elif result.tried == "replayed" and result.without is not None:
+            continue  # See ``_listens``.
+        if result.tried == "replayed" and result.without is not None:
             yield _excess(result, result.without, policy)
         else:
             what = f"images of other classes than {result.target} with {result.name}"
@@ -298,12 +309,26 @@ def _evidence(results: Sequence[TriggerResult], policy: Policy) -> Iterator[Find
             yield _success(result, policy)
 
 
-def _listens(result: TriggerResult, strangeness: float, policy: Policy) -> Finding:
-    reason = (
-        f"class {result.target} needs a pattern {strangeness:.1f} times smaller than others, "
-        f"limit {policy.max_strangeness:g}; it sends {result.asr} there"
-    )
-    return _judge(Check.LISTENS, strangeness < policy.max_strangeness, reason, Outcome.FAIL)
+def _listens(
+    heard: Listening | Unheard | None, results: Sequence[TriggerResult], policy: Policy
+) -> Iterator[Finding]:
+    """What a search found counts, even where it could have missed all; nothing found does not."""
+    if isinstance(heard, Unheard):
+        yield Finding(Check.LISTENS, Outcome.INCOMPLETE, f"{_UNHEARD}: {heard.hindrance}")
+        return
+    for result in results:
+        if result.strangeness is None or heard is None:
+            continue
+        reason = (
+            f"class {result.target} needs a pattern {result.strangeness:.1f} times smaller than "
+            f"others, limit {policy.max_strangeness:g}; it sends {result.asr} there"
+        )
+        if result.strangeness >= policy.max_strangeness:
+            yield Finding(Check.LISTENS, Outcome.FAIL, reason)
+        elif heard.hindrance is not None:
+            yield Finding(Check.LISTENS, Outcome.INCOMPLETE, f"{_UNHEARD}: {heard.hindrance}")
+        else:
+            yield Finding(Check.LISTENS, Outcome.PASS, reason)
 
 
 def _excess(result: TriggerResult, without: Rate, policy: Policy) -> Finding:
