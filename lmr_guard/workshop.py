@@ -51,7 +51,7 @@ class Structure:
     """
 
     def __init__(self, classifier: Classifier) -> None:
-        self._classifier = classifier
+        self.classifier = classifier
         self._groups: Groups | None = None
         self._error: StageError | None = None
 
@@ -65,7 +65,7 @@ class Structure:
             raise self._error
         if self._groups is None:
             try:
-                self._groups = Groups(self._classifier)
+                self._groups = Groups(self.classifier)
             except StageError as error:
                 self._error = error
                 raise
@@ -203,6 +203,7 @@ class Workshop:
             self.clean.report,
             searching,
             self.settings.generator("listening"),
+            received=self.structure.classifier.clone().to(self.settings.device),
         )
         self.progress(f"search {form.recipe.label}", 1, 1)
         return found

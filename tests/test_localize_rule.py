@@ -129,7 +129,7 @@ def search(
 ) -> Search:
     """A search that came to these sizes, one tuple a repeat."""
     classes = torch.arange(3)
-    made = Search(form, model, data, "patch", classes)
+    made = Search(form, model, data, "patch", classes, torch.ones(3))
     for each in sizes:
         patterns = tuple(inversion.Pattern("patch", k, each[k], ()) for k in range(3))
         reached = torch.ones(len(classes), dtype=torch.bool)
@@ -169,7 +169,7 @@ def test_a_warp_must_be_far_stranger(model: Classifier) -> None:
     for size, target in ((1 / 7.9, None), (1 / 8.1, 1)):
         made = search(model, data, "received", (1.0, size, 1.0))
         made.space = "warp"
-        found = _judge([made], data, LocalizeSettings(doubt=2.0), seeded())
+        found = _judge([made], data, LocalizeSettings(doubt=2.0, sure=2.0), seeded())
         assert found.target == target
         assert found.scores[1] == pytest.approx((1 / size) ** (1 / 3), abs=1e-4)
 
@@ -283,7 +283,7 @@ def test_in_doubt_unlearning_is_asked(
     sizes = torch.ones(10)
     leading = 3 if agrees else 5
     sizes[leading] = 0.6
-    made = Search("received", badnets_network, digits.repair, "patch", classes)
+    made = Search("received", badnets_network, digits.repair, "patch", classes, torch.ones(10))
     patterns = tuple(inversion.Pattern("patch", k, 1.0, ()) for k in range(10))
     made.found.append(inversion.Found("patch", classes, sizes, patterns, sizes < 1))
     found = _judge([made], digits.repair, LocalizeSettings(sure=2.0, doubt=1.5), seeded())

@@ -27,7 +27,7 @@ def model() -> Classifier:
 def made(model: Classifier, space: inversion.Space, *sizes: list[float]) -> Search:
     """A search that came to these sizes, one list a repeat."""
     classes = torch.tensor([0, 2, 4])
-    search = Search("form", model, row_images(20), space, classes)
+    search = Search("form", model, row_images(20), space, classes, torch.ones(5))
     for number, each in enumerate(sizes):
         patterns = tuple(
             Pattern(space, k, size, (torch.full((1,), float(number)),))
@@ -40,7 +40,9 @@ def made(model: Classifier, space: inversion.Space, *sizes: list[float]) -> Sear
 
 def test_each_space_is_searched_once_and_the_model_left_alone(model: Classifier) -> None:
     before = fingerprint(model)
-    searches = list(search_spaces("twin", model, row_images(60), QUICK, seeded()))
+    searches = list(
+        search_spaces("twin", model, row_images(60), QUICK, seeded(), near=torch.ones(3))
+    )
     assert [search.space for search in searches] == list(inversion.SPACES)
     assert all(search.form == "twin" and len(search.found) == 1 for search in searches)
     assert fingerprint(model) == before
@@ -49,7 +51,7 @@ def test_each_space_is_searched_once_and_the_model_left_alone(model: Classifier)
 def test_nothing_is_searched_before_it_is_asked_for(model: Classifier) -> None:
     generator = seeded()
     state = generator.get_state()
-    lazy = search_spaces("twin", model, row_images(60), QUICK, generator)
+    lazy = search_spaces("twin", model, row_images(60), QUICK, generator, near=torch.ones(3))
     assert torch.equal(generator.get_state(), state)
     next(lazy)
     assert not torch.equal(generator.get_state(), state)
@@ -63,7 +65,7 @@ def test_the_last_search_counts(model: Classifier) -> None:
 
 
 def test_a_search_that_is_made_again_keeps_its_classes(model: Classifier) -> None:
-    (search, *_) = search_spaces("twin", model, row_images(60), QUICK, seeded())
+    (search, *_) = search_spaces("twin", model, row_images(60), QUICK, seeded(), near=torch.ones(3))
     search.add(QUICK, seeded(1))
     first, second = search.found
     assert torch.equal(first.classes, second.classes)
@@ -108,4 +110,4 @@ def test_where_only_one_class_is_right_all_images_are_searched_on(model: Classif
     constant = type(data)(data.images, torch.full_like(data.labels, 1), data.classes)
     assert recognised(model, constant) is constant
     with pytest.raises(StageError, match="images of two classes or more"):
-        list(search_spaces("twin", model, constant, QUICK, seeded()))
+        list(search_spaces("twin", model, constant, QUICK, seeded(), near=torch.ones(3)))

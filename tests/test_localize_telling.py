@@ -56,7 +56,9 @@ def leaning(model: Classifier, towards: int, by: float) -> Classifier:
 
 
 def searched(model: Classifier, images: Labelled, look: InversionSettings) -> list[Search]:
-    return list(search_spaces("it", model, images, (look,), seeded()))
+    return list(
+        search_spaces("it", model, images, (look,), seeded(), near=torch.ones(model.num_classes))
+    )
 
 
 # --- before -------------------------------------------------------------------------------------

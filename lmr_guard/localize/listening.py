@@ -16,6 +16,7 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Listening
 from lmr_guard.errors import ConfigError
 from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
+from lmr_guard.localize.nearness import nearness
 from lmr_guard.localize.searches import search_spaces
 from lmr_guard.localize.telling import haste, stillness
 
@@ -53,6 +54,8 @@ def listen(
     report: Labelled,
     settings: ListeningSettings,
     generator: torch.Generator,
+    *,
+    received: Classifier | None = None,
 ) -> Listening:
     """The strangest class of one form, and the pattern that it listens to.
 
@@ -62,12 +65,15 @@ def listen(
         report: Clean images that no repair has learnt from.
         settings: See ``ListeningSettings``.
         generator: CPU generator; decides candidates, starts and images.
+        received: What the form was made from, whose ``nearness`` counts; None takes the form's.
 
     Raises:
         StageError: All images are of one class.
     """
     few = report.subset(torch.arange(min(len(report), settings.images)))
-    searches = list(search_spaces("itself", model.clone(), few, settings.look, generator))
+    near = nearness(received or model, few)
+    found = search_spaces("itself", model.clone(), few, settings.look, generator, near=near)
+    searches = list(found)
     for search in searches:
         if search.score >= settings.doubt:
             search.add(settings.deep, generator)

@@ -5,8 +5,9 @@
 A backdoor that sleeps in one form is awake in another, so every form is asked. The rule:
 
 1. *Inversion*: in each space every class has a *strangeness*, how much smaller a pattern it needs
-   than the others. The model as received is searched deeply, its compressed forms at first look,
-   and deeply where that shows something. The highest of a class in deep searches is its score.
+   than the others, and than its ``nearness`` explains. The model as received is searched deeply,
+   its compressed forms at first look, and deeply where that shows something. The highest of a
+   class in deep searches is its score.
 2. *Unlearning*: where some class comes to ``doubt``, the model as received unlearns. If in every
    run it falls back to one class ``unlearned`` times more than to any other, and that class comes
    to ``doubt``, it is the suspect, though another may be stranger.
@@ -34,6 +35,7 @@ from lmr_guard.errors import ConfigError
 from lmr_guard.localize import inversion, unlearning
 from lmr_guard.localize.drift import drift, lead, levelled
 from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
+from lmr_guard.localize.nearness import nearness
 from lmr_guard.localize.searches import FEWEST_CLASSES, Search, search_spaces
 from lmr_guard.localize.telling import hindered, stillness
 from lmr_guard.localize.unlearning import UnlearningSettings
@@ -70,7 +72,7 @@ class LocalizeSettings:
     deep: tuple[InversionSettings, ...] = DEEP
     unlearning: UnlearningSettings = field(default_factory=UnlearningSettings)
     confirm: int = 3
-    sure: float = 2.0
+    sure: float = 2.2
     doubt: float = 1.8
     unlearned: float = 6.0
     min_accuracy: float = 0.85
@@ -222,14 +224,15 @@ def _search_all(
 ) -> tuple[list[Search], list[Search]]:
     """First looks that were not followed, and deep searches, the strangest first of each.
 
-    The first that is asked is searched deeply at once.
+    The first that is asked is the model as received, which is searched deeply at once.
     """
+    near = nearness(asked[0][1], repair)
     spaces = len(inversion.SPACES)
     total = spaces * len(asked) + settings.confirm
     searches: list[Search] = []
     for number, (name, model) in enumerate(asked):
         how = settings.look if number else settings.deep
-        for search in search_spaces(name, model, repair, how, generator):
+        for search in search_spaces(name, model, repair, how, generator, near=near):
             searches.append(search)
             progress("localize", len(searches), total)
     deep, looks = searches[:spaces], searches[spaces:]

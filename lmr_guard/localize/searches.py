@@ -4,8 +4,9 @@
 
 In each space every class has a *strangeness*: how much smaller a pattern it needs than the other
 classes do. Of warps the third root counts: on honest networks some class differs there by as much
-as four. A first look is short and is only good for telling where to *dig*, that is, to search
-again, longer and from several starts.
+as four. What other images have in common with a class by nature is taken off, see ``nearness``. A
+first look is short and is only good for telling where to *dig*, that is, to search again, longer
+and from several starts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ class Search:
         images: Clean images that the model gets right.
         space: See ``inversion``.
         classes: Those that are searched, int64, shape (S,).
+        near: Of all classes, shape (K,); see ``nearness``.
         found: One per search; the last counts.
     """
 
@@ -49,6 +51,7 @@ class Search:
     images: Labelled
     space: inversion.Space
     classes: Tensor
+    near: Tensor
     found: list[inversion.Found] = field(default_factory=list)
 
     def add(self, starts: Sequence[InversionSettings], generator: torch.Generator) -> None:
@@ -62,7 +65,8 @@ class Search:
     @property
     def strangeness(self) -> Tensor:
         """Of each searched class, as it counts in this space."""
-        counted: Tensor = inversion.strangeness(self.found[-1].sizes) ** _POWERS[self.space]
+        ratios = inversion.strangeness(self.found[-1].sizes)
+        counted: Tensor = ratios ** _POWERS[self.space] / self.near[self.classes]
         return counted
 
     @property
@@ -99,6 +103,7 @@ class Search:
                 "strangeness": round(float(strange.max()), 4),
                 "classes": found.classes.tolist(),
                 "sizes": [float(f"{size:.4g}") for size in found.sizes],
+                "nearness": [round(float(near), 2) for near in self.near[self.classes]],
             }
 
 
@@ -108,6 +113,8 @@ def search_spaces(
     images: Labelled,
     starts: Sequence[InversionSettings],
     generator: torch.Generator,
+    *,
+    near: Tensor,
 ) -> Iterator[Search]:
     """One search of a form in each space, done as they are asked for.
 
@@ -117,6 +124,7 @@ def search_spaces(
         images: Clean images of two classes or more.
         starts: See ``inversion.invert``; ``inversion.LOOK`` or ``DEEP``.
         generator: CPU generator; decides candidates, starts and images.
+        near: Of all classes, shape (K,); see ``nearness``.
 
     Raises:
         StageError: All images are of one class.
@@ -124,7 +132,7 @@ def search_spaces(
     known = recognised(model, images)
     classes = inversion.candidates(model, known, starts[0], generator)
     for space in inversion.SPACES:
-        search = Search(form, model, known, space, classes)
+        search = Search(form, model, known, space, classes, near)
         search.add(starts, generator)
         yield search
 
