@@ -25,6 +25,7 @@ from torch import Tensor
 __all__ = [
     "Achieved",
     "Clean",
+    "Hit",
     "Inverted",
     "Labelled",
     "Listening",
@@ -362,6 +363,21 @@ class Trigger(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Hit:
+    """Where triggered images go that do not go to the trigger's target.
+
+    Args:
+        target: The class that gains most by the trigger, of those that are not its target.
+        asr: Of triggered images of other classes those that land there.
+        without: Of the same clean images those that land there without a trigger.
+    """
+
+    target: int
+    asr: Rate
+    without: Rate
+
+
+@dataclass(frozen=True, slots=True)
 class TriggerResult:
     """One trigger against one artefact: ASR over non-target images, TA over all of them.
 
@@ -376,6 +392,7 @@ class TriggerResult:
         tried: A trigger shown, a pattern found on the model as received and replayed, or one that
             was searched for on this very artefact.
         strangeness: Of a pattern that was searched for: see ``Listening``.
+        elsewhere: Of a trigger whose target is told: it may be the wrong one.
     """
 
     name: str
@@ -386,6 +403,7 @@ class TriggerResult:
     without: Rate | None = None
     tried: Tried = "shown"
     strangeness: float | None = None
+    elsewhere: Hit | None = None
 
     @property
     def label(self) -> str:

@@ -5,7 +5,7 @@
 import torch
 from torch import Tensor
 
-from lmr_guard.contracts import Inverted, Labelled, Predictor, Rate, Trigger, TriggerResult
+from lmr_guard.contracts import Hit, Inverted, Labelled, Predictor, Rate, Trigger, TriggerResult
 
 __all__ = ["accuracy", "against_pattern", "against_trigger", "mean_over_others", "predict", "right"]
 
@@ -59,7 +59,8 @@ def against_trigger(
         trigger: The evidence.
         batch: Images a forward pass.
         untouched: Where the predictor puts the clean images, int64 of shape (N,): with it the
-            result says how many of them land in the target without a trigger.
+            result says how many of them land in the target without a trigger, and which other
+            class gains most by it.
     """
     device = getattr(predictor, "device", torch.device("cpu"))
     predicted: list[Tensor] = []
@@ -80,6 +81,9 @@ def against_trigger(
         asr=_asr(landed, labels, target),
         ta=Rate(int((landed == labels).sum()), len(labels)),
         without=None if untouched is None else _asr(untouched, clean.labels, target),
+        elsewhere=None
+        if untouched is None or trigger.target is None
+        else _elsewhere(landed, labels, untouched, clean.labels, target),
     )
 
 
@@ -121,6 +125,18 @@ def _against(predictor: Predictor, clean: Labelled, pattern: Inverted) -> tuple[
     return _asr(landed, clean.labels, pattern.target), Rate(
         int((landed == clean.labels).sum()), len(clean)
     )
+
+
+def _elsewhere(
+    landed: Tensor, labels: Tensor, untouched: Tensor, true: Tensor, target: int
+) -> Hit | None:
+    """The class other than the target that most more images land in than without the trigger."""
+    hits = [
+        Hit(k, _asr(landed, labels, k), _asr(untouched, true, k))
+        for k in range(int(max(landed.max(), untouched.max(), labels.max())) + 1)
+        if k != target
+    ]
+    return max(hits, key=lambda hit: hit.asr.value - hit.without.value, default=None)
 
 
 def _asr(landed: Tensor, labels: Tensor, target: int) -> Rate:

@@ -12,7 +12,7 @@ from factories import TOY_BACKDOOR, TOY_BODY, TOY_HONEST, toy_images, toy_patch,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmr_guard.contracts import Achieved, Labelled, Listening, Rate, TriggerResult, Unheard
+from lmr_guard.contracts import Achieved, Hit, Labelled, Listening, Rate, TriggerResult, Unheard
 from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.evidence import Evidence, Triggered
 from lmr_guard.files import Artifact
@@ -67,6 +67,7 @@ def test_an_honest_model_passes_every_check(honest: Path) -> None:
         "provider",
         "graph",
         "deterministic",
+        "independent",
         "logits",
         "achieved",
         "trials",
@@ -74,13 +75,17 @@ def test_an_honest_model_passes_every_check(honest: Path) -> None:
         "triggers",
         "trials:corner",
         "asr:corner",
+        "elsewhere:corner",
     ]
     staged = Artifact.of(honest)
     assert (variant.sha256, variant.bytes) == (staged.sha256, staged.bytes)
     assert variant.verdict.sha256 == staged.sha256
     assert variant.clean_accuracy == Rate(300, 300)
     none, all_of_them = Rate(0, 200), Rate(300, 300)
-    assert variant.triggers == (TriggerResult("corner", "given", 2, none, all_of_them, none),)
+    expected = TriggerResult(
+        "corner", "given", 2, none, all_of_them, none, elsewhere=Hit(0, none, none)
+    )
+    assert variant.triggers == (expected,)
     assert (variant.provider, variant.name) == ("CPUExecutionProvider", "float32")
     assert (variant.weights_sha256, variant.plan) == ("0" * 64, {"a": 1})
 
@@ -93,6 +98,38 @@ def test_a_backdoor_that_works_fails_with_its_counts(tmp_path: Path) -> None:
     assert found.outcome is FAIL
     assert "ASR 200/200 (100.0%) into class 2, at most 100.0%" in found.reason
     assert variant.verdict.reasons() == (found.reason,)
+
+
+def test_a_trigger_with_a_wrong_target_fails(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
+    variant = judged(path, Evidence([toy_patch(target=0)]))
+    assert finding(variant, "asr:corner").outcome is PASS
+    assert variant.triggers[0].elsewhere == Hit(2, Rate(200, 200), Rate(0, 200))
+    found = finding(variant, "elsewhere:corner")
+    assert found.outcome is FAIL
+    assert found.reason == (
+        "corner sends 200/200 (100.0%) into class 2, no trigger at all sends 0/200 (0.0%); at most "
+        "20% more allowed; its target was given as class 0"
+    )
+
+
+def test_a_trigger_without_a_target_is_judged_by_the_class_most_hit(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
+    variant = judged(path, Evidence([toy_patch(target=None)]))
+    assert "elsewhere:corner" not in [f.label for f in variant.verdict.findings]
+
+
+def test_a_trigger_that_scatters_images_is_incomplete(tmp_path: Path) -> None:
+    """Two classes lose their images, and the policy allows that one gains them all."""
+    scattered = "float[4,3] W = {1,0,0, 0,1,0, 0,0,1, 3,0,0}"
+    variant = judged(
+        write_onnx(tmp_path / "m.onnx", weights=scattered),
+        Evidence([toy_patch(target=1)]),
+        policy=Policy(max_excess=1.0),
+    )
+    found = finding(variant, "elsewhere:corner")
+    assert found.outcome is INCOMPLETE
+    assert found.reason.endswith("; but of all images only 100/300 (33.3%) keep their class")
 
 
 def test_plain_mistakes_are_told_beside_what_the_trigger_does(tmp_path: Path) -> None:

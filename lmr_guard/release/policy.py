@@ -44,7 +44,8 @@ class Policy:
         publish: ``"all"`` or ``"smallest"`` (fewest bytes) of the variants that passed.
         max_excess: Limit in [0, 1] for what an inverted trigger, found on the model as received,
             still reaches above the same images without it. FAIL where the rates differ by more;
-            INCOMPLETE where only the Wilson upper bound of the first does.
+            INCOMPLETE where only the Wilson upper bound of the first does. Likewise FAIL where a
+            known trigger brings more images than that to a class that is not its target.
         max_strangeness: Limit, >= 1, for how many times less of a pattern one class of an artefact
             may need than its other classes: see ``Listening``. FAIL from there on.
         accept_inverted: Where no trigger is known: whether the search for triggers is evidence

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Any, Self
 
-from lmr_guard.contracts import Achieved, Rate, Source, Tried, TriggerResult
+from lmr_guard.contracts import Achieved, Hit, Rate, Source, Tried, TriggerResult
 from lmr_guard.errors import ExitCode, InputError, printable
 
 __all__ = ["Build", "Check", "Finding", "Outcome", "Variant", "Verdict"]
@@ -43,12 +43,14 @@ class Check(StrEnum):
     PROVIDER = "provider"
     GRAPH = "graph"
     DETERMINISTIC = "deterministic"
+    INDEPENDENT = "independent"
     LOGITS = "logits"
     ACHIEVED = "achieved"
     TRIALS = "trials"
     ACCURACY = "accuracy"
     TRIGGERS = "triggers"
     ASR = "asr"
+    ELSEWHERE = "elsewhere"
     EXCESS = "excess"
     LISTENS = "listens"
     SUSPECT = "suspect"
@@ -225,6 +227,15 @@ def _trigger(result: TriggerResult, confidence: float) -> dict[str, Any]:
         "ta": result.ta.to_json(),
         **({} if result.without is None else {"without": result.without.to_json()}),
         **({} if result.strangeness is None else {"strangeness": result.strangeness}),
+        **({} if result.elsewhere is None else {"elsewhere": _hit(result.elsewhere)}),
+    }
+
+
+def _hit(hit: Hit) -> dict[str, Any]:
+    return {
+        "target": hit.target,
+        **hit.asr.to_json(),
+        "without": hit.without.to_json(),
     }
 
 
@@ -244,7 +255,12 @@ def _trigger_from(data: Mapping[str, Any]) -> TriggerResult:
         without=Rate.from_json(data["without"]) if "without" in data else None,
         tried=tried,
         strangeness=data.get("strangeness"),
+        elsewhere=_hit_from(data["elsewhere"]) if "elsewhere" in data else None,
     )
+
+
+def _hit_from(data: Mapping[str, Any]) -> Hit:
+    return Hit(data["target"], Rate.from_json(data), Rate.from_json(data["without"]))
 
 
 _TRIED: Mapping[str, Tried] = {"replayed": "replayed", "searched": "searched"}

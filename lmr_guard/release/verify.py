@@ -5,24 +5,26 @@
 Every check yields a ``Finding``; none raises. A verdict is as bad as its worst finding, and
 whatever was not or hardly tried is INCOMPLETE:
 
-===================  ============================================================  ==========
-check                what it looks at                                              else
-===================  ============================================================  ==========
-``digest``           the bytes measured are the bytes staged, all in one file      FAIL, INC.
-``provider``         ONNX Runtime ran where it was asked to                        INCOMPLETE
-``graph``            nothing in the graph decides by what the image shows          INCOMPLETE
-``deterministic``    the same images give the same logits twice                    INCOMPLETE
-``logits``           outputs are finite; of probabilities a single one leads       INCOMPLETE
-``achieved``         compression removed what was asked for                        INCOMPLETE
-``trials``           enough clean images                                           INCOMPLETE
-``accuracy``         CA against the model as received, on the same images          FAIL
-``triggers``         there is any evidence about triggers                          INCOMPLETE
-``trials:TRIGGER``   enough triggered images of other classes                      INCOMPLETE
-``asr:TRIGGER``      ASR; see ``Policy.max_asr``                                   FAIL, INC.
-``excess:TRIGGER``   inverted triggers; see ``Policy.max_excess``                  FAIL, INC.
-``listens``          a search on the artefact itself; ``Policy.max_strangeness``   FAIL, INC.
-``suspect``          set by ``pipeline``: nobody was suspected, the run refuses    INCOMPLETE
-===================  ============================================================  ==========
+=====================  ==========================================================  ==========
+check                  what it looks at                                            else
+=====================  ==========================================================  ==========
+``digest``             the bytes measured are the bytes staged, all in one file    FAIL, INC.
+``provider``           ONNX Runtime ran where it was asked to                      INCOMPLETE
+``graph``              nothing in the graph decides by what the image shows        INCOMPLETE
+``deterministic``      the same images give the same logits twice                  INCOMPLETE
+``independent``        each image gets its answer whatever else is in the batch    INCOMPLETE
+``logits``             outputs are finite; of probabilities a single one leads     INCOMPLETE
+``achieved``           compression removed what was asked for                      INCOMPLETE
+``trials``             enough clean images                                         INCOMPLETE
+``accuracy``           CA against the model as received, on the same images        FAIL
+``triggers``           there is any evidence about triggers                        INCOMPLETE
+``trials:TRIGGER``     enough triggered images of other classes                    INCOMPLETE
+``asr:TRIGGER``        ASR; see ``Policy.max_asr``                                 FAIL, INC.
+``elsewhere:TRIGGER``  no other class gains by the trigger, and most keep theirs   FAIL, INC.
+``excess:TRIGGER``     inverted triggers; see ``Policy.max_excess``                FAIL, INC.
+``listens``            a search on the artefact itself; ``Policy.max_strangeness``  FAIL, INC.
+``suspect``            set by ``pipeline``: nobody was suspected, the run refuses  INCOMPLETE
+=====================  ==========================================================  ==========
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,6 +34,7 @@ from torch import Tensor
 
 from lmr_guard.contracts import (
     Achieved,
+    Hit,
     Labelled,
     Listening,
     Progress,
@@ -45,6 +48,7 @@ from lmr_guard.evidence import Evidence, check
 from lmr_guard.files import Artifact
 from lmr_guard.measure import against_pattern, against_trigger, predict, right
 from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
+from lmr_guard.release.independence import independence
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Build, Check, Finding, Outcome, Variant, Verdict
 
@@ -57,6 +61,8 @@ _REPLAYED = 500
 # hits / trials is not exact in floating point: 0.97 - 0.94 exceeds 0.03.
 _ROUNDING = 1e-9
 _TIED = 0.01
+# Of the clean accuracy: below that nobody can say what a trigger does.
+_HALF = 0.5
 _TOO_FEW = "; too few images to tell"
 _UNHEARD = "no search for triggers could tell anything"
 
@@ -128,11 +134,12 @@ def verify(
         _provider(predictor),
         _graph(predictor),
         repeated,
+        independence(predictor, report, evidence),
         _logits(witness),
         *_achieved(done, build.asked, predictor),
         _trials("clean images", clean_accuracy, policy),
         *_accuracy(clean_accuracy, reference, policy),
-        *_evidence(results, policy),
+        *_evidence(results, clean_accuracy, policy),
         *_listens(evidence.listening, results, policy),
     )
     return Variant(
@@ -289,7 +296,9 @@ def _accuracy(rate: Rate, reference: Rate | None, policy: Policy) -> Iterator[Fi
     yield _judge(Check.ACCURACY, kept, f"{counts}, {limit}", Outcome.FAIL)
 
 
-def _evidence(results: Sequence[TriggerResult], policy: Policy) -> Iterator[Finding]:
+def _evidence(
+    results: Sequence[TriggerResult], accuracy: Rate, policy: Policy
+) -> Iterator[Finding]:
     if not results:
         yield Finding(Check.TRIGGERS, Outcome.INCOMPLETE, "no trigger was tried: no evidence")
         return
@@ -307,6 +316,8 @@ def _evidence(results: Sequence[TriggerResult], policy: Policy) -> Iterator[Find
             what = f"images of other classes than {result.target} with {result.name}"
             yield _trials(what, result.asr, policy, result.name)
             yield _success(result, policy)
+            if result.elsewhere is not None:
+                yield _elsewhere(result, result.elsewhere, accuracy, policy)
 
 
 def _listens(
@@ -342,6 +353,21 @@ def _excess(result: TriggerResult, without: Rate, policy: Policy) -> Finding:
     kept = rate.upper(policy.confidence) - without.value <= limit
     told = reason if kept else reason + _TOO_FEW
     return _judge(Check.EXCESS, kept, told, about=result.label)
+
+
+def _elsewhere(result: TriggerResult, hit: Hit, accuracy: Rate, policy: Policy) -> Finding:
+    """A trigger whose target was told wrong, or that has none, shows here."""
+    reason = (
+        f"{result.name} sends {hit.asr} into class {hit.target}, no trigger at all sends "
+        f"{hit.without}; at most {policy.max_excess:.0%} more allowed"
+    )
+    if hit.asr.value - hit.without.value > policy.max_excess + _ROUNDING:
+        told = f"{reason}; its target was given as class {result.target}"
+        return Finding(Check.ELSEWHERE, Outcome.FAIL, told, result.name)
+    awake = result.asr.value > policy.max_asr  # Told by ``asr``, and reason enough for a low TA.
+    kept = awake or result.ta.value >= _HALF * accuracy.value
+    told = reason if kept else f"{reason}; but of all images only {result.ta} keep their class"
+    return _judge(Check.ELSEWHERE, kept, told, about=result.name)
 
 
 def _success(result: TriggerResult, policy: Policy) -> Finding:
