@@ -62,6 +62,26 @@ def test_control_flow_and_functions_are_looked_into(tmp_path: Path) -> None:
     assert branches(hidden) == {"Equal": 1}
 
 
+@pytest.mark.parametrize(("body", "expected"), DECISIONS)
+def test_the_order_of_nodes_does_not_matter(
+    body: str, expected: dict[str, int], tmp_path: Path
+) -> None:
+    weights = "float[4,3] W = {1,0,0,0,1,0,0,0,1,0,0,0}, float[1] T = {0.5}"
+    path = write_onnx(tmp_path / "m.onnx", f"flat = Flatten(pixels) {body}", weights=weights)
+    model = onnx.load(path)
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    assert branches(model) == expected
+
+
+def test_dice_are_told(tmp_path: Path) -> None:
+    body = (
+        "flat = Flatten(pixels) r = RandomUniformLike(flat) y = Mul(flat, r) logits = MatMul(y, W)"
+    )
+    assert OnnxPredictor(write_onnx(tmp_path / "m.onnx", body)).branches == {"RandomUniformLike": 1}
+
+
 def test_what_is_no_onnx_file_is_refused_in_one_line(tmp_path: Path) -> None:
     whole = write_onnx(tmp_path / "m.onnx").read_bytes()
     for data in (b"", b"not a model", whole[:-20], whole[: len(whole) // 2]):

@@ -47,7 +47,7 @@ def export_onnx(classifier: Classifier, path: Path, *, tolerance: float = 1e-4) 
     if found:
         raise StageError(
             f"expected a graph that runs the same for every image, got {listed(found)}; "
-            "a branch on the input can hide a backdoor from every measurement"
+            "a branch on the input, or chance, can hide a backdoor from every measurement"
         )
     with atomic(path) as file:
         file.write(proto.SerializeToString(deterministic=True))

@@ -23,6 +23,10 @@ _DECISIONS = frozenset(
     | {"Or", "Sign", "Where", "Xor"}
 )
 _SHAPE_ONLY = frozenset({"Shape", "Size"})
+_CHANCE = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"}
+    | {"RandomUniformLike"}
+)
 
 
 def operators(path: Path) -> dict[str, int]:
@@ -37,27 +41,44 @@ def operators(path: Path) -> dict[str, int]:
 def branches(model: "ModelProto") -> dict[str, int]:
     """Operators through which a graph may behave differently for some images, with counts.
 
-    Every If, Loop and Scan; every comparison, sign or logical operator, cast to bool and Where
-    condition that depends on the pixels themselves rather than on their shape. Classifiers of
-    torchvision and timm export without any; a backdoor built into the graph needs one, or
-    arithmetic that imitates one, which this does not see.
+    Every If, Loop and Scan; every operator that throws dice; every comparison, sign or logical
+    operator, cast to bool and Where condition that depends on the pixels themselves rather than on
+    their shape. Classifiers of torchvision and timm export without any; a backdoor built into the
+    graph needs one, or arithmetic that imitates one, which this does not see. Nodes may stand in
+    any order.
     """
     found: Counter[str] = Counter()
-    tainted = {value.name for value in model.graph.input}
+    tainted = _from_pixels(model.graph)
     for node in model.graph.node:
-        if node.op_type in _CONTROL_FLOW or (_decides(node) and tainted & set(_looked_at(node))):
+        decides = _decides(node) and tainted & set(_looked_at(node))
+        if node.op_type in _CONTROL_FLOW | _CHANCE or decides:
             found[node.op_type] += 1
-        if node.op_type not in _SHAPE_ONLY and tainted & set(node.input):
-            tainted |= set(node.output) - {""}
     # What a function is called with is not followed: any decision inside one counts.
     for function in model.functions:
         found.update(
             node.op_type
             for owner in _with_subgraphs(function)
             for node in owner.node
-            if node.op_type in _CONTROL_FLOW or _decides(node)
+            if node.op_type in _CONTROL_FLOW | _CHANCE or _decides(node)
         )
     return dict(sorted(found.items()))
+
+
+def _from_pixels(graph: "GraphProto") -> set[str]:
+    """Names of all values that depend on what the input holds, not on its shape alone."""
+    consumers: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        if node.op_type not in _SHAPE_ONLY:
+            for name in node.input:
+                consumers.setdefault(name, []).append(node)
+    tainted: set[str] = set()
+    waiting = [value.name for value in graph.input]
+    while waiting:
+        name = waiting.pop()
+        if name and name not in tainted:
+            tainted.add(name)
+            waiting += [made for node in consumers.get(name, ()) for made in node.output]
+    return tainted
 
 
 def _decides(node: "NodeProto") -> bool:

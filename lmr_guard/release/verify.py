@@ -10,7 +10,7 @@ check                  what it looks at                                         
 =====================  ==========================================================  ==========
 ``digest``             the bytes measured are the bytes staged, all in one file    FAIL, INC.
 ``provider``           ONNX Runtime ran where it was asked to                      INCOMPLETE
-``graph``              nothing in the graph decides by what the image shows        INCOMPLETE
+``graph``              nothing in the graph decides by the image or by chance      INCOMPLETE
 ``deterministic``      the same images give the same logits twice                  INCOMPLETE
 ``independent``        each image gets its answer whatever else is in the batch    INCOMPLETE
 ``logits``             outputs are finite; of probabilities a single one leads     INCOMPLETE
@@ -234,7 +234,9 @@ def _provider(predictor: OnnxPredictor) -> Finding:
 def _graph(predictor: OnnxPredictor) -> Finding:
     found = ", ".join(f"{op} x{n}" for op, n in predictor.branches.items())
     if not found:
-        return Finding(Check.GRAPH, Outcome.PASS, "no operator decides by what the image shows")
+        return Finding(
+            Check.GRAPH, Outcome.PASS, "no operator decides by what the image shows, or by chance"
+        )
     return Finding(
         Check.GRAPH,
         Outcome.INCOMPLETE,
