@@ -282,7 +282,8 @@ class Suspicion:
         """Why nobody could be found, where that is so; see ``localize.telling``."""
         if self.method is not Method.HINDERED:
             return None
-        return next(str(each["why"]) for each in self.evidence if each.get("by") == "hindrance")
+        told = (str(each["why"]) for each in self.evidence if each.get("by") == "hindrance")
+        return next(told, str(self.method))
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,15 @@ def test_where_localize_abstained_the_line_says_so(scores: tuple[float, ...]) ->
     )
 
 
+@pytest.mark.parametrize("why", ["3 classes are too few", None])
+def test_where_nobody_could_be_found_the_line_says_why(why: str | None) -> None:
+    evidence = () if why is None else ({"by": "hindrance", "why": why},)
+    hindered = Suspicion(None, (), Method.HINDERED, evidence=evidence)
+    assert suspect_line(replace(REPORT, suspicion=hindered, repair=None)) == (
+        f"suspect: nobody, {why or 'no search could tell anything'}; nothing was repaired"
+    )
+
+
 @pytest.mark.parametrize("suspicion", [None, Suspicion(None, (), Method.NOT_LOOKED_FOR)])
 def test_where_nobody_was_looked_for_nothing_is_said(suspicion: Suspicion | None) -> None:
     assert suspect_line(replace(REPORT, suspicion=suspicion, repair=None)) is None

@@ -26,7 +26,9 @@ __all__ = ["FEWEST_STEPS", "haste", "hindered", "hindrance", "stillness"]
 FEWEST_STEPS = 20
 """Below that many steps a search is no evidence; a size can shrink to a tenth in 20."""
 
+# Of the clean images of other classes, that one class may take as they are.
 _MOST = 0.5
+# Of the classes, that some pattern must reach.
 _FEWEST = 0.5
 
 

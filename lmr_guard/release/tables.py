@@ -60,7 +60,8 @@ def suspect_line(report: Report) -> str | None:
         return None
     target = suspicion.target
     if target is None:
-        return "suspect: nobody, localize abstained; nothing was repaired"
+        why = "localize abstained" if suspicion.hindrance is None else suspicion.hindrance
+        return f"suspect: nobody, {why}; nothing was repaired"
     classes = report.config.get("classes", ())
     name = f" ({classes[target]})" if target < len(classes) else ""
     found = f"suspect: class {target}{name}, {suspicion.method}"
