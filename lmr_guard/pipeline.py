@@ -23,10 +23,10 @@ from lmr_guard.received import inputs
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.received.inputs import Images, Model, Received
 from lmr_guard.received.parts import divide
-from lmr_guard.release import publish, verify
+from lmr_guard.release import publish, remarks, verify
 from lmr_guard.release.drills import DrillReport
 from lmr_guard.release.environment import environment
-from lmr_guard.release.records import Check, Finding, Outcome, Variant
+from lmr_guard.release.records import Outcome, Variant
 from lmr_guard.release.report import Report, suspicion_record, write_json
 from lmr_guard.repel import repel
 from lmr_guard.settings import Settings
@@ -281,9 +281,10 @@ def run_stages(
         replays=repaired.suspicion.patterns,
     )
     if settings.if_abstained == "refuse" and settings.repair and repaired.repair is None:
-        variants = [_refused(variant) for variant in variants]
+        variants = [remarks.refused(variant) for variant in variants]
     outcome = verify.decide(variants, settings.policy)
-    return Measured(repaired, received, variants, outcome, [*workshop.notes, *_remarks(repaired)])
+    said = remarks.remarks(repaired.suspicion, repaired.repair, settings.localize.sure)
+    return Measured(repaired, received, variants, outcome, [*workshop.notes, *said])
 
 
 def localize_and_repel(
@@ -380,25 +381,3 @@ def report_on(
         notes=(*received.notes, *measured.notes),
         drills=tuple(drills),
     )
-
-
-# --- what the verdict means for the files -------------------------------------------------------
-
-
-def _refused(variant: Variant) -> Variant:
-    """The same variant, incomplete because nobody was suspected."""
-    reason = "no class was suspected, and the run was asked to refuse then"
-    return variant.with_finding(Finding(Check.SUSPECT, Outcome.INCOMPLETE, reason))
-
-
-def _remarks(repaired: Repaired) -> list[str]:
-    if repaired.repair is not None:
-        return []
-    if not repaired.suspicion.abstained:
-        return ["No repair was asked for: the variants are those of the model as received."]
-    why = repaired.suspicion.hindrance
-    because = "" if why is None else f" ({why})"
-    return [
-        f"No class was suspected{because}, so nothing was repaired; the variants were audited all "
-        "the same."
-    ]

@@ -1,0 +1,43 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What a suspicion, or the lack of one, means for the files: sentences for readers of a report."""
+
+from lmr_guard.contracts import Repair, Suspicion
+from lmr_guard.release.records import Check, Finding, Outcome, Variant
+
+__all__ = ["refused", "remarks"]
+
+
+def refused(variant: Variant) -> Variant:
+    """The same variant, incomplete because nobody was suspected."""
+    reason = "no class was suspected, and the run was asked to refuse then"
+    return variant.with_finding(Finding(Check.SUSPECT, Outcome.INCOMPLETE, reason))
+
+
+def remarks(suspicion: Suspicion, repair: Repair | None, sure: float) -> list[str]:
+    """What a reader must know beside the numbers, one sentence or two each.
+
+    Args:
+        suspicion: What ``localize`` came to.
+        repair: What was done then; None where nothing was.
+        sure: Score from which on a class is strange; see ``LocalizeSettings``.
+    """
+    if repair is not None:
+        others = [
+            f"{k} ({score:.1f})"
+            for k, score in enumerate(suspicion.scores)
+            if k != suspicion.target and score >= sure
+        ]
+        if not others:
+            return []
+        return [
+            "More than one class is strange, as with several backdoors. Only the suspect was "
+            f"repelled; the audit decides about the others: {', '.join(others)}."
+        ]
+    if not suspicion.abstained:
+        return ["No repair was asked for: the variants are those of the model as received."]
+    because = "" if suspicion.hindrance is None else f" ({suspicion.hindrance})"
+    return [
+        f"No class was suspected{because}, so nothing was repaired; the variants were audited all "
+        "the same."
+    ]
