@@ -341,7 +341,7 @@ def suspect(
     if settings.suspect is not None:
         return localize.named(settings.suspect, classifier.num_classes)
     if (why := localize.hindrance(classifier, clean.repair)) is not None:
-        return localize.hindered(why)
+        return localize.hindered(why, clean.repair.classes)
     traced = structure or Structure(classifier)
     return localize.suspect(
         classifier,

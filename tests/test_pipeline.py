@@ -441,6 +441,7 @@ def test_too_few_classes_are_incomplete_where_a_search_was_asked_for(
     document = rows(row_files, tmp_path / "out", config)
     few = "3 classes are too few to compare, 5 or more are needed"
     assert document["suspicion"]["evidence"] == [{"by": "hindrance", "why": few}]
+    assert document["suspicion"]["scores"] == [1.0, 1.0, 1.0]
     assert f"No class was suspected ({few})" in document["notes"][0]
     (finding,) = (f for f in document["variants"][0]["findings"] if f["check"] == "listens")
     assert (finding["outcome"], few in finding["reason"]) == ("incomplete", True)

@@ -212,7 +212,9 @@ def suspect(
         deep, repair, settings, generator, looks=looks, agreeing=agreeing, drifted=drifted
     )
     why = stillness([search for search in deep if search.form == "received"])
-    return found if why is None or found.target is not None else hindered(why, found)
+    if why is None or found.target is not None:
+        return found
+    return hindered(why, repair.classes, found)
 
 
 def _search_all(

@@ -79,14 +79,17 @@ def stillness(searches: Sequence[Search]) -> str | None:
     )
 
 
-def hindered(why: str, found: Suspicion | None = None) -> Suspicion:
+def hindered(why: str, classes: tuple[str, ...], found: Suspicion | None = None) -> Suspicion:
     """Nobody is suspected, for nobody could be.
 
     Args:
         why: See ``hindrance`` and ``stillness``.
-        found: What the searches came to that tell nothing; None where there were none.
+        classes: Names of the classes in index order.
+        found: What the searches came to that tell nothing; None where there were none, and no
+            class is strange.
     """
-    nobody = found or Suspicion(None, (), Method.HINDERED)
+    unasked = Suspicion(None, (1.0,) * len(classes), Method.HINDERED, classes=classes)
+    nobody = found or unasked
     told: dict[str, object] = {"by": "hindrance", "why": why}
     return replace(nobody, method=Method.HINDERED, evidence=(*nobody.evidence, told))
 
