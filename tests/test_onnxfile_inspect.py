@@ -30,12 +30,17 @@ DECISIONS = [
 ]
 
 
+def deciding(folder: Path, body: str) -> Path:
+    """A file whose graph goes on from the flat pixels like that."""
+    weights = "float[4,3] W = {1,0,0,0,1,0,0,0,1,0,0,0}, float[1] T = {0.5}"
+    return write_onnx(folder / "m.onnx", f"flat = Flatten(pixels) {body}", weights=weights)
+
+
 @pytest.mark.parametrize(("body", "expected"), DECISIONS)
 def test_only_what_depends_on_the_image_is_a_decision(
     body: str, expected: dict[str, int], tmp_path: Path
 ) -> None:
-    weights = "float[4,3] W = {1,0,0,0,1,0,0,0,1,0,0,0}, float[1] T = {0.5}"
-    path = write_onnx(tmp_path / "m.onnx", f"flat = Flatten(pixels) {body}", weights=weights)
+    path = deciding(tmp_path, body)
     predictor = OnnxPredictor(path)
     assert predictor.branches == expected
     assert predictor(torch.rand(2, 1, 2, 2)).shape == (2, 3)
@@ -66,8 +71,7 @@ def test_control_flow_and_functions_are_looked_into(tmp_path: Path) -> None:
 def test_the_order_of_nodes_does_not_matter(
     body: str, expected: dict[str, int], tmp_path: Path
 ) -> None:
-    weights = "float[4,3] W = {1,0,0,0,1,0,0,0,1,0,0,0}, float[1] T = {0.5}"
-    path = write_onnx(tmp_path / "m.onnx", f"flat = Flatten(pixels) {body}", weights=weights)
+    path = deciding(tmp_path, body)
     model = onnx.load(path)
     nodes = list(model.graph.node)[::-1]
     del model.graph.node[:]
