@@ -8,10 +8,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WHEEL := .make/wheel
 SITE := .make/site
+TOOLS := .make/tools
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest install clean
+.PHONY: help demo test lint types pytest install clean release advisories
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +53,24 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt pip setuptools wheel
 	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[dev,timm]"
 	@touch $@
+
+# The tools stand apart: nothing that ships depends on them.
+$(TOOLS)/.installed: Makefile
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	@touch $@
+
+# The date of the last commit stands for the time of the build, so that anyone can rebuild the bytes.
+release: $(STAMP) $(TOOLS)/.installed ## Build the wheel, its bill of materials and their digests into dist
+	rm -rf build dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
+		$(BIN)/python -m build --quiet --wheel --no-isolation --outdir dist .
+	$(TOOLS)/bin/cyclonedx-py requirements constraints.txt --pyproject pyproject.toml \
+		--output-reproducible --of JSON -o dist/sbom.json
+	cd dist && sha256sum *.whl sbom.json > SHA256SUMS
+
+advisories: $(TOOLS)/.installed ## Ask whether a pinned version has a known vulnerability (needs the internet)
+	$(TOOLS)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean: ## Remove what was built; .venv stays
 	rm -rf build dist .make *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -26,6 +26,7 @@ __all__ = [
     "StageError",
     "described",
     "first_line",
+    "is_text",
     "printable",
     "some",
 ]
@@ -96,6 +97,15 @@ def first_line(error: Exception) -> str:
 def printable(text: str) -> str:
     """Escaped where it could write more than text to a terminal: names come from the file."""
     return text if text.isprintable() else repr(text)
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written: those of files may hold bytes that are no UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def some(names: Iterable[str]) -> str:

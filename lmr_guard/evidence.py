@@ -5,7 +5,6 @@
 ``tests/test_architecture.py`` keeps that wall.
 """
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lmr_guard.contracts import Inverted, Labelled, Listening, Source, Trigger, Unheard
-from lmr_guard.errors import ConfigError, ExportRefused, InputError
+from lmr_guard.errors import ConfigError, ExportRefused, InputError, is_text
 
 __all__ = [
     "Evidence",
@@ -31,9 +31,11 @@ __all__ = [
     "require_any",
 ]
 
+_LEAST_CHANGE = 16  # grey levels: one pixel by so much, or many by less
+_LARGEST_PATCH = 1 << 24  # pixels
 _TRIED = 256  # clean images at most that are looked at for whether a trigger changes them
 _PATCH_FORM = "PATCH.png@X,Y or PATCH.png@X,Y:TARGET with whole numbers >= 0"
-_PATCH = re.compile(r"(?P<path>.+)@(?P<x>[0-9]+),(?P<y>[0-9]+)(?::(?P<target>[0-9]+))?")
+_PATCH = re.compile(r"(?P<path>.+)@(?P<x>[0-9]{1,9}),(?P<y>[0-9]{1,9})(?::(?P<target>[0-9]{1,9}))?")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,7 +123,7 @@ class TriggeredFolder:
             ConfigError: No folder is named.
         """
         folder, colon, target = text.rpartition(":")
-        named = bool(colon) and re.fullmatch("[0-9]+", target) is not None
+        named = bool(colon) and re.fullmatch("[0-9]{1,9}", target) is not None
         path = folder if named else text
         if not path.strip():
             raise ConfigError(f"expected DIR or DIR:TARGET with TARGET a class index, got {text!r}")
@@ -294,8 +296,8 @@ def check(triggers: Sequence[Trigger], clean: Labelled, others: Sequence[Labelle
         others: More clean images that no triggered one may be.
 
     Raises:
-        ConfigError: A target is no class, a name stands twice, images and patch do not fit, or a
-            trigger leaves more than half of the images as they are.
+        ConfigError: A target is no class, a name stands twice or is no UTF-8, images and patch do
+            not fit, or a trigger leaves more than half of the images as they are.
     """
     classes = len(clean.classes)
     twice = [name for name, n in Counter(t.name for t in triggers).items() if n > 1]
@@ -303,6 +305,10 @@ def check(triggers: Sequence[Trigger], clean: Labelled, others: Sequence[Labelle
         raise ConfigError(f"expected one trigger of each name, got {twice[0]} more than once")
     channels, height, width = clean.images.shape[1:]
     for trigger in triggers:
+        if not is_text(trigger.name):
+            raise ConfigError(
+                f"expected a trigger with a name in UTF-8, got {trigger.name!r}; rename its file"
+            )
         if trigger.target is not None and not 0 <= trigger.target < classes:
             raise ConfigError(
                 f"expected the target of trigger {trigger.name} in 0..{classes - 1}, "
@@ -318,23 +324,36 @@ def check(triggers: Sequence[Trigger], clean: Labelled, others: Sequence[Labelle
 def _require_change(trigger: Trigger, clean: Labelled, others: Sequence[Labelled]) -> None:
     """An image without a trigger on it says nothing about the trigger, yet would count as held."""
     if isinstance(trigger, Triggered):
-        known = {_digest(image) for part in (clean, *others) for image in part.images}
-        same = [_digest(image) in known for image in trigger.data.images]
+        change = _least_change(trigger.data.images, [clean, *others])
     else:
         few = clean.subset(torch.linspace(0, len(clean) - 1, min(len(clean), _TRIED)).long())
         shown = torch.cat([pixels.cpu() for pixels, _ in trigger.batches(few)])
         if shown.shape != few.pixels.shape:
             return  # A trigger of the caller's own, with images of its own.
-        same = (shown == few.pixels).flatten(1).all(dim=1).tolist()
-    if sum(same) * 2 > len(same):
+        change = (shown - few.pixels).abs().flatten(1).sum(dim=1) * 255
+    same = int((change < _LEAST_CHANGE).sum())
+    if same * 2 > len(change):
         raise ConfigError(
-            f"expected trigger {trigger.name} on the images, got {sum(same)} of {len(same)} that "
+            f"expected trigger {trigger.name} on the images, got {same} of {len(change)} that "
             "are clean images unchanged; give triggered images, or a patch that changes them"
         )
 
 
-def _digest(image: Tensor) -> bytes:
-    return hashlib.sha256(image.numpy().tobytes()).digest()
+def _least_change(images: Tensor, parts: Sequence[Labelled]) -> Tensor:
+    """How far each image is from a clean one, grey levels summed over pixels and channels.
+
+    Only the clean image that is nearest in a coarse copy is compared with.
+    """
+    clean = torch.cat([part.images for part in parts])
+    wanted, coarse = _coarse(images), _coarse(clean)
+    nearest = torch.cat([torch.cdist(w, coarse, p=1).argmin(dim=1) for w in wanted.split(256)])
+    pairs = zip(images.split(256), nearest.split(256), strict=True)
+    return torch.cat([(a.int() - clean[i].int()).abs().flatten(1).sum(dim=1) for a, i in pairs])
+
+
+def _coarse(images: Tensor) -> Tensor:
+    parts = (F.adaptive_avg_pool2d(part.float(), 8).flatten(1) for part in images.split(256))
+    return torch.cat(list(parts))
 
 
 def _require_alike(trigger: Triggered, clean: Labelled) -> None:
@@ -350,18 +369,16 @@ def _require_alike(trigger: Triggered, clean: Labelled) -> None:
 
 def _read_image(path: Path, channels: int) -> tuple[Tensor, Tensor]:
     import numpy as np
-    from PIL import Image
 
-    try:
-        with Image.open(path) as file:
-            if file.mode.startswith(("I", "F")):
-                raise InputError(
-                    f"expected an 8-bit patch image, got mode {file.mode} in {path}; convert it"
-                )
-            rgba = file.convert("RGBA")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else "no readable image"
-        raise InputError(f"expected a patch image, got {reason}: {path}") from error
+    from lmr_guard import pictures
+
+    what = "a patch image"
+    with pictures.quiet(), pictures.opened(path, what, most=_LARGEST_PATCH) as file:
+        if file.mode.startswith(("I", "F")):
+            raise InputError(
+                f"expected an 8-bit patch image, got mode {file.mode} in {path}; convert it"
+            )
+        rgba = file.convert("RGBA")
     colours = np.array(rgba.convert("L" if channels == 1 else "RGB"), dtype=np.float32) / 255
     alpha = np.array(rgba.getchannel("A"), dtype=np.float32) / 255
     image = torch.from_numpy(colours).reshape(rgba.height, rgba.width, channels)

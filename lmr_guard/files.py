@@ -1,12 +1,18 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Files and their digests; a file stands at its place complete, or not at all."""
+"""Files and their digests; a file stands at its place complete, or not at all.
+
+What is not complete yet lies beside its place under a name that begins with ``PREFIX``, and is
+locked. The lock goes with the process, however that ends: what is found unlocked was left behind
+by one that was killed, and ``sweep`` removes it.
+"""
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -15,8 +21,11 @@ from torch import nn
 
 from lmr_guard.classifier import bare
 from lmr_guard.errors import InputError, StageError
+from lmr_guard.untrusted import require_regular
 
-__all__ = ["Artifact", "atomic", "require_file", "save_weights", "sha256_of"]
+__all__ = ["PREFIX", "Artifact", "atomic", "locked", "save_weights", "sha256_of", "sweep"]
+
+PREFIX = ".lmr-guard-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +58,7 @@ def sha256_of(path: Path) -> str:
     Raises:
         InputError: There is no such regular file, or it cannot be read.
     """
-    require_file(path)
+    require_regular(path, "a file")
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -66,13 +75,15 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
     """
     temporary: Path | None = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file:
+        sweep(path.parent)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=PREFIX, delete=False) as file:
             temporary = Path(file.name)
+            _lock(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+            temporary.chmod(0o644)
+            temporary.replace(path)
     except OSError as error:
         raise StageError(
             f"expected to write {path}, got {error.strerror}; "
@@ -83,11 +94,41 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
-def require_file(path: Path) -> None:
-    """Raises InputError where there is no regular file."""
-    if not path.is_file():
-        got = "something else" if path.exists() else "nothing"
-        raise InputError(f"expected a file, got {got} at {path}; check the path")
+def sweep(folder: Path) -> None:
+    """Removes what runs that were killed have left in a folder, and nothing of one at work."""
+    for left in folder.glob(f"{PREFIX}*"):
+        with suppress(OSError), locked(left) as free:
+            if free and left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            elif free:
+                left.unlink()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Holds the lock of a file or folder; whether it could be had, and is still there.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        yield _lock(descriptor) and path.exists()
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Where a system has no such locks, nothing is ever taken for left behind."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -101,6 +101,7 @@ def drill(
         ConfigError, InputError, StageError: See ``pipeline.guard``; nothing was written.
     """
     how, plan = replace(settings or Settings(), compare=True), plan or DrillSettings()
+    publish.require_outside(out, clean)
     with publish.staging(Path(out)) as stage:
         received = pipeline.read_model(model, arch, clean, how)
         target = _target(plan, received.classifier.num_classes, how)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX files from elsewhere: audited as they are, by whomever they were made."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from lmr_guard.errors import ConfigError
 from lmr_guard.evidence import Evidence, Known, require_any
 from lmr_guard.files import Artifact
 from lmr_guard.measure import predict, right
-from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
+from lmr_guard.onnxfile.predictor import OnnxPredictor, Session, try_apart
 from lmr_guard.received import inputs
 from lmr_guard.received.inputs import Images
 from lmr_guard.received.parts import check_agreement
@@ -25,6 +26,7 @@ from lmr_guard.release.report import Report
 __all__ = ["FileFormat", "verify"]
 
 _NAME = "float32"
+_PATIENCE = 600.0  # seconds a batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,7 @@ class FileFormat:
         classes: Class names in the order of its outputs; None takes folder names sorted.
 
     Raises:
-        ConfigError: One of ``mean`` and ``std`` without the other.
+        ConfigError: One of ``mean`` and ``std`` without the other, or values that are not finite.
     """
 
     size: Sequence[int] | None = None
@@ -51,6 +53,8 @@ class FileFormat:
         """Validates; see the class."""
         if (self.mean is None) != (self.std is None):
             raise ConfigError("expected mean and std together, got one of them; give the other")
+        if not all(math.isfinite(value) for value in (*(self.mean or ()), *(self.std or ()))):
+            raise ConfigError(f"expected finite mean and std, got {self.mean} and {self.std}")
 
 
 def verify(
@@ -85,9 +89,13 @@ def verify(
     """
     require_any(triggers)
     place, limits, said = Path(path), policy or Policy(), file_format or FileFormat()
+    for other in (place, *(() if reference is None else (Path(reference),))):
+        try_apart(other)
     predictor = OnnxPredictor(place, Session(threads=threads))
     shape = _shape(predictor, said)
-    session = Session(threads=threads, preprocessing=shape if said.mean else None)
+    session = Session(
+        threads=threads, preprocessing=shape if said.mean else None, patience=_PATIENCE
+    )
     images = inputs.images(
         clean, shape, predictor.num_classes, said.classes, minimum=1, progress=progress
     )

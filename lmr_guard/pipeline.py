@@ -80,12 +80,14 @@ def guard(
     how, into = settings or Settings(), Path(out)
     if not how.policy.accept_inverted:
         require_any(triggers)
+    publish.require_outside(into, clean)
     with publish.staging(into) as stage:
         received = read_model(model, arch, clean, how, drills)
         parts = read_clean(received, clean, how, progress)
         shape, others = received.classifier.preprocessing, (parts.repair, parts.select)
         known = inputs.triggers(triggers, parts.report, shape, others, progress)
         received = inputs.understood(received, parts)
+        report_on(received, parts, _nothing(received), how, drills).require_writable()
         measured = run_stages(
             received.classifier, parts, known, folder=stage, settings=how, progress=progress
         )
@@ -98,6 +100,13 @@ def guard(
         report.write(result / "report.json")
         publish.finish(result, into)
     return report
+
+
+def _nothing(received: Received) -> "Measured":
+    """What is known before the work."""
+    nobody = Suspicion(None, (), Method.NOT_LOOKED_FOR)
+    unrepaired = Repaired(received.classifier, nobody, None)
+    return Measured(unrepaired, (), (), Outcome.INCOMPLETE, ())
 
 
 def scan(
@@ -143,6 +152,8 @@ def repair(
         ConfigError, InputError, StageError: See the stages; nothing was written.
     """
     how, into = settings or Settings(), None if out is None else Path(out)
+    if into is not None:
+        publish.require_outside(into, clean)
     with nullcontext() if into is None else publish.staging(into) as stage:
         received = read_model(model, arch, clean, how)
         parts = read_clean(received, clean, how, progress)

@@ -2,22 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a terminal, or the log of a pipeline, sees while a command works, and what stops it."""
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TextIO
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from lmr_guard.contracts import Progress
 
-__all__ = ["QUIET", "complain", "ignore_stops", "progress", "stoppable"]
+__all__ = ["QUIET", "complain", "ignore_stops", "progress", "say", "show", "stoppable"]
 
 QUIET = 20.0
 """Seconds that a log goes without a line at least."""
@@ -62,8 +63,38 @@ def ignore_stops() -> None:
 def complain(message: str, code: int) -> int:
     """One line on standard error; returns ``code``."""
     one_line = " ".join(message.split())
-    click.echo(f"lmr-guard: {one_line}", err=True)
+    _write(sys.stderr, f"lmr-guard: {one_line}\n")
     return code
+
+
+def say(text: str) -> None:
+    """One line on standard output."""
+    _write(sys.stdout, f"{text}\n")
+
+
+def show(*things: Any) -> None:  # noqa: ANN401 - whatever rich can show
+    """Tables and texts with rich's markup on standard output."""
+    console = Console()
+    with console.capture() as captured:
+        for thing in things:
+            console.print(thing)
+    _write(sys.stdout, captured.get())
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    """Where nobody reads any more, or the disk of a log is full, the work goes on all the same."""
+    if stream is None:
+        return
+    encoding = stream.encoding or "utf-8"
+    try:
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except (OSError, ValueError):
+        # What is left in the buffer would fail again when the process ends.
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import prune, quantize, sweep
@@ -33,7 +34,7 @@ from lmr_guard.errors import StageError
 from lmr_guard.evidence import Evidence
 from lmr_guard.files import Artifact
 from lmr_guard.localize import listening, telling
-from lmr_guard.onnxfile.export import export_onnx
+from lmr_guard.onnxfile.export import export_onnx, require_parity
 from lmr_guard.onnxfile.predictor import Session
 from lmr_guard.release import publish, verify
 from lmr_guard.release.records import Build, Variant
@@ -41,6 +42,8 @@ from lmr_guard.repel import repel
 from lmr_guard.settings import Settings
 
 __all__ = ["Structure", "Workshop", "repair_twins", "searched_forms"]
+
+_SHOWN = 8
 
 
 class Structure:
@@ -94,6 +97,11 @@ class Workshop:
     progress: Progress
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def shown(self) -> Tensor:
+        """A few clean images on which a file is compared with its network."""
+        return self.clean.select.pixels[:_SHOWN]
+
     def received(self, classifier: Classifier) -> list[Variant]:
         """The model as received in float32, and with ``compare`` in all its forms.
 
@@ -140,11 +148,14 @@ class Workshop:
                 cut = self._cut(cutter, pruning, step)
                 recovered = self._recovered(cut, alike[0], judged.suspect)
                 exported = folder / f"{Recipe(prune=pruning).label}.onnx"
-                export_onnx(recovered.classifier, exported)
+                export_onnx(recovered.classifier, exported, shown=self.shown)
                 for recipe in alike:
                     form = recovered.under(recipe)
                     file = self._file(exported, recipe)
-                    found[recipe.label] = self._verified(form, file, judged)
+                    variant = self._verified(form, file, judged)
+                    # A search is about the file only as long as the network still answers so.
+                    require_parity(recovered.classifier, exported, self.shown)
+                    found[recipe.label] = variant
             except StageError as error:
                 if publish.disk_full(error):
                     raise

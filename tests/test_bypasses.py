@@ -9,11 +9,16 @@ import onnx
 import pytest
 import torch
 from factories import TOY_BACKDOOR, TOY_HONEST, toy_images, toy_patch, write_onnx
+from torch import Tensor, nn
 
+from lmr_guard import foreign
+from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Labelled, Rate, Trigger
-from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError
+from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError, StageError
 from lmr_guard.evidence import Evidence, Triggered
 from lmr_guard.files import Artifact
+from lmr_guard.onnxfile.export import export_onnx, require_parity
+from lmr_guard.onnxfile.predictor import Session
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.publish import publish
 from lmr_guard.release.records import Build, Outcome, Variant, Verdict
@@ -169,6 +174,126 @@ def test_a_backdoor_built_into_the_graph_is_not_a_pass(tmp_path: Path) -> None:
     assert variant.triggers[0].asr == Rate(0, 200)
     assert outcome(variant, "graph") is INCOMPLETE
     assert_withheld(variant, path)
+
+
+def test_a_backdoor_that_wakes_by_the_size_of_the_batch_is_not_a_pass(tmp_path: Path) -> None:
+    # No operator decides anything: alone, an image has its corner counted, among many hardly.
+    body = """
+        flat = Flatten(pixels) size = Shape<start = 0, end = 1>(pixels) many = Cast<to = 1>(size)
+        once = Div(ONE, many) square = Mul(once, once) far = Mul(square, square)
+        y = MatMul(flat, W) corner = MatMul(flat, V) more = Mul(corner, far)
+        logits = Add(y, more)"""
+    weights = f"{TOY_HONEST}, float[4,3] V = {{0,0,0, 0,0,0, 0,0,0, 0,0,9}}, float[1] ONE = {{1}}"
+    variant = judged(write_onnx(tmp_path / "m.onnx", body, weights=weights))
+    assert variant.triggers[0].asr.value == 0
+    assert outcome(variant, "independent") is INCOMPLETE
+    assert outcome(variant, "graph") is INCOMPLETE
+    assert_withheld(variant, tmp_path / "m.onnx")
+
+
+def test_a_step_before_the_network_is_not_a_pass(tmp_path: Path) -> None:
+    # Gradients end at it, so that no search finds anything.
+    body = "step = Round(pixels) flat = Flatten(step) logits = MatMul(flat, W)"
+    variant = judged(write_onnx(tmp_path / "m.onnx", body))
+    assert outcome(variant, "graph") is INCOMPLETE
+
+
+def test_a_backdoor_of_plain_arithmetic_is_measured_where_its_trigger_is_known(
+    tmp_path: Path,
+) -> None:
+    # A steep slope in place of a decision: the graph check does not see it, and says so.
+    body = """
+        flat = Flatten(pixels) y = MatMul(flat, W) corner = MatMul(flat, V)
+        steep = Sub(corner, EDGE) far = Mul(steep, FAR) woken = Clip(far, NIL, ONE)
+        more = Mul(woken, TO) logits = Add(y, more)"""
+    weights = f"""{TOY_HONEST}, float[4,1] V = {{0,0,0,1}}, float EDGE = {{0.99}},
+        float FAR = {{1000}}, float NIL = {{0}}, float ONE = {{1}}, float[3] TO = {{0,0,9}}"""
+    path = write_onnx(tmp_path / "m.onnx", body, weights=weights)
+    variant = judged(path)
+    assert outcome(variant, "graph") is PASS
+    assert variant.clean_accuracy == Rate(300, 300)
+    assert outcome(variant, "asr:corner") is FAIL
+    assert_withheld(variant, path)
+
+
+def test_a_target_that_was_told_wrong_does_not_help(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
+    variant = judged(path, triggers=[toy_patch(target=1)])
+    assert variant.triggers[0].asr.value < 0.05
+    assert outcome(variant, "elsewhere:corner") is FAIL
+    assert_withheld(variant, path)
+
+
+def test_a_trigger_that_changes_next_to_nothing_is_no_evidence(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
+    images = toy_images(300)
+    faint = images.images.clone()
+    faint[:, 0, 0, 0] ^= 1
+    trigger = Triggered(Labelled(faint, images.labels, images.classes), "faint", 2)
+    with pytest.raises(ConfigError, match="clean images unchanged"):
+        judged(path, triggers=[trigger])
+
+
+def test_one_answer_to_everything_is_refused_where_most_images_are_of_that_class(
+    tmp_path: Path,
+) -> None:
+    body = "flat = Flatten(pixels) y = MatMul(flat, W) nil = Sub(y, y) logits = Add(nil, B)"
+    path = write_onnx(tmp_path / "m.onnx", body, weights=f"{TOY_HONEST}, float[3] B = {{0,0,5}}")
+    images = toy_images(300, [2] * 200 + [0, 1] * 50)
+    clean = (images.images, images.labels)
+    with pytest.raises(InputError, match="no better than one answer to everything"):
+        foreign.verify(path, clean, [toy_patch()])
+
+
+def test_another_provider_than_the_one_asked_for_is_not_a_pass(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the provider that is asked for is there")
+    variant = verify(
+        Artifact.of(write_onnx(tmp_path / "m.onnx")),
+        FLOAT32,
+        toy_images(300),
+        Evidence([toy_patch()]),
+        policy=LOOSE,
+        session=Session(device="cuda"),
+    )
+    assert variant.provider == "CPUExecutionProvider"
+    assert outcome(variant, "provider") is INCOMPLETE
+
+
+class Moody(nn.Module):
+    """The user's own code: a backdoor that is awake by the batch, or after so many calls."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.calls = kind, 0
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        logits: Tensor = self.head(x.flatten(1))
+        awake = self.calls > 400 if self.kind == "calls" else bool(x.shape[0] == 1)
+        return logits + 9 * x[:, :, 1, 1] if awake else logits
+
+
+def moody(kind: str) -> Classifier:
+    shape = Preprocessing(channels=1, height=2, width=2, mean=(0.0,), std=(1.0,))
+    return Classifier(Moody(kind), shape, 3).eval()
+
+
+def test_a_network_that_answers_by_the_batch_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"expected ONNX Runtime within .* of torch at batch 1"):
+        export_onnx(moody("batch"), tmp_path / "m.onnx", shown=toy_images(8).pixels)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_changes_after_its_export_is_noticed(tmp_path: Path) -> None:
+    model, shown = moody("calls"), toy_images(8).pixels
+    export_onnx(model, tmp_path / "m.onnx", shown=shown)
+    require_parity(model, tmp_path / "m.onnx", shown)
+    for _ in range(400):  # A search asks that often.
+        model(shown)
+    with pytest.raises(StageError, match=r"expected ONNX Runtime within .* of torch at batch 1"):
+        require_parity(model, tmp_path / "m.onnx", shown)
 
 
 def external(path: Path, location: str) -> Path:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ from lmr_guard.received import load
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.received.data import read_folder
 from lmr_guard.release.policy import Policy
-from lmr_guard.release.report import validate
+from lmr_guard.release.report import Report, validate
 from lmr_guard.repel import AFTER_PRUNING
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -237,13 +237,13 @@ BAD_INPUT: dict[str, tuple[Change, int, str]] = {
         4,
         "expected the target of trigger patch.png@3,3 in 0..2, got 3",
     ),
-    "no policy": (option("--policy", "PLACE/none.toml"), 4, "expected a policy file, got No such"),
+    "no policy": (option("--policy", "PLACE/none.toml"), 4, "expected a policy file, got no such"),
     "policy key": (
         policy("max_ars = 0.1"),
         4,
         "expected a key of the policy, got 'max_ars'",
     ),
-    "policy no TOML": (policy("max_asr ="), 4, "expected TOML, got Invalid value"),
+    "policy no TOML": (policy("max_asr ="), 4, "expected TOML, got TOMLDecodeError: Invalid value"),
     "suspect is no class": (
         option("--suspect", "3"),
         4,
@@ -692,6 +692,32 @@ def test_verify_tells_a_backdoor_from_none(
     assert "note: No reference was given: lost clean accuracy was not judged." in printed
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("how", ["nobody reads", "full", "closed"])
+def test_what_nobody_reads_is_not_what_is_decided(
+    toys: Path, monkeypatch: pytest.MonkeyPatch, stream: str, how: str
+) -> None:
+    written = toys / "report.json"
+    words = audit(toys, write_onnx(toys / "model.onnx"), report=str(written))
+    if how == "full" and not Path("/dev/full").exists():
+        pytest.skip("this system has no file that is always full")
+    if how == "nobody reads":
+        read, write = os.pipe()
+        os.close(read)
+        out: TextIO | None = os.fdopen(write, "w")
+    else:
+        out = Path("/dev/full").open("w") if how == "full" else None  # noqa: SIM115
+    monkeypatch.setattr(sys, stream, out)
+    try:
+        assert main(words) == 0
+        assert main(words[:-2]) == 0
+    finally:
+        monkeypatch.undo()
+        if out is not None:
+            out.close()
+    assert Report.read(written).exit_code == 0
+
+
 def test_verify_of_too_few_images_is_incomplete(toys: Path, tmp_path: Path) -> None:
     write_images(toy_images(90), toys / "few")
     assert main(audit(toys, write_onnx(toys / "model.onnx"), clean=str(toys / "few"))) == 3
@@ -747,7 +773,7 @@ def test_verify_normalises_for_a_foreign_file(
             {"input_size": "1,2"},
             "expected an input size, channels, rows and columns, that fits 1x2x2, got (1, 2)",
         ),
-        ({"policy": "none.toml"}, "expected a policy file, got No such file"),
+        ({"policy": "none.toml"}, "expected a policy file, got no such file"),
     ],
 )
 def test_verify_refuses_what_does_not_suit_the_file(

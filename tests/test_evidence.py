@@ -174,11 +174,31 @@ def test_check_refuses_a_trigger_that_changes_nothing(trigger: Trigger, told: st
 
 
 def test_check_knows_clean_images_of_the_other_parts_too() -> None:
-    bright = Labelled(SEEN.images.clamp(max=199), SEEN.labels, SEEN.classes)
+    bright = Labelled(SEEN.images // 2, SEEN.labels, SEEN.classes)
     trigger = Triggered(bright, "folder", 0)
     check([trigger], SEEN)
     with pytest.raises(ConfigError, match="got 20 of 20 that are clean images unchanged"):
         check([trigger], SEEN, [bright])
+
+
+@pytest.mark.parametrize(("levels", "refused"), [(1, True), (15, True), (16, False)])
+def test_a_change_that_nobody_would_call_a_trigger_is_no_evidence(
+    levels: int, refused: bool
+) -> None:
+    clean = Labelled(SEEN.images.clamp(max=200), SEEN.labels, SEEN.classes)
+    changed = clean.images.clone()
+    changed[:, 0, 1, 1] += levels
+    faint = Triggered(Labelled(changed, clean.labels, clean.classes), "folder", 0)
+    with pytest.raises(ConfigError, match="clean images unchanged") if refused else nullcontext():
+        check([faint], clean)
+
+    def brighter(pixels: Tensor) -> Tensor:
+        more = pixels.clone()
+        more[:, 0, 1, 1] += levels / 255
+        return more
+
+    with pytest.raises(ConfigError, match="clean images unchanged") if refused else nullcontext():
+        check([Transform(brighter, "faint", 0)], clean)
 
 
 @dataclass(frozen=True)
@@ -271,11 +291,11 @@ def test_an_unreadable_patch_file_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"got no such file: .*p.png"):
         PatchFile(tmp_path / "p.png", 0, 0).read(3)
     (tmp_path / "p.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match="got no readable image"):
+    with pytest.raises(InputError, match="got a file that does not decode"):
         PatchFile(tmp_path / "p.png", 0, 0).read(3)
     data = save(tmp_path / "q.png", "RGB", (1, 2, 3)).read_bytes()
     (tmp_path / "q.png").write_bytes(data[:45])
-    with pytest.raises(InputError, match="got no readable image"):
+    with pytest.raises(InputError, match="got a file that does not decode"):
         PatchFile(tmp_path / "q.png", 0, 0).read(3)
     save(tmp_path / "deep.png", "I;16", 500)
     with pytest.raises(InputError, match="8-bit patch image, got mode I;16"):

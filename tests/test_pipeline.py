@@ -365,6 +365,32 @@ def test_the_same_seed_gives_the_same_report(row_files: Path, tmp_path: Path) ->
     assert reports[0]["variants"][0]["sha256"] != reports[2]["variants"][0]["sha256"]
 
 
+def test_another_number_of_threads_changes_the_numbers_hardly(
+    row_files: Path, tmp_path: Path
+) -> None:
+    """Sums in another order: within 2 points, and the same verdicts."""
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            config = replace(
+                REPAIRED, threads=threads, recipes=recipes.parse(["float32", "l1-0.4"])
+            )
+            found.append(rows(row_files, tmp_path / str(threads), config))
+        finally:
+            torch.set_num_threads(before)
+    one, two = found
+    assert (one["verdict"], one["suspicion"]["target"]) == (
+        two["verdict"],
+        two["suspicion"]["target"],
+    )
+    for ours, theirs in zip(one["variants"], two["variants"], strict=True):
+        a, b = ours["clean_accuracy"], theirs["clean_accuracy"]
+        assert abs(a["hits"] - b["hits"]) <= 0.02 * a["trials"]
+        assert ours["verdict"] == theirs["verdict"]
+
+
 def test_the_smallest_alone_is_published_where_the_policy_says_so(
     row_files: Path, tmp_path: Path
 ) -> None:

@@ -93,7 +93,7 @@ def test_a_drill_has_the_agreed_names() -> None:
     assert (missed["suspect"], missed["localized"], missed["outcome"]) == (None, False, "fail")
 
 
-@pytest.mark.parametrize("attacks", [(FOUND, MISSED), (FOUND,), ()])
+@pytest.mark.parametrize("attacks", [(FOUND, MISSED), (FOUND,)])
 def test_a_drill_is_read_as_it_was_written(
     attacks: tuple[DrilledAttack, ...], tmp_path: Path
 ) -> None:
@@ -198,7 +198,7 @@ def test_values_that_no_drill_holds_are_an_input_error(path: str, value: object)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "expected the drill.json of a drill, got no such file: .*drill.json"),
+        (None, "expected the drill.json of a drill, got no such file: .*drill.json'"),
         (b"", "got no JSON: .*drill.json"),
         (b"{", "got no JSON: .*drill.json"),
         (b"\xff", "got no JSON: .*drill.json"),

@@ -25,7 +25,7 @@ from lmr_guard.release.policy import Policy, policy_from_toml
         ("min_trials", 0, "min_trials a whole number >= 1, got 0"),
         ("min_trials", 1.5, "min_trials"),
         ("min_trials", True, "min_trials"),
-        ("confidence", 1.0, r"confidence in \(0, 1\), got 1.0"),
+        ("confidence", 1.0, r"confidence in \(0, 0.9+\], got 1.0"),
         ("require", (), "require a list of variant names"),
         ("require", "int8", "require a list of variant names, got 'int8'"),
         ("require", (8,), "require a list of variant names"),
@@ -113,5 +113,5 @@ def test_a_bad_policy_file_is_a_usage_error(content: bytes, message: str, tmp_pa
 
 
 def test_a_missing_policy_file_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected a policy file, got No such file"):
+    with pytest.raises(ConfigError, match="expected a policy file, got no such file"):
         policy_from_toml(tmp_path / "policy.toml")

@@ -3,14 +3,17 @@
 """Nothing appears that is not complete and allowed, and nothing stays behind."""
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from factories import room_for
+from factories import REPORT, room_for
 
-from lmr_guard.contracts import Achieved, Rate
+from lmr_guard.contracts import Achieved, Method, Rate, Suspicion
 from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError, StageError
 from lmr_guard.files import Artifact, atomic
 from lmr_guard.release.policy import Policy
@@ -22,6 +25,7 @@ from lmr_guard.release.publish import (
     staging,
 )
 from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
+from lmr_guard.release.report import suspicion_record, write_json
 
 
 def staged(path: Path, data: bytes = b"bytes") -> Artifact:
@@ -113,7 +117,7 @@ def test_of_two_runs_into_one_new_folder_the_first_to_finish_counts(tmp_path: Pa
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_record_comes_last_and_a_failure_undoes_the_rest(
+def test_the_record_comes_first_and_a_failure_undoes_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     into, order = tmp_path / "into", []
@@ -122,8 +126,8 @@ def test_the_record_comes_last_and_a_failure_undoes_the_rest(
 
     def recorded(self: Path, target: Path) -> Path:
         order.append(target.name)
-        if len(order) == 3:
-            raise KeyboardInterrupt("the third")
+        if len(order) == 4:
+            raise KeyboardInterrupt("the fourth")
         return move(self, target)
 
     def work() -> None:
@@ -132,16 +136,74 @@ def test_the_record_comes_last_and_a_failure_undoes_the_rest(
             monkeypatch.setattr(Path, "replace", recorded)
             finish(out, into)
 
-    with pytest.raises(KeyboardInterrupt, match="the third"):
+    with pytest.raises(KeyboardInterrupt, match="the fourth"):
         work()
-    assert order[:3] == ["a.onnx", "z.onnx", "report.json"]
+    assert order[:4] == ["filling.json", "report.json", "a.onnx", "z.onnx"]
     assert list(into.iterdir()) == []
 
 
-def test_a_killed_run_s_leftover_is_named(tmp_path: Path) -> None:
-    (tmp_path / ".lmr-guard-abc").mkdir()
-    message = r"got .lmr-guard-abc in .*; a run was killed there, or one is at work: remove it"
-    with pytest.raises(ConfigError, match=message), staging(tmp_path):
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from lmr_guard.release.publish import finish, staging
+into, most = Path(sys.argv[1]), int(sys.argv[2])
+done, move = 0, Path.replace
+
+def replace(self, target):
+    global done
+    done += 1
+    if done > most:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return move(self, target)
+
+Path.replace = replace
+with staging(into) as stage:
+    out = stage / "out"
+    out.mkdir()
+    for name in ("a.onnx", "report.json", "z.onnx"):
+        (out / name).write_text(name)
+    finish(out, into)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("existed", [True, False], ids=["into a folder", "as a new folder"])
+@pytest.mark.parametrize("renames", range(5))
+def test_a_kill_leaves_no_file_without_its_record_and_the_next_run_tidies(
+    tmp_path: Path, renames: int, existed: bool
+) -> None:
+    into = tmp_path / "into"
+    if existed:
+        into.mkdir()
+    command = [sys.executable, "-c", KILLED, str(into), str(renames)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    present = {entry.name for entry in into.iterdir()} if into.exists() else set()
+    published = {name for name in present if name.endswith(".onnx")}
+    assert not published or "report.json" in present
+    whole = {"a.onnx", "report.json", "z.onnx"}
+    if whole <= present:
+        with pytest.raises(ConfigError, match=r"expected an empty output directory, got a.onnx"):
+            staging(into).__enter__()
+        assert {entry.name for entry in into.iterdir()} == whole
+    else:
+        with staging(into) as stage:
+            left = {entry.name for entry in stage.parent.iterdir()} - {"into"}
+            assert left == {stage.name}
+    assert not list(tmp_path.glob(".lmr-guard-*"))
+
+
+def test_what_a_killed_run_left_goes_and_what_one_at_work_holds_stays(tmp_path: Path) -> None:
+    (tmp_path / ".lmr-guard-abc" / "deep").mkdir(parents=True)
+    (tmp_path / ".lmr-guard-def").write_bytes(b"half")
+    (tmp_path / ".lmr-guard-link").symlink_to(tmp_path.parent)
+    with staging(tmp_path / "out") as first, staging(tmp_path / "out") as second:
+        names = {entry.name for entry in tmp_path.iterdir()}
+        assert names == {first.name, second.name, ".lmr-guard-link"}
+
+
+def test_a_run_at_work_in_the_same_folder_is_named(tmp_path: Path) -> None:
+    message = r"got .lmr-guard-.* in .*; another run is at work there"
+    with staging(tmp_path), pytest.raises(ConfigError, match=message), staging(tmp_path):
         pytest.fail("it was entered")
 
 
@@ -178,11 +240,20 @@ def test_a_record_overwrites_nothing_but_a_record(name: str, message: str, tmp_p
         require_place(tmp_path / name)
 
 
-@pytest.mark.parametrize("text", ['{"schema_version": "1.0"}', '{"agreement": 1.0}', None])
-def test_a_record_may_replace_a_record(text: str | None, tmp_path: Path) -> None:
-    if text is not None:
-        (tmp_path / "r.json").write_text(text)
-    require_place(tmp_path / "r.json")
+def test_a_record_may_replace_a_record(tmp_path: Path) -> None:
+    place = tmp_path / "r.json"
+    require_place(place)
+    REPORT.write(place)
+    require_place(place)
+    write_json(suspicion_record(Suspicion(None, (1.0, 2.0), Method.HINDERED)), place)
+    require_place(place)
+
+
+@pytest.mark.parametrize("text", ['{"schema_version": "1.0"}', '{"agreement": 1.0}', "[" * 10**5])
+def test_a_record_does_not_replace_what_only_looks_like_one(text: str, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(ConfigError, match="expected nothing or an earlier record of lmr-guard"):
+        require_place(tmp_path / "r.json")
 
 
 def test_a_folder_that_cannot_be_written_is_no_place_for_a_record() -> None:

@@ -38,6 +38,8 @@ def _answered(arguments: Sequence[str]) -> int:
         return complain(error.format_message(), ExitCode.USAGE)
     except (KeyboardInterrupt, click.Abort):
         return complain("interrupted; nothing half-written was left", ExitCode.INTERRUPTED)
+    except BrokenPipeError:  # Nobody reads the help; what else is told, see ``terminal``.
+        code = ExitCode.PASSED
     except MemoryError:
         return complain("expected enough memory, got none left; use fewer images", ExitCode.FAILED)
     except Exception as error:  # noqa: BLE001 - the last line of defence: one line, not a trace

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options of the commands, and what they come to as the library's own records."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,9 +58,10 @@ _Option = Callable[[_Command], _Command]
 DRILLED = "float32,int8,l1-0.2,l1-0.4,l1-0.6"
 """What a drill builds by default."""
 
-PATH = click.Path(path_type=Path)
+PATH = click.types.FuncParamType(Path)  # What cannot be a path, its reader tells.
 SEED = click.IntRange(0, (1 << 32) - 1)
-_COUNT = click.IntRange(1, 1024)
+# More threads than that only get into one another's way.
+_COUNT = click.IntRange(1, max(64, 4 * (os.cpu_count() or 1)))
 
 
 def numbers(kind: type[int] | type[float]) -> Callable[..., tuple[Any, ...] | None]:

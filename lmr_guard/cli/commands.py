@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 import torch
-from rich.console import Console
 
 from lmr_guard import demo, firedrill, foreign, pipeline, terminal
 from lmr_guard.cli import arguments
@@ -28,28 +27,28 @@ __all__ = ["cli", "demo_", "drill_", "repair", "run", "scan", "verify_"]
 
 
 def _show(report: Report) -> None:
-    console = Console()
-    for table in tables.tables(report):
-        console.print(table)
+    terminal.show(*tables.tables(report))
     for note in report.notes:
-        console.print(f"note: {note}", markup=False)
+        terminal.say(f"note: {note}")
     if (suspect := tables.suspect_line(report)) is not None:
-        console.print(suspect, markup=False)
-    console.print(tables.summary_line(report), markup=False)
+        terminal.say(suspect)
+    terminal.say(tables.summary_line(report))
 
 
 def _show_suspicion(suspicion: Suspicion) -> None:
     scores, classes = suspicion.scores, suspicion.classes
     if suspicion.hindrance is not None:
-        click.echo(f"suspect: nobody can be told: {suspicion.hindrance}")
+        terminal.say(f"suspect: nobody can be told: {suspicion.hindrance}")
         return
     found = "nobody: localize abstained"
     if suspicion.target is not None:
         found = f"class {suspicion.target} ({classes[suspicion.target]})"
-    click.echo(f"suspect: {found}; agreement of the runs {suspicion.agreement:.0%}")
+    terminal.say(f"suspect: {found}; agreement of the runs {suspicion.agreement:.0%}")
     for index in sorted(range(len(scores)), key=lambda c: -scores[c]):
-        click.echo(f"  {scores[index]:.3f}  {index}  {classes[index]}")
-    click.echo("A score is no proof: 1 is ordinary, 2 is half the pattern that other classes need.")
+        terminal.say(f"  {scores[index]:.3f}  {index}  {classes[index]}")
+    terminal.say(
+        "A score is no proof: 1 is ordinary, 2 is half the pattern that other classes need."
+    )
 
 
 # --- the commands -------------------------------------------------------------------------------
@@ -127,7 +126,7 @@ def run(
             progress=progress,
         )
     _show(report)
-    click.echo(f"report: {out / 'report.json'}")
+    terminal.say(f"report: {out / 'report.json'}")
     return report.exit_code
 
 
@@ -156,9 +155,9 @@ def scan(
         suspicion = pipeline.scan(
             checkpoint, clean, arch=arch, settings=settings, progress=progress
         )
-    _show_suspicion(suspicion)
     if json_file is not None:
         write_json(suspicion_record(suspicion), json_file)
+    _show_suspicion(suspicion)
 
 
 @cli.command()
@@ -190,8 +189,8 @@ def repair(
             ExitCode.INCOMPLETE,
         )
     before, after = done.clean_before, done.clean_after
-    click.echo(f"repaired class {done.suspect}; CA on the select part {before} -> {after}")
-    click.echo(f"{out / 'repaired.safetensors'}: not audited; `lmr-guard run` audits and gates")
+    terminal.say(f"repaired class {done.suspect}; CA on the select part {before} -> {after}")
+    terminal.say(f"{out / 'repaired.safetensors'}: not audited; `lmr-guard run` audits and gates")
     return ExitCode.PASSED
 
 
@@ -238,9 +237,9 @@ def verify_(
             progress=progress,
             **options,
         )
-    _show(report)
     if report_file is not None:
         report.write(report_file)
+    _show(report)
     return report.exit_code
 
 
@@ -289,11 +288,9 @@ def drill_(
         report = firedrill.drill(
             checkpoint, clean, out, arch=arch, plan=plan, settings=settings, progress=progress
         )
-    console = Console()
-    for table in firedrill.tables(report):
-        console.print(table)
-    click.echo(firedrill.summary_line(report))
-    click.echo(f"drill: {out / 'drill.json'}")
+    terminal.show(*firedrill.tables(report))
+    terminal.say(firedrill.summary_line(report))
+    terminal.say(f"drill: {out / 'drill.json'}")
     return report.exit_code
 
 
@@ -310,7 +307,6 @@ def drill_(
 def demo_(into: Path, seed: int) -> int:
     """Plant two sleeping backdoors into small digit networks and run the guard on them."""
     torch.set_num_threads(1)
-    console = Console()
     with terminal.progress() as progress:
-        demo.run(into, seed, progress, console.print)
+        demo.run(into, seed, progress, terminal.show)
     return ExitCode.PASSED

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.errors import StageError, first_line
@@ -17,10 +18,18 @@ from lmr_guard.onnxfile.predictor import OnnxPredictor
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["export_onnx"]
+__all__ = ["export_onnx", "require_parity"]
+
+_TOLERANCE = 1e-4
 
 
-def export_onnx(classifier: Classifier, path: Path, *, tolerance: float = 1e-4) -> Artifact:
+def export_onnx(
+    classifier: Classifier,
+    path: Path,
+    *,
+    shown: Tensor | None = None,
+    tolerance: float = _TOLERANCE,
+) -> Artifact:
     """Writes a classifier as one self-contained ONNX file and checks it against torch.
 
     The file takes ``pixels`` (batch, C, H, W) in [0, 1] with any batch, normalises them itself
@@ -31,6 +40,7 @@ def export_onnx(classifier: Classifier, path: Path, *, tolerance: float = 1e-4) 
     Args:
         classifier: In eval mode; left as it is.
         path: Written only when everything below holds.
+        shown: Pixels (N, C, H, W) to compare on too, each alone and all together.
         tolerance: Largest difference between torch and ONNX Runtime (CPU), as a share of the
             largest output, on uniform random pixels in batches of 1, 2 and 5.
 
@@ -52,12 +62,45 @@ def export_onnx(classifier: Classifier, path: Path, *, tolerance: float = 1e-4) 
     with atomic(path) as file:
         file.write(proto.SerializeToString(deterministic=True))
     try:
-        predictor = OnnxPredictor(path)
-        _require_parity(model, predictor, tolerance)
+        predictor = _compared(model, path, shown, tolerance)
     except BaseException:
         path.unlink()
         raise
     return Artifact(path, predictor.sha256, predictor.bytes)
+
+
+def require_parity(
+    classifier: Classifier, path: Path, shown: Tensor, tolerance: float = _TOLERANCE
+) -> None:
+    """Refuses a network that no longer computes what its file does.
+
+    The user's own code may answer by how often it was called, or by the time; what a search finds
+    on it says nothing about the file then.
+
+    Args:
+        classifier: In eval mode; left as it is.
+        path: Of the file that ``export_onnx`` wrote.
+        shown: See ``export_onnx``.
+        tolerance: See ``export_onnx``.
+
+    Raises:
+        StageError: Outputs differ.
+    """
+    _compared(classifier.as_received().cpu(), path, shown, tolerance)
+
+
+def _compared(
+    model: Classifier, path: Path, shown: Tensor | None, tolerance: float
+) -> OnnxPredictor:
+    predictor = OnnxPredictor(path)
+    generator = torch.Generator().manual_seed(0)
+    for batch in (1, 2, 5):
+        pixels = torch.rand(model.example(batch).shape, generator=generator)
+        _require_alike(model, predictor, pixels, tolerance)
+    if shown is not None:
+        for pixels in (*shown.split(1), shown):
+            _require_alike(model, predictor, pixels, tolerance)
+    return predictor
 
 
 def _trace(model: Classifier, output: str) -> "ModelProto":
@@ -94,17 +137,16 @@ def _forget_origin(proto: "ModelProto") -> None:
     del proto.metadata_props[:]
 
 
-def _require_parity(model: Classifier, predictor: "OnnxPredictor", tolerance: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for batch in (1, 2, 5):
-        pixels = torch.rand(model.example(batch).shape, generator=generator)
-        with torch.no_grad():
-            expected = model(pixels)
-        difference = float((predictor(pixels) - expected).abs().max())
-        scale = max(float(expected.abs().max()), 1e-6)
-        # Written so that a NaN on either side does not pass.
-        if not difference <= tolerance * scale:
-            raise StageError(
-                f"expected ONNX Runtime within {tolerance:g} of torch at batch {batch}, got "
-                f"a difference of {difference:.3g} at outputs up to {scale:.3g}"
-            )
+def _require_alike(
+    model: Classifier, predictor: OnnxPredictor, pixels: Tensor, tolerance: float
+) -> None:
+    with torch.no_grad():
+        expected = model(pixels)
+    difference = float((predictor(pixels) - expected).abs().max())
+    scale = max(float(expected.abs().max()), 1e-6)
+    # Written so that a NaN on either side does not pass.
+    if not difference <= tolerance * scale:
+        raise StageError(
+            f"expected ONNX Runtime within {tolerance:g} of torch at batch {len(pixels)}, got "
+            f"a difference of {difference:.3g} at outputs up to {scale:.3g}"
+        )

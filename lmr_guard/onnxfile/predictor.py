@@ -3,6 +3,9 @@
 """An ONNX file as a predictor."""
 
 import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,12 +15,13 @@ from torch import Tensor
 
 from lmr_guard.classifier import Preprocessing
 from lmr_guard.errors import InputError, first_line
-from lmr_guard.onnxfile.inspect import branches, inventory, read_model
+from lmr_guard.onnxfile.inspect import branches, companions, inventory, read_model
+from lmr_guard.untrusted import apart, require_regular, shown
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, RunOptions
 
-__all__ = ["OnnxPredictor", "Session"]
+__all__ = ["OnnxPredictor", "Session", "try_apart"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +33,19 @@ class Session:
         threads: Of one operator; None leaves the choice to ONNX Runtime.
         preprocessing: Mean and std to apply first, for a foreign file that expects normalised
             images; None where the file takes pixels in [0, 1].
+        patience: Seconds that a batch may take; None waits for ever. See ``try_apart``.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int | None = None
     preprocessing: Preprocessing | None = None
+    patience: float | None = None
+
+
+# What opening a foreign file may take: the graph in memory several times, and one picture.
+_COPIES, _SPARE = 8, 1 << 30
+_SECONDS, _SPEED = 60.0, 10e6
+_LARGEST_BATCH = 4096
 
 
 class OnnxPredictor:
@@ -74,6 +86,12 @@ class OnnxPredictor:
         self._session = _session(path, runnable, self.requested, how.threads)
         self.provider: str = self._session.get_providers()[0]
         self._input, self.shape, self.num_classes = _signature(path, self._session)
+        if (self.shape[0] or 1) > _LARGEST_BATCH:
+            raise InputError(
+                f"expected a batch of at most {_LARGEST_BATCH}, got {self.shape[0]} in {path}; "
+                "export it with a free batch"
+            )
+        self._patience = how.patience
         self._preprocessing = how.preprocessing
 
     def __call__(self, pixels: Tensor, /) -> Tensor:
@@ -94,7 +112,8 @@ class OnnxPredictor:
         filler = chunk[-1:].expand(missing, -1, -1, -1)
         array = torch.cat([chunk, filler]).detach().float().cpu().contiguous().numpy()
         try:
-            (logits,) = self._session.run(None, {self._input: array})
+            with _deadline(self._patience) as options:
+                (logits,) = self._session.run(None, {self._input: array}, options)
         except Exception as error:  # ONNX Runtime's errors share no base class.
             raise InputError(
                 f"expected {self.path} to run, got {first_line(error)}; export it again"
@@ -116,6 +135,63 @@ class OnnxPredictor:
             )
 
 
+def try_apart(path: Path) -> None:
+    """Opens a file that somebody else made, and runs it once, in a process of its own.
+
+    Raises:
+        InputError: It takes far more memory or time than its size explains, or breaks off; or
+            see ``OnnxPredictor``.
+    """
+    # Libraries that are loaded here do not count as what the file takes.
+    import onnx  # noqa: F401
+    import onnxruntime  # noqa: F401
+
+    what = f"an ONNX model like {shown(path)}"
+    count = require_regular(path, "an ONNX model")
+    memory, seconds = _allowed(count)
+    count += apart(_beside, path, what=what, memory=memory, seconds=seconds)["bytes"]
+    memory, seconds = _allowed(count)
+    apart(_opened_once, path, what=what, memory=memory, seconds=seconds)
+
+
+def _allowed(count: int) -> tuple[int, float]:
+    """What a file of so many bytes may take: memory, seconds."""
+    return _COPIES * count + _SPARE, _SECONDS + count / _SPEED
+
+
+def _beside(path: Path) -> dict[str, int]:
+    """How large the files are that hold data of an ONNX file."""
+    return {"bytes": sum(companion.stat().st_size for companion in companions(path))}
+
+
+def _opened_once(path: Path) -> dict[str, None]:
+    """Opens a file, and shows it one grey picture where it says how large that must be."""
+    predictor = OnnxPredictor(path, Session(threads=1))
+    size = [side for side in predictor.shape[1:] if side is not None]
+    if len(size) == 3:
+        predictor(torch.full((1, *size), 0.5))
+    return {}
+
+
+@contextmanager
+def _deadline(seconds: float | None) -> "Iterator[RunOptions | None]":
+    """Options of a run that is ended from outside when it takes longer."""
+    if seconds is None:
+        yield None
+        return
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield options
+    finally:
+        timer.cancel()
+
+
 def _channelwise(values: tuple[float, ...]) -> Tensor:
     return torch.tensor(values).view(1, -1, 1, 1)
 
@@ -124,7 +200,7 @@ def _session(path: Path, data: bytes, provider: str, threads: int | None) -> "In
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # What fails is raised as well.
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -3,12 +3,14 @@
 """The weights in a file that somebody else wrote. Nothing is unpickled.
 
 A checkpoint is untrusted: it is read as safetensors or by ``torch.load(weights_only=True)``, and
-never a second time in a more trusting way.
+never a second time in a more trusting way. The latter happens in a process of its own, which hands
+back safetensors: a few kilobytes of pickle can ask for any amount of memory.
 """
 
 import pickle
 import re
 import tarfile
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -16,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lmr_guard.errors import InputError, described, first_line, some
+from lmr_guard.untrusted import apart, in_words, require_regular
 
 __all__ = ["read_weights"]
 
@@ -27,6 +30,11 @@ __all__ = ["read_weights"]
 _WRAPPERS = ("state_dict", "model", "net", "model_state_dict", "state_dict_ema", "model_ema")
 _PREFIXES = ("module.", "_orig_mod.")
 _ADVICE = "ask for the bare state dict, best as safetensors"
+# What reading a torch checkpoint may take: weights are read, copied and written.
+_COPIES, _SPARE = 4, 1 << 29
+_SECONDS, _SPEED = 60.0, 10e6
+# Torch packs nothing; weights that somebody else has packed do not shrink much.
+_PACKED, _SMALL = 8, 1 << 24
 
 
 def read_weights(path: Path, *, also: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -43,13 +51,34 @@ def read_weights(path: Path, *, also: Sequence[str] = ()) -> dict[str, Tensor]:
         InputError: No such file, not a checkpoint, truncated, more than tensors in it, or more
             than one state dict.
     """
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"expected a checkpoint file, got {found}: {str(path)!r}")
-    if not path.stat().st_size:
+    if not require_regular(path, "a checkpoint file"):
         raise InputError(f"expected a checkpoint, got an empty file: {str(path)!r}")
-    payload = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+    payload = _read_safetensors(path) if _is_safetensors(path) else _converted(path)
     return _without_prefixes(_state_dict(payload, path), (*_PREFIXES, *also))
+
+
+def _converted(path: Path) -> object:
+    """A torch checkpoint, read by another process."""
+    size = path.stat().st_size
+    with tempfile.TemporaryDirectory(prefix="lmr-guard-", ignore_cleanup_errors=True) as folder:
+        weights = Path(folder) / "weights.safetensors"
+        names = apart(
+            _convert,
+            path,
+            weights,
+            what=f"a checkpoint like {str(path)!r}",
+            memory=_COPIES * size + _SPARE,
+            seconds=_SECONDS + size / _SPEED,
+        )["names"]
+        held = load_file(weights)
+    return {name: held[name] for name in names}
+
+
+def _convert(path: Path, into: Path) -> dict[str, list[str]]:
+    """A torch checkpoint written as safetensors; its names, in the order of the checkpoint."""
+    weights = _state_dict(_read_torch(path), path)
+    save_file({name: value.detach().clone().contiguous() for name, value in weights.items()}, into)
+    return {"names": list(weights)}
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -98,10 +127,13 @@ def _other_format(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.rpartition("/")[2] for name in archive.namelist()}
+            unpacked = sum(entry.file_size for entry in archive.infolist())
     except Exception:  # noqa: BLE001  # No zip, or a damaged one: torch's own reader tells which.
         return None
     if "constants.pkl" in names:
         return "a TorchScript program"
+    if unpacked > _PACKED * path.stat().st_size + _SMALL:
+        return f"a file that unpacks to {in_words(unpacked)}"
     return "an exported program (.pt2)" if "archive_format" in names else None
 
 

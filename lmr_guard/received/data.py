@@ -9,7 +9,6 @@ over; an image that does not decode is an error.
 
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,14 +18,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from lmr_guard import pictures
 from lmr_guard.classifier import Preprocessing
 from lmr_guard.contracts import Labelled, Progress, silent
-from lmr_guard.errors import ConfigError, InputError
+from lmr_guard.errors import ConfigError, InputError, is_text
+from lmr_guard.untrusted import require_path
 
 __all__ = ["listed", "read_folder", "read_image"]
 
-# Pillow runs Ghostscript on EPS; the others it recognises, but has no reader of its own for.
-_NOT_READ = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"})
 _SPLITS = frozenset({"eval", "test", "train", "training", "val", "valid", "validation"})
 _PARTS = ("repair", "select", "report")
 
@@ -62,7 +61,6 @@ def read_folder(
         ConfigError: ``classes`` names one twice.
     """
     names = _class_names(root, classes, expected_classes)
-    Image.init()
     files = {name: _image_files(root, name, names) for name in names}
     _check_counts(root, files, minimum)
     paths = [path for name in names for path in files[name]]
@@ -84,45 +82,26 @@ def read_image(path: Path, preprocessing: Preprocessing) -> Tensor:
     it; of an animation the first frame is taken.
 
     Args:
-        path: A file in any format that Pillow reads, EPS excepted.
+        path: A file in one of ``pictures.formats``.
         preprocessing: Size and channels.
 
     Raises:
         InputError: It does not decode, or has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
-    Image.init()
-    with warnings.catch_warnings():
-        _quiet()
+    with pictures.quiet():
         return _decode(path, preprocessing)
-
-
-def _quiet() -> None:
-    """For the block around; the filters are the process's, so threads must not each set them."""
-    warnings.simplefilter("ignore")
-    warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def _decoded(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[Tensor]:
     workers = min(16, os.cpu_count() or 1)
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
-        _quiet()
+    with pictures.quiet(), ThreadPoolExecutor(workers) as pool:
         yield from pool.map(lambda path: _decode(path, preprocessing), paths)
 
 
 def _decode(path: Path, preprocessing: Preprocessing) -> Tensor:
-    try:
-        with Image.open(path, formats=_formats()) as image:
-            upright = ImageOps.exif_transpose(image)
-            fitted = _fit(_eight_bit(upright, preprocessing.channels), preprocessing)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(
-            f"expected images of at most {Image.MAX_IMAGE_PIXELS} pixels, got more: {str(path)!r}"
-        ) from error
-    except Exception as error:  # A damaged file may raise anything.
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"expected an image, got a file that does not decode: {str(path)!r} ({told})"
-        ) from error
+    with pictures.opened(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        fitted = _fit(_eight_bit(upright, preprocessing.channels), preprocessing)
     pixels = torch.from_numpy(np.array(fitted))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
@@ -154,10 +133,6 @@ def _fit(image: Image.Image, p: Preprocessing) -> Image.Image:
     left, top = round((width - p.width) / 2), round((height - p.height) / 2)
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
     return resized.crop((left, top, left + p.width, top + p.height))
-
-
-def _formats() -> list[str]:
-    return [name for name in Image.OPEN if name not in _NOT_READ]
 
 
 def _empty_images(count: int, p: Preprocessing) -> Tensor:
@@ -207,11 +182,17 @@ def _class_names(root: Path, classes: Sequence[str] | None, expected: int | None
 
 def _class_folders(root: Path) -> list[str]:
     layout = "expected a folder that holds one folder of images for each class"
+    require_path(root, layout)
     if not root.is_dir():
         instead = "a file" if root.exists() else "no such folder"
         raise InputError(f"{layout}, got {instead}: {str(root)!r}")
     entries = [entry for entry in _entries(root) if not entry.name.startswith(".")]
     found = sorted(entry.name for entry in entries if entry.is_dir())
+    if odd := [name for name in found if not is_text(name)]:
+        raise InputError(
+            f"expected class folders with names in UTF-8, got {odd[0]!r} in {str(root)!r}; "
+            "rename it"
+        )
     if not found:
         raise InputError(
             f"{layout}, got {len(entries)} files and no folder in {str(root)!r}; put every image "
@@ -239,7 +220,8 @@ def _image_files(root: Path, name: str, names: Sequence[str]) -> list[Path]:
     start = root / name
     if not start.is_dir():
         return []
-    known = {end for end, kind in Image.registered_extensions().items() if kind in _formats()}
+    read = pictures.formats()
+    known = {end for end, kind in Image.registered_extensions().items() if kind in read}
     top = root.resolve()
     seen = {top, *top.parents, *((root / other).resolve() for other in names)}
     found, waiting = [], [start]

@@ -21,6 +21,7 @@ _REPAIR = (0.4, 2000)
 _SELECT = (0.2, 500)
 
 _MOST = 0.5  # of a class's images, taken for another class, are no mere mistakes
+_ROUNDING = 1e-6  # of float32
 
 
 # --- the parts ----------------------------------------------------------------------------------
@@ -149,8 +150,9 @@ def check_agreement(logits: Tensor, data: Labelled) -> None:
 
     Raises:
         InputError: There are more or fewer classes than logits; or the lower Wilson bound of CA is
-            not above 1/K, what guessing would reach; or some classes stand for one another in a
-            circle, each by the lower bound of more than half of its images.
+            not above 1/K, what guessing would reach; or that of the mean over the classes is not,
+            as where one class is the answer to nearly everything; or some classes stand for one
+            another in a circle, each by the lower bound of more than half of its images.
     """
     clean_accuracy, num_classes = right(logits, data), len(data.classes)
     if logits.shape[1] != num_classes:
@@ -164,6 +166,12 @@ def check_agreement(logits: Tensor, data: Labelled) -> None:
             f"{clean_accuracy}, no better than chance 1/{num_classes}; pass the class order, and "
             "check size and normalisation"
         )
+    if _mean_over_classes(logits.argmax(dim=1), data) <= 1 / num_classes + _ROUNDING:
+        raise InputError(
+            "expected the folders to be the model's classes in its order, got clean accuracy "
+            f"{clean_accuracy}, but over the classes no better than one answer to everything; "
+            "check size and normalisation"
+        )
     if mixed := _mixed_up(logits.argmax(dim=1), data):
         names = [data.classes[c] for c in mixed]
         told = ", ".join(f"{a} as {b}" for a, b in zip(names, names[1:] + names[:1], strict=True))
@@ -171,6 +179,15 @@ def check_agreement(logits: Tensor, data: Labelled) -> None:
             f"expected the folders to be the model's classes in its order, got {told} for most of "
             "their images; pass the class order"
         )
+
+
+def _mean_over_classes(landed: Tensor, data: Labelled) -> float:
+    """Lower normal bound (95 %) of the mean share that is right of each class there is."""
+    totals = data.labels.bincount(minlength=len(data.classes))
+    hits = data.labels[landed == data.labels].bincount(minlength=len(data.classes))
+    shares = (hits / totals)[totals > 0]
+    variance = (shares * (1 - shares) / totals[totals > 0]).sum() / len(shares) ** 2
+    return float(shares.mean() - 1.96 * variance.sqrt())
 
 
 def _mixed_up(landed: Tensor, data: Labelled) -> list[int]:

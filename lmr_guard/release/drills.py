@@ -11,6 +11,7 @@ from typing import Any, Self
 from lmr_guard.contracts import Rate
 from lmr_guard.errors import ConfigError, ExitCode, InputError, first_line
 from lmr_guard.release.records import Outcome
+from lmr_guard.untrusted import LARGEST_RECORD, read_bytes
 
 __all__ = ["DRILL_VERSION", "DrillReport", "DrilledAttack", "DrilledForm"]
 
@@ -187,14 +188,16 @@ class DrillReport:
                 model_sha256=data["model"]["sha256"],
                 weights_sha256=data["model"]["weights_sha256"],
                 attacks=tuple(DrilledAttack.from_json(each) for each in data["attacks"]),
-                config=data["config"],
-                environment=data["environment"],
+                config=dict(data["config"].items()),
+                environment=dict(data["environment"].items()),
             )
         except LookupError as error:
             raise InputError(f"expected a whole drill.json, got one without {error}") from error
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             told = first_line(error)
             raise InputError(f"expected a whole drill.json, got a damaged one ({told})") from error
+        if not found.attacks:
+            raise InputError("expected a drill of one or more attacks, got none")
         if data.get("verdict") != found.verdict.word:
             raise InputError(
                 f"expected the verdict that the attacks come to, {found.verdict.word}, got "
@@ -209,12 +212,11 @@ class DrillReport:
         Raises:
             InputError: No such file, or no result of a drill.
         """
+        text = read_bytes(path, "the drill.json of a drill", LARGEST_RECORD)
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, RecursionError, ValueError) as error:
-            missing = isinstance(error, FileNotFoundError)
-            reason = "no such file" if missing else "no JSON"
-            raise InputError(f"expected the drill.json of a drill, got {reason}: {path}") from error
+            document = json.loads(text)
+        except (RecursionError, ValueError) as error:
+            raise InputError(f"expected the drill.json of a drill, got no JSON: {path}") from error
         try:
             return cls.from_json(document)
         except InputError as error:

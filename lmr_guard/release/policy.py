@@ -4,16 +4,20 @@
 
 import dataclasses
 import difflib
-import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from lmr_guard.errors import ConfigError
+from lmr_guard.errors import ConfigError, first_line
+from lmr_guard.untrusted import LARGEST_SETTINGS, read_bytes
 
 __all__ = ["Policy", "policy_from_toml"]
+
+_LARGEST = 1e12  # beyond that a number is a slip
+_READABLE = 160  # characters of a value that one line can hold
+_SUREST = 1 - 1e-9  # beyond that no normal quantile can be told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +43,7 @@ class Policy:
         max_accuracy_drop: Limit in [0, 1] for CA as received minus CA of the artefact, point
             estimates on the same images.
         min_trials: At least 1.
-        confidence: In (0, 1).
+        confidence: In (0, 1), and no nearer to 1 than 1e-9.
         require: At least one variant name; a name that was not built is INCOMPLETE.
         publish: ``"all"`` or ``"smallest"`` (fewest bytes) of the variants that passed.
         max_excess: Limit in [0, 1] for what an inverted trigger, found on the model as received,
@@ -78,7 +82,8 @@ class Policy:
         _require(_number(drop) and 0 <= drop <= 1, self, "max_accuracy_drop", "in [0, 1]")
         _require(_counts(self.min_trials), self, "min_trials", "a whole number >= 1")
         confidence = self.confidence
-        _require(_number(confidence) and 0 < confidence < 1, self, "confidence", "in (0, 1)")
+        near = _number(confidence) and 0 < confidence <= _SUREST
+        _require(near, self, "confidence", f"in (0, {_SUREST}]")
         _require(_names(self.require), self, "require", "a list of variant names")
         _require(self.publish in ("all", "smallest"), self, "publish", "'all' or 'smallest'")
 
@@ -96,11 +101,11 @@ class Policy:
 def _number(value: object) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
-    return -math.inf < value < math.inf
+    return abs(value) <= _LARGEST
 
 
 def _counts(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST
 
 
 def _names(value: object) -> bool:
@@ -109,7 +114,8 @@ def _names(value: object) -> bool:
 
 def _require(holds: bool, policy: Policy, field: str, expected: str) -> None:
     if not holds:
-        raise ConfigError(f"expected {field} {expected}, got {getattr(policy, field)!r}")
+        got = repr(getattr(policy, field))[:_READABLE]
+        raise ConfigError(f"expected {field} {expected}, got {got}")
 
 
 def _require_known(keys: Iterable[str], where: str) -> None:
@@ -127,12 +133,11 @@ def policy_from_toml(path: Path) -> Policy:
     Raises:
         ConfigError: No such file, no TOML, an unknown key, or a value that ``Policy`` refuses.
     """
+    text = read_bytes(path, "a policy file", LARGEST_SETTINGS, error=ConfigError)
     try:
         # Editors on Windows put a byte order mark before the text.
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"expected a policy file, got {error.strerror}: {path}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"expected TOML, got {error}: {path}") from error
+        table = tomllib.loads(text.decode("utf-8-sig"))
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"expected TOML, got {first_line(error)}: {path}") from error
     _require_known(table, str(path))
     return Policy.from_json(table)

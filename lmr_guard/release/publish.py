@@ -9,25 +9,36 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from lmr_guard.errors import ConfigError, ExportRefused, InputError, StageError, printable
-from lmr_guard.files import Artifact, atomic
+from lmr_guard.files import PREFIX, Artifact, atomic, locked, sweep
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Outcome, Variant, Verdict
 from lmr_guard.release.verify import publishable
+from lmr_guard.untrusted import LARGEST_RECORD, read_bytes, require_path
 
-__all__ = ["disk_full", "finish", "publish", "publish_variants", "require_place", "staging"]
+__all__ = [
+    "disk_full",
+    "finish",
+    "publish",
+    "publish_variants",
+    "require_outside",
+    "require_place",
+    "staging",
+]
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _RECORDS = ("drill.json", "repair.json", "report.json")
-# One of these keys stands in every record that is written to a path of the user's choice.
-_MARKS = frozenset({"agreement", "schema_version"})
-_LARGEST_RECORD = 1 << 28
+_JOURNAL = "filling.json"
+# All keys of one of these stand in every record that is written to a path of the user's choice.
+_MARKS = (
+    frozenset({"schema_version", "verdict", "exit_code", "variants", "received", "evidence"}),
+    frozenset({"target", "scores", "method", "agreement", "evidence"}),
+)
 _PIECE = 1 << 20
-_PREFIX = ".lmr-guard-"
 
 
 @contextmanager
@@ -36,7 +47,7 @@ def staging(into: Path) -> Iterator[Path]:
 
     It lies on the file system of ``into``: inside it where ``into`` exists (empty) and may be a
     mount point, else in its nearest ancestor that exists. Nothing else is written before
-    ``finish``.
+    ``finish``. What runs that were killed have left there is removed first.
 
     Raises:
         ConfigError: ``into`` is something else than an empty directory, or may not be written.
@@ -44,32 +55,34 @@ def staging(into: Path) -> Iterator[Path]:
     """
     place = _vacant(into.absolute())
     try:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
     except OSError as error:
         raise ConfigError(
             f"expected an output directory that can be written, got {error.strerror}: {into}"
         ) from error
-    try:
-        yield folder
-    except Exception as error:
-        if disk_full(error):
-            raise StageError(
-                f"expected room for the result, got a full disk at {place}; nothing was written"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with locked(folder):
+        try:
+            yield folder
+        except Exception as error:
+            if disk_full(error):
+                raise StageError(
+                    f"expected room for the result, got a full disk at {place}; nothing was written"
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _vacant(into: Path) -> Path:
-    """The existing directory to stage in."""
-    _require_possible(into)
+    """The existing directory to stage in, without what killed runs have left there."""
+    require_path(into, "an output directory", error=ConfigError)
     if into.is_dir():
+        _roll_back(into)
+        sweep(into)
         if present := sorted(entry.name for entry in into.iterdir()):
-            left = "; a run was killed there, or one is at work: remove it in the first case"
+            left = "; another run is at work there" if present[0].startswith(PREFIX) else ""
             raise ConfigError(
-                f"expected an empty output directory, got {printable(present[0])} in {into}"
-                + (left if present[0].startswith(_PREFIX) else "")
+                f"expected an empty output directory, got {printable(present[0])} in {into}{left}"
             )
         return into
     if into.exists() or into.is_symlink():
@@ -77,19 +90,19 @@ def _vacant(into: Path) -> Path:
     place = next(parent for parent in into.parents if parent.exists())
     if not place.is_dir():
         raise ConfigError(f"expected an output directory, got a file at {place}")
+    sweep(place)
     return place
 
 
-def _require_possible(into: Path) -> None:
-    """Some names can never be made: the end of a long run is too late to say so."""
-    try:
-        into.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise ConfigError(
-            f"expected an output directory, got {error.strerror}: {printable(str(into))}"
-        ) from error
+def _roll_back(into: Path) -> None:
+    """Takes back what a run that was killed while it filled ``into`` had put there."""
+    for journal in into.glob(f"{PREFIX}*/{_JOURNAL}"):
+        with suppress(OSError, ValueError), locked(journal.parent) as free:
+            names = json.loads(journal.read_bytes()) if free else []
+            places = [into / name for name in names if Path(name).name == name]
+            if not all(place.exists() for place in places):
+                for place in places:
+                    place.unlink(missing_ok=True)
 
 
 def disk_full(error: BaseException | None) -> bool:
@@ -167,7 +180,8 @@ def finish(out: Path, into: Path) -> None:
 
     Where ``into`` did not exist when ``staging`` was called, that is one rename. Where it did
     (empty), its place may be a mount point, and the entries are renamed into it one by one, the
-    record last: a result without it is not finished. Where one fails, those before it go again.
+    record first: no file lies there without it. Where one fails, those before it go again; where
+    the process is killed in between, the next run takes them back.
 
     Args:
         out: A folder inside the one that ``staging`` gave.
@@ -192,14 +206,17 @@ def _fill(into: Path, out: Path) -> None:
     for entry in into.iterdir():
         if entry != out.parent:
             _require_vacant(entry)
+    entries = sorted(out.iterdir(), key=lambda e: (e.name not in _RECORDS, e.name))
+    with atomic(out.parent / _JOURNAL) as journal:
+        journal.write(json.dumps([entry.name for entry in entries]).encode())
     moved: list[Path] = []
     try:
-        for entry in sorted(out.iterdir(), key=lambda e: (e.name in _RECORDS, e.name)):
+        for entry in entries:
             target = into / entry.name
             moved.append(target)
             entry.replace(target)
     except BaseException:
-        for target in moved:
+        for target in reversed(moved):
             if target.exists():
                 target.replace(out / target.name)
         raise
@@ -213,6 +230,17 @@ def _require_vacant(place: Path) -> None:
         )
 
 
+def require_outside(into: Path | str, clean: object) -> None:
+    """Raises ConfigError where a result would appear inside the folder of clean images."""
+    if not isinstance(clean, Path | str):
+        return
+    require_path(Path(into), "an output directory", error=ConfigError)
+    if Path(into).resolve().is_relative_to(Path(clean).resolve()):
+        raise ConfigError(
+            f"expected an output directory outside the clean images, got {into} in {clean}"
+        )
+
+
 def require_place(path: Path) -> None:
     """Refuses a path where a record could not be written later, or would overwrite something else.
 
@@ -222,6 +250,7 @@ def require_place(path: Path) -> None:
     Raises:
         ConfigError: There is no folder, it may not be written, or another file is at ``path``.
     """
+    require_path(path, "a place for a record", error=ConfigError)
     folder = path.parent
     if not folder.is_dir():
         got = "a file" if folder.exists() else "no such folder"
@@ -237,9 +266,7 @@ def require_place(path: Path) -> None:
 
 def _is_record(path: Path) -> bool:
     try:
-        if not path.is_file() or path.stat().st_size > _LARGEST_RECORD:
-            return False
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        content = json.loads(read_bytes(path, "a record", LARGEST_RECORD))
+    except (InputError, RecursionError, ValueError):
         return False
-    return isinstance(content, dict) and not _MARKS.isdisjoint(content)
+    return isinstance(content, dict) and any(marks <= content.keys() for marks in _MARKS)

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from lmr_guard.contracts import Method, Rate, Repair, Source, Suspicion
-from lmr_guard.errors import ExitCode, InputError, StageError, printable
+from lmr_guard.errors import ExitCode, InputError, StageError, first_line, printable
 from lmr_guard.files import atomic
 from lmr_guard.release.drills import DrillReport
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Outcome, Variant
 from lmr_guard.release.verify import decide
+from lmr_guard.untrusted import LARGEST_RECORD, read_bytes
 
 __all__ = ["SCHEMA_VERSION", "Report", "suspicion_record", "validate", "write_json"]
 
@@ -147,16 +148,21 @@ class Report:
         Raises:
             InputError: There is none that can be read, or it is none.
         """
+        text = read_bytes(path, "a report.json", LARGEST_RECORD)
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"expected a report.json, got {error.strerror}: {path}") from error
+            document = json.loads(text)
         except (RecursionError, ValueError) as error:
             raise InputError(f"expected JSON in a report, got {error}: {path}") from error
         try:
             return cls.from_json(document)
         except InputError as error:
             raise InputError(f"{error}: {path}") from error
+
+    def require_writable(self) -> None:
+        """Raises StageError where no record could be written: the end of a run is late for that."""
+        document = self.to_json()
+        validate(document)
+        _text(document)
 
     def write(self, path: Path) -> None:
         """Validates the document and writes it, complete or not at all.
@@ -276,6 +282,16 @@ def write_json(content: object, path: Path) -> None:
     Raises:
         StageError: The file system refused.
     """
-    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+    text = _text(content)
     with atomic(path) as file:
-        file.write(f"{text}\n".encode())
+        file.write(text)
+
+
+def _text(content: object) -> bytes:
+    try:
+        text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+    except (RecursionError, TypeError, ValueError) as error:
+        told = first_line(error)
+        raise StageError(f"expected a record that JSON can hold, got another: {told}") from error
+    # A path that is no UTF-8 is escaped as JSON escapes it, and so read back as it was.
+    return f"{text}\n".encode("utf-8", "backslashreplace")

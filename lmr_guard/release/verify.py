@@ -10,7 +10,7 @@ check                  what it looks at                                         
 =====================  ==========================================================  ==========
 ``digest``             the bytes measured are the bytes staged, all in one file    FAIL, INC.
 ``provider``           ONNX Runtime ran where it was asked to                      INCOMPLETE
-``graph``              nothing in the graph decides by the image or by chance      INCOMPLETE
+``graph``              only what exporters write for feed-forward classifiers      INCOMPLETE
 ``deterministic``      the same images give the same logits twice                  INCOMPLETE
 ``independent``        each image gets its answer whatever else is in the batch    INCOMPLETE
 ``logits``             outputs are finite; of probabilities a single one leads     INCOMPLETE
@@ -240,7 +240,8 @@ def _graph(predictor: OnnxPredictor) -> Finding:
     return Finding(
         Check.GRAPH,
         Outcome.INCOMPLETE,
-        f"{found} may send some images another way, which these measurements would miss",
+        f"exporters write no {found} for a classifier; it may send some images another way, which "
+        "these measurements would miss",
     )
 
 

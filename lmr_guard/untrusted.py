@@ -1,0 +1,221 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Files that somebody else wrote, opened under limits: the one place for that.
+
+What is read here is a regular file of at most so many bytes: no pipe that never ends, no device.
+What is parsed by somebody else's C++ or unpickled is first tried ``apart``, in a process of its
+own with little memory and time, so that a hostile file cannot take more than these.
+"""
+
+import json
+import multiprocessing
+import os
+import stat
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmr_guard.errors import GuardError, InputError, first_line
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+__all__ = [
+    "LARGEST_PICTURE",
+    "LARGEST_RECORD",
+    "LARGEST_SETTINGS",
+    "apart",
+    "in_words",
+    "read_bytes",
+    "require_path",
+    "require_regular",
+    "shown",
+]
+
+LARGEST_SETTINGS = 1 << 20
+"""Bytes that a policy may have."""
+LARGEST_RECORD = 1 << 28
+"""Bytes that a report or the record of a drill may have."""
+LARGEST_PICTURE = 1 << 28
+"""Bytes that the file of one picture may have."""
+
+
+_READABLE = 200  # characters of a path that one line can hold
+
+
+def read_bytes(
+    path: Path, what: str, largest: int, *, error: type[GuardError] = InputError
+) -> bytes:
+    """The content of a regular file of at most ``largest`` bytes.
+
+    Args:
+        path: Links are followed.
+        what: What it should be, in words.
+        largest: Bytes.
+        error: What is raised.
+
+    Raises:
+        InputError: There is no such file, it is larger, or it cannot be read; or ``error``.
+    """
+    # A pipe that nobody writes to would hang here otherwise.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    require_regular(path, what, error=error)
+    try:
+        descriptor = os.open(path, flags)
+        with os.fdopen(descriptor, "rb") as file:
+            held = os.fstat(descriptor)  # Of what was opened: the name may be another file's now.
+            _require_regular(held, path, what, error)
+            content = b"" if held.st_size > largest else file.read(held.st_size + 1)
+    except (OSError, ValueError) as found:
+        raise error(f"expected {what}, got {_told(found)}: {shown(path)}") from found
+    if held.st_size > largest:
+        most, got = in_words(largest), in_words(held.st_size)
+        raise error(f"expected {what} of at most {most}, got {got}: {shown(path)}")
+    if len(content) != held.st_size:
+        raise error(f"expected {what}, got a file that changed while it was read: {shown(path)}")
+    return content
+
+
+def require_regular(path: Path, what: str, *, error: type[GuardError] = InputError) -> int:
+    """The size of a regular file, which a library is to open next.
+
+    Raises:
+        InputError: There is no such file, or it is a folder, a pipe or a device; or ``error``.
+    """
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as failed:
+        raise error(f"expected {what}, got {_told(failed)}: {shown(path)}") from failed
+    _require_regular(found, path, what, error)
+    return found.st_size
+
+
+def _require_regular(found: os.stat_result, path: Path, what: str, error: type[GuardError]) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
+        raise error(f"expected {what}, got {kind}: {shown(path)}")
+
+
+def require_path(path: Path, what: str, *, error: type[GuardError] = InputError) -> None:
+    """Refuses a path that no file system could hold: too long, with NUL, a loop of links.
+
+    Raises:
+        InputError: Such a path; or ``error``.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    except (OSError, ValueError) as found:
+        raise error(f"expected {what}, got {_told(found)}: {shown(path)}") from found
+
+
+def _told(error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return "a path that no file can have"
+
+
+def shown(path: Path) -> str:
+    """A path in one line of a message; of a long one, its end."""
+    text = str(path)
+    return repr(text if len(text) <= _READABLE else f"...{text[-_READABLE:]}")
+
+
+def in_words(count: int) -> str:
+    """Bytes, in words."""
+    for unit, name in ((1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count} bytes"
+
+
+# --- a process of its own -----------------------------------------------------------------------
+
+_Job = Callable[..., Mapping[str, Any]]
+
+
+def apart(
+    job: _Job, *arguments: object, what: str, memory: int, seconds: float
+) -> Mapping[str, Any]:
+    """Runs a function in a process of its own, with limits; without either where not on Linux.
+
+    The process is a fork, as those that torch's own ``DataLoader`` reads with: it starts at once.
+
+    Args:
+        job: Answers a mapping of plain data; the ``InputError`` that it raises is raised here.
+        arguments: Of ``job``.
+        what: What the file should be, in words.
+        memory: Bytes that it may take beyond what this process has.
+        seconds: That it may take.
+
+    Raises:
+        InputError: It took more than that, broke off, or said so.
+    """
+    if sys.platform != "linux":
+        return job(*arguments)
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(theirs, memory, job, arguments), daemon=True)
+    with warnings.catch_warnings():
+        # Of threads that the fork leaves behind: the child computes with one.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process.start()
+    theirs.close()
+    try:
+        if not ours.poll(seconds):
+            raise InputError(
+                f"expected {what}, got one that was still being read after {seconds:.0f} seconds"
+            )
+        said: dict[str, Any] = json.loads(ours.recv_bytes())
+    except EOFError as error:
+        raise InputError(f"expected {what}, got one on which its reader broke off") from error
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+    if "answer" not in said:
+        told = said["refused"]
+        if told is not None and said["by us"]:
+            raise InputError(told)
+        got = f"takes more than {in_words(memory)} to read" if told is None else f"raises {told}"
+        raise InputError(f"expected {what}, got one that {got}")
+    answered: Mapping[str, Any] = said["answer"]
+    return answered
+
+
+def _child(pipe: "Connection", memory: int, job: _Job, arguments: tuple[object, ...]) -> None:
+    """The other side: limits itself, does the job, answers; no ``refused`` is no memory."""
+    import torch
+
+    torch.set_num_threads(1)  # What threads the parent had are gone, and would be waited for.
+    _limit(memory)
+    try:
+        said: dict[str, Any] = {"answer": job(*arguments)}
+    except Exception as error:  # noqa: BLE001  # Hostile bytes may raise anything.
+        ours = isinstance(error, InputError)
+        told = None if _exhausted(error) else str(error) if ours else first_line(error)
+        said = {"refused": told, "by us": ours}
+    pipe.send_bytes(json.dumps(said).encode())
+
+
+def _limit(memory: int) -> None:
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    most = pages * resource.getpagesize() + memory
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def _exhausted(error: BaseException | None) -> bool:
+    """Whether memory ran out at the bottom of it; libraries tell it in words of their own."""
+    while error is not None:
+        words = str(error).lower()
+        if isinstance(error, MemoryError) or "bad_alloc" in words or "allocate memory" in words:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

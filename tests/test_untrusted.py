@@ -1,0 +1,176 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Files are opened under limits, and what parses them runs apart, under limits too."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmr_guard.errors import ConfigError, InputError
+from lmr_guard.untrusted import apart, in_words, read_bytes, require_path, require_regular, shown
+
+LIMITS: dict[str, Any] = {"what": "a file", "memory": 64 << 20, "seconds": 60.0}
+
+
+def test_a_regular_file_is_read_also_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "b").symlink_to("a")
+    assert read_bytes(tmp_path / "b", "a text", 3) == b"abc"
+    assert require_regular(tmp_path / "b", "a text") == 3
+
+
+def test_a_larger_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "a").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InputError, match=r"a text of at most 1 MB, got 1.02e\+03 GB: '.*a'"):
+        read_bytes(tmp_path / "a", "a text", 1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda path: path.mkdir(), "got a folder"),
+        (os.mkfifo, "got a pipe, a socket or a device"),
+        (lambda path: path.symlink_to("/dev/zero"), "got a pipe, a socket or a device"),
+        (lambda path: path.symlink_to(path.name), "got Too many levels of symbolic links"),
+        (lambda path: path.symlink_to("nowhere"), "got no such file"),
+        (lambda path: None, "got no such file"),
+    ],
+)
+def test_what_is_no_regular_file_is_told_and_never_waited_for(
+    make: Callable[[Path], object], told: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "a")
+    for check in (
+        lambda: read_bytes(tmp_path / "a", "a text", 9),
+        lambda: require_regular(tmp_path / "a", "a text"),
+    ):
+        with pytest.raises(InputError, match=f"^expected a text, {told}: '.*a'$"):
+            check()
+    with pytest.raises(ConfigError, match=told):
+        read_bytes(tmp_path / "a", "a text", 9, error=ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [("x" * 5000, "File name too long"), ("a\0b", "a path that no file can have")],
+)
+def test_a_path_that_cannot_be_is_told(path: str, told: str) -> None:
+    for check in (require_path, require_regular):
+        with pytest.raises(InputError, match=f"expected a text, got {told}: ") as caught:
+            check(Path(path), "a text")
+        assert len(str(caught.value)) < 300
+        assert str(caught.value).isprintable()
+
+
+def test_a_path_where_nothing_is_can_be(tmp_path: Path) -> None:
+    require_path(tmp_path / "a" / "b", "a text")
+    (tmp_path / "a").write_bytes(b"")
+    require_path(tmp_path / "a" / "b", "a text")
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KB"), (1 << 30, "1 GB")]
+)
+def test_sizes_in_words(count: int, words: str) -> None:
+    assert in_words(count) == words
+
+
+def test_a_path_is_shown_in_one_line() -> None:
+    assert shown(Path("a\nb")) == r"'a\nb'"
+    assert shown(Path("x" * 300)) == f"'...{'x' * 200}'"
+
+
+# --- apart --------------------------------------------------------------------------------------
+
+
+def doubled(value: int) -> Mapping[str, int]:
+    return {"value": 2 * value}
+
+
+def elsewhere() -> Mapping[str, int]:
+    return {"process": os.getpid()}
+
+
+def greedy() -> Mapping[str, int]:
+    return {"bytes": len(bytearray(1 << 30))}
+
+
+def wrapped() -> Mapping[str, int]:
+    try:
+        return greedy()
+    except MemoryError as error:
+        raise InputError("expected less, got more") from error
+
+
+def slow() -> Mapping[str, int]:
+    time.sleep(60)
+    return {}
+
+
+def dying() -> Mapping[str, int]:
+    os._exit(9)
+
+
+def refusing() -> Mapping[str, int]:
+    raise InputError("expected this, got that")
+
+
+def failing() -> Mapping[str, int]:
+    raise RuntimeError("odd\nbytes")
+
+
+def odd() -> Mapping[str, str]:
+    return {"name": "\udcff"}
+
+
+def test_a_job_answers_from_a_process_of_its_own() -> None:
+    assert apart(doubled, 21, **LIMITS) == {"value": 42}
+    assert apart(elsewhere, **LIMITS)["process"] != os.getpid()
+    assert apart(odd, **LIMITS) == {"name": "\udcff"}
+
+
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        (greedy, "^expected a file, got one that takes more than 64 MB to read$"),
+        (wrapped, "^expected a file, got one that takes more than 64 MB to read$"),
+        (dying, "^expected a file, got one on which its reader broke off$"),
+        (refusing, "^expected this, got that$"),
+        (failing, "^expected a file, got one that raises RuntimeError: odd$"),
+    ],
+)
+def test_what_goes_wrong_apart_is_one_line_here(
+    job: Callable[[], Mapping[str, Any]], told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        apart(job, **LIMITS)
+
+
+def test_a_job_that_takes_too_long_is_ended() -> None:
+    start = time.monotonic()
+    with pytest.raises(InputError, match="got one that was still being read after 1 seconds"):
+        apart(slow, **{**LIMITS, "seconds": 1.0})
+    assert time.monotonic() - start < 30
+
+
+def test_elsewhere_than_on_linux_the_job_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert apart(elsewhere, **LIMITS) == {"process": os.getpid()}
+    with pytest.raises(InputError, match="expected this, got that"):
+        apart(refusing, **LIMITS)
+
+
+def test_an_interrupt_ends_the_job_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("multiprocessing.connection.Connection.poll", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        apart(slow, **LIMITS)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
