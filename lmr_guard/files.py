@@ -25,7 +25,7 @@ from lmr_guard.untrusted import require_regular
 
 __all__ = ["PREFIX", "Artifact", "atomic", "locked", "save_weights", "sha256_of", "sweep"]
 
-PREFIX = ".lmr-guard-"
+PREFIX = ".lmr-guard-part-"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,7 @@
 import os
 import signal
 import stat
-import subprocess
-import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,29 +141,27 @@ def test_the_record_comes_first_and_a_failure_undoes_the_rest(
     assert list(into.iterdir()) == []
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from lmr_guard.release.publish import finish, staging
-into, most = Path(sys.argv[1]), int(sys.argv[2])
-done, move = 0, Path.replace
+def publish_and_die(into: Path, most: int) -> None:
+    """Publishes three files, in a fork that ends itself before the rename after ``most``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Of threads that a fork leaves behind.
+        process = os.fork()
+    if process:
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+        return
+    done, move = 0, Path.replace
 
-def replace(self, target):
-    global done
-    done += 1
-    if done > most:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return move(self, target)
+    def replace(self: Path, target: Path) -> Path:
+        nonlocal done
+        done += 1
+        if done > most:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return move(self, target)
 
-Path.replace = replace
-with staging(into) as stage:
-    out = stage / "out"
-    out.mkdir()
-    for name in ("a.onnx", "report.json", "z.onnx"):
-        (out / name).write_text(name)
-    finish(out, into)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
+    Path.replace = replace  # type: ignore[method-assign, assignment]
+    with staging(into) as stage:
+        finish(result(stage, "a.onnx", "report.json", "z.onnx"), into)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("existed", [True, False], ids=["into a folder", "as a new folder"])
@@ -175,8 +172,7 @@ def test_a_kill_leaves_no_file_without_its_record_and_the_next_run_tidies(
     into = tmp_path / "into"
     if existed:
         into.mkdir()
-    command = [sys.executable, "-c", KILLED, str(into), str(renames)]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    publish_and_die(into, renames)
     present = {entry.name for entry in into.iterdir()} if into.exists() else set()
     published = {name for name in present if name.endswith(".onnx")}
     assert not published or "report.json" in present
@@ -193,16 +189,17 @@ def test_a_kill_leaves_no_file_without_its_record_and_the_next_run_tidies(
 
 
 def test_what_a_killed_run_left_goes_and_what_one_at_work_holds_stays(tmp_path: Path) -> None:
-    (tmp_path / ".lmr-guard-abc" / "deep").mkdir(parents=True)
-    (tmp_path / ".lmr-guard-def").write_bytes(b"half")
-    (tmp_path / ".lmr-guard-link").symlink_to(tmp_path.parent)
+    (tmp_path / ".lmr-guard-part-abc" / "deep").mkdir(parents=True)
+    (tmp_path / ".lmr-guard-part-def").write_bytes(b"half")
+    (tmp_path / ".lmr-guard-part-link").symlink_to(tmp_path.parent)
+    (tmp_path / ".lmr-guard-demo").touch()  # The mark of a demo.
     with staging(tmp_path / "out") as first, staging(tmp_path / "out") as second:
         names = {entry.name for entry in tmp_path.iterdir()}
-        assert names == {first.name, second.name, ".lmr-guard-link"}
+        assert names == {first.name, second.name, ".lmr-guard-part-link", ".lmr-guard-demo"}
 
 
 def test_a_run_at_work_in_the_same_folder_is_named(tmp_path: Path) -> None:
-    message = r"got .lmr-guard-.* in .*; another run is at work there"
+    message = r"got .lmr-guard-part-.* in .*; another run is at work there"
     with staging(tmp_path), pytest.raises(ConfigError, match=message), staging(tmp_path):
         pytest.fail("it was entered")
 
