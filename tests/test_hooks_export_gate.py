@@ -437,7 +437,7 @@ def test_weights_that_change_during_the_export_are_noticed(
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (None, r"expected a report.json, got No such file or directory: .*report.json"),
+        (None, r"expected a report.json, got no such file: .*report.json"),
         ("{", "expected JSON in a report, got .*report.json"),
         ("[]", "expected a report that meets its schema, got .*report.json"),
         ('{"verdict": "pass"}', "expected a report that meets its schema, got .*report.json"),

@@ -575,7 +575,7 @@ def test_an_interrupted_run_leaves_nothing(row_files: Path, tmp_path: Path, step
 def test_a_model_that_cannot_be_exported_is_a_failure(
     row_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unequal(*_: object) -> None:
+    def unequal(*_: object, **__: object) -> None:
         raise StageError("expected equal logits, got others")
 
     monkeypatch.setattr("lmr_guard.workshop.export_onnx", unequal)
