@@ -15,7 +15,7 @@ from lmr_guard.onnxfile.graph import branches
 from lmr_guard.untrusted import read_bytes, require_regular, shown
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
+    from google.protobuf.message import Message  # type: ignore[import-untyped]
     from onnx import FunctionProto, GraphProto, ModelProto, TensorProto
 
 __all__ = ["branches", "companions", "inventory", "listed", "operators", "read_model"]
@@ -61,7 +61,7 @@ def companions(path: Path) -> list[Path]:
 
 def _parsed(data: bytes, path: Path) -> "ModelProto":
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load_model_from_string(data)
