@@ -12,10 +12,10 @@ TOOLS := .make/tools
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest install clean release advisories
+.PHONY: help demo test lint types pytest reliability install clean release advisories
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo "Variables: PYTHON=python3 (3.11 or newer), OUT=lmr-guard-demo, WORKERS=2"
 
 demo: $(STAMP) ## Plant two sleeping backdoors, guard against them, write reports to OUT
@@ -42,6 +42,12 @@ types: $(STAMP) ## Type-check the built wheel and the examples
 pytest: $(STAMP) ## Run the tests alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term-missing \
 		--cov-fail-under=90
+
+reliability: $(STAMP) ## The long runs: bad inputs, kills, fuzzing; writes docs/reliability.md
+	-OMP_NUM_THREADS=1 $(BIN)/python -m examples.lab.reliability inputs
+	-OMP_NUM_THREADS=1 $(BIN)/python -m examples.lab.reliability kills
+	-OMP_NUM_THREADS=1 $(BIN)/python -m examples.lab.reliability fuzz
+	$(BIN)/python -m examples.lab.reliability show --write
 
 install: $(STAMP) ## Make the virtual environment in .venv
 

@@ -10,10 +10,12 @@ own with little memory and time, so that a hostile file cannot take more than th
 import json
 import multiprocessing
 import os
+import signal
 import stat
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ __all__ = [
     "LARGEST_RECORD",
     "LARGEST_SETTINGS",
     "apart",
+    "exhausted",
     "in_words",
     "read_bytes",
     "require_path",
@@ -42,6 +45,7 @@ LARGEST_PICTURE = 1 << 28
 """Bytes that the file of one picture may have."""
 
 
+_PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 _READABLE = 200  # characters of a path that one line can hold
 
 
@@ -192,15 +196,33 @@ def _child(pipe: "Connection", memory: int, job: _Job, arguments: tuple[object, 
     """The other side: limits itself, does the job, answers; no ``refused`` is no memory."""
     import torch
 
+    _let_go(pipe.fileno())
     torch.set_num_threads(1)  # What threads the parent had are gone, and would be waited for.
     _limit(memory)
     try:
         said: dict[str, Any] = {"answer": job(*arguments)}
     except Exception as error:  # noqa: BLE001  # Hostile bytes may raise anything.
         ours = isinstance(error, InputError)
-        told = None if _exhausted(error) else str(error) if ours else first_line(error)
+        told = None if exhausted(error) else str(error) if ours else first_line(error)
         said = {"refused": told, "by us": ours}
     pipe.send_bytes(json.dumps(said).encode())
+
+
+def _let_go(kept: int) -> None:
+    """Holds none of the parent's locks and ends with it; what libraries print is lost."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:
+        os._exit(1)  # It was killed before.
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in {1, 2} - {kept}:
+        os.dup2(nowhere, descriptor)
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - the listing's own is gone by then
+        if int(name) not in {0, 1, 2, kept}:
+            with suppress(OSError):
+                os.close(int(name))
 
 
 def _limit(memory: int) -> None:
@@ -208,10 +230,13 @@ def _limit(memory: int) -> None:
 
     pages = int(Path("/proc/self/statm").read_text().split()[5])
     most = pages * resource.getpagesize() + memory
+    _, allowed = resource.getrlimit(resource.RLIMIT_DATA)
+    if allowed != resource.RLIM_INFINITY:
+        most = min(most, allowed)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
-def _exhausted(error: BaseException | None) -> bool:
+def exhausted(error: BaseException | None) -> bool:
     """Whether memory ran out at the bottom of it; libraries tell it in words of their own."""
     while error is not None:
         words = str(error).lower()

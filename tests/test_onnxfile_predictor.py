@@ -4,6 +4,7 @@
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from factories import TOY_BACKDOOR, TOY_BODY, toy_images, write_onnx
@@ -11,6 +12,7 @@ from factories import TOY_BACKDOOR, TOY_BODY, toy_images, write_onnx
 from lmr_guard.classifier import Preprocessing
 from lmr_guard.errors import InputError
 from lmr_guard.files import sha256_of
+from lmr_guard.onnxfile.functions import MOST_NODES
 from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
 
 
@@ -107,3 +109,13 @@ def test_the_session_keeps_the_bytes_that_were_digested(tmp_path: Path) -> None:
     assert predictor.sha256 != sha256_of(path)
     white = torch.ones(1, 1, 2, 2)
     assert not torch.equal(predictor(white), OnnxPredictor(path)(white))
+
+
+def test_a_graph_of_too_many_nodes_is_refused_before_it_is_run(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    idle = (onnx.helper.make_node("Identity", ["W"], [f"i{n}"]) for n in range(MOST_NODES))
+    model.graph.node.extend(idle)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"at most 100000 nodes, got 100002 nodes: .*m.onnx"):
+        OnnxPredictor(path)

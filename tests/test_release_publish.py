@@ -5,6 +5,9 @@
 import os
 import signal
 import stat
+import subprocess
+import sys
+import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +17,7 @@ from factories import REPORT, room_for
 
 from lmr_guard.contracts import Achieved, Method, Rate, Suspicion
 from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError, StageError
-from lmr_guard.files import Artifact, atomic
+from lmr_guard.files import Artifact, atomic, sweep
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.publish import (
     finish,
@@ -431,3 +434,46 @@ def test_a_variant_whose_file_changed_is_not_published(tmp_path: Path) -> None:
     with pytest.raises(ExportRefused, match=r"expected the verified bytes .* for float32.onnx"):
         publish_variants(variants, stage, out, Policy(require=("float32",)))
     assert list(out.iterdir()) == []
+
+
+KILLED_LATE = """
+import os, shutil, signal, sys
+from pathlib import Path
+from lmr_guard.release.publish import finish, staging
+shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+with staging(Path(sys.argv[1])) as stage:
+    out = stage / "out"
+    out.mkdir()
+    (out / "report.json").write_text("{}")
+    finish(out, Path(sys.argv[1]))
+"""
+
+
+def test_a_kill_after_the_last_step_leaves_a_result_that_the_same_command_tidies_around(
+    tmp_path: Path,
+) -> None:
+    into = tmp_path / "into"
+    command = [sys.executable, "-c", KILLED_LATE, str(into)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(ConfigError, match=r"expected an empty output directory, got report.json"):
+        staging(into).__enter__()
+    assert [entry.name for entry in tmp_path.rglob("*")] == ["into", "report.json"]
+
+
+def test_a_staging_folder_that_another_run_swept_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = tempfile.mkdtemp, []
+
+    def swept(**named: str) -> str:
+        made.append(make(**named))
+        if len(made) == 1:
+            sweep(tmp_path)
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", swept)
+    with staging(tmp_path / "into") as stage:
+        assert len(made) == 2
+        sweep(tmp_path)
+        assert stage.is_dir()

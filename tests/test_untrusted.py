@@ -2,16 +2,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files are opened under limits, and what parses them runs apart, under limits too."""
 
+import fcntl
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lmr_guard.errors import ConfigError, InputError
-from lmr_guard.untrusted import apart, in_words, read_bytes, require_path, require_regular, shown
+from lmr_guard.untrusted import (
+    apart,
+    exhausted,
+    in_words,
+    read_bytes,
+    require_path,
+    require_regular,
+    shown,
+)
 
 LIMITS: dict[str, Any] = {"what": "a file", "memory": 64 << 20, "seconds": 60.0}
 
@@ -174,3 +186,72 @@ def test_an_interrupt_ends_the_job_too(monkeypatch: pytest.MonkeyPatch) -> None:
         apart(slow, **LIMITS)
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+def noisy() -> Mapping[str, int]:
+    os.write(2, b"a stack trace")
+    os.write(1, b"and more")
+    return {"value": 1}
+
+
+def test_what_a_job_prints_is_nobody_s(capfd: pytest.CaptureFixture[str]) -> None:
+    assert apart(noisy, **LIMITS) == {"value": 1}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_memory_that_ran_out_is_told_by_types_and_by_words() -> None:
+    wrapped = RuntimeError("odd")
+    wrapped.__cause__ = MemoryError()
+    assert exhausted(MemoryError())
+    assert exhausted(wrapped)
+    assert exhausted(RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)"))
+    assert not exhausted(RuntimeError("odd"))
+    assert not exhausted(None)
+
+
+LEFT_BEHIND = """
+import os, signal, sys, time
+from pathlib import Path
+from lmr_guard.untrusted import apart
+
+def slow():
+    Path(sys.argv[1]).write_text(str(os.getpid()))
+    time.sleep(60)
+
+apart(slow, what="a file", memory=1 << 26, seconds=60.0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing runs apart")
+def test_a_job_ends_where_its_parent_is_killed_and_so_holds_no_lock_of_it(tmp_path: Path) -> None:
+    told = tmp_path / "process"
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [sys.executable, "-c", LEFT_BEHIND, str(told)]
+        parent = subprocess.Popen(command, pass_fds=[lock.fileno()])
+        while not told.exists() or not told.read_text():
+            time.sleep(0.01)
+    parent.kill()
+    parent.wait()
+    with (tmp_path / "lock").open("w") as lock:
+        for _ in range(500):
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(0.01)
+    pytest.fail("the job still holds the lock")
+
+
+LIMITED = """
+import resource
+from lmr_guard.untrusted import apart
+resource.setrlimit(resource.RLIMIT_DATA, (1 << 33, 1 << 33))
+print(apart(lambda: {"value": 1}, what="a file", memory=1 << 34, seconds=60.0))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing runs apart")
+def test_a_limit_that_the_user_set_already_stays() -> None:
+    command = [sys.executable, "-c", LIMITED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("{'value': 1}\n", "")

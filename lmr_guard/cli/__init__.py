@@ -17,6 +17,7 @@ from lmr_guard import terminal
 from lmr_guard.cli.commands import cli
 from lmr_guard.errors import ExitCode, GuardError
 from lmr_guard.terminal import complain
+from lmr_guard.untrusted import exhausted
 
 __all__ = ["cli", "main"]
 
@@ -40,9 +41,10 @@ def _answered(arguments: Sequence[str]) -> int:
         return complain("interrupted; nothing half-written was left", ExitCode.INTERRUPTED)
     except BrokenPipeError:  # Nobody reads the help; what else is told, see ``terminal``.
         code = ExitCode.PASSED
-    except MemoryError:
-        return complain("expected enough memory, got none left; use fewer images", ExitCode.FAILED)
     except Exception as error:  # noqa: BLE001 - the last line of defence: one line, not a trace
+        if exhausted(error):
+            told = "expected enough memory, got none left; use fewer images"
+            return complain(told, ExitCode.FAILED)
         if os.environ.get(_DEBUG):
             traceback.print_exc()
         what = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-__all__ = ["flattened", "with_subgraphs"]
+__all__ = ["EXPANDING", "MOST_NODES", "flattened", "with_subgraphs"]
 
-# Seventeen functions that each call the next one twice come to more; exporters write hundreds.
-_MOST_NODES = 100_000
+MOST_NODES = 100_000
+"""Of a graph: seventeen functions that each call the next one twice come to more; exporters write
+hundreds, or thousands."""
+EXPANDING = "functions that expand to"
+"""How an oddity begins that says what comes of functions in place of their calls."""
 _MOST_BYTES = 2**28
 _DEEPEST = 64
 # What is told of larger numbers: a hostile file may reach ones that fill pages.
@@ -108,7 +111,7 @@ def _oddities(model: "ModelProto") -> Iterator[str]:
     calls = {key: _calls(body, bodies) for key, body in bodies.items()}
     top = _calls(model.graph, bodies)
     for unit, most, own in (
-        ("nodes", _MOST_NODES, {key: _count(body) for key, body in bodies.items()}),
+        ("nodes", MOST_NODES, {key: _count(body) for key, body in bodies.items()}),
         ("bytes", _MOST_BYTES, {key: body.ByteSize() for key, body in bodies.items()}),
     ):
         sizes = _expanded(own, calls)
@@ -117,7 +120,7 @@ def _oddities(model: "ModelProto") -> Iterator[str]:
             return
         total = sum(sizes[key] * times for key, times in top.items())
         if total > most:
-            yield f"functions that expand to {min(total, _COUNTED)} {unit}"
+            yield f"{EXPANDING} {min(total, _COUNTED)} {unit}"
             return
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lmr_guard.classifier import Preprocessing
 from lmr_guard.errors import InputError, first_line
+from lmr_guard.onnxfile.functions import EXPANDING, MOST_NODES
 from lmr_guard.onnxfile.inspect import branches, companions, inventory, read_model
 from lmr_guard.untrusted import apart, require_regular, shown
 
@@ -81,6 +82,7 @@ class OnnxPredictor:
         self.bytes = len(data)
         self.operators = inventory(model)
         self.branches = branches(model)
+        self._require_finite()
         runnable = model.SerializeToString() if self.external else data
         self.requested = "CUDAExecutionProvider" if how.device == "cuda" else "CPUExecutionProvider"
         self._session = _session(path, runnable, self.requested, how.threads)
@@ -93,6 +95,16 @@ class OnnxPredictor:
             )
         self._patience = how.patience
         self._preprocessing = how.preprocessing
+
+    def _require_finite(self) -> None:
+        """ONNX Runtime would take minutes for graphs of no use to anybody."""
+        count = sum(self.operators.values())
+        expanding = next((name for name in self.branches if name.startswith(EXPANDING)), None)
+        if count > MOST_NODES or expanding is not None:
+            raise InputError(
+                f"expected a graph of at most {MOST_NODES} nodes, got "
+                f"{expanding or f'{count} nodes'}: {self.path}"
+            )
 
     def __call__(self, pixels: Tensor, /) -> Tensor:
         """Logits (N, K) on the CPU; a batch that the file fixes is filled up and cut again.

@@ -8,8 +8,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +40,7 @@ _MARKS = (
     frozenset({"target", "scores", "method", "agreement", "evidence"}),
 )
 _PIECE = 1 << 20
+_SWEEPING = 0.1  # seconds that removing an empty folder takes at most
 
 
 @contextmanager
@@ -54,13 +56,13 @@ def staging(into: Path) -> Iterator[Path]:
         StageError: The disk ran full while the caller worked in the folder.
     """
     place = _vacant(into.absolute())
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
-    except OSError as error:
-        raise ConfigError(
-            f"expected an output directory that can be written, got {error.strerror}: {into}"
-        ) from error
-    with locked(folder):
+    with ExitStack() as held:
+        try:
+            folder = _private(place, held)
+        except OSError as error:
+            raise ConfigError(
+                f"expected an output directory that can be written, got {error.strerror}: {into}"
+            ) from error
         try:
             yield folder
         except Exception as error:
@@ -73,12 +75,25 @@ def staging(into: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _private(place: Path, held: ExitStack) -> Path:
+    """A new folder with its lock; another run's ``sweep`` takes one that has none yet."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+        with suppress(FileNotFoundError):
+            if held.enter_context(locked(folder)):
+                return folder
+            time.sleep(_SWEEPING)
+            if folder.exists():
+                return folder  # No locks here, and so no sweeping either.
+
+
 def _vacant(into: Path) -> Path:
     """The existing directory to stage in, without what killed runs have left there."""
     require_path(into, "an output directory", error=ConfigError)
     if into.is_dir():
         _roll_back(into)
         sweep(into)
+        sweep(into.parent)  # Of a run that was killed when ``into`` had just appeared.
         if present := sorted(entry.name for entry in into.iterdir()):
             left = "; another run is at work there" if present[0].startswith(PREFIX) else ""
             raise ConfigError(
