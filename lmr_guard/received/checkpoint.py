@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lmr_guard.errors import InputError, described, first_line, some
-from lmr_guard.untrusted import apart, in_words, require_regular
+from lmr_guard.untrusted import apart, exhausted, in_words, require_regular
 
 __all__ = ["read_weights"]
 
@@ -95,6 +95,8 @@ def _read_safetensors(path: Path) -> object:
     try:
         return load_file(path)
     except Exception as error:  # Hostile bytes may raise anything.
+        if exhausted(error):
+            raise MemoryError from error
         raise InputError(
             f"expected a safetensors file, got one that does not read ({first_line(error)}): "
             f"{str(path)!r}"

@@ -14,8 +14,9 @@ import struct
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,14 +161,15 @@ def beside(name: str, limits: Limits) -> Run:
     """``fuzz`` in a process of its own: where a library takes that down, this is told."""
     seen = mmap.mmap(-1, 8)
     reader, writer = os.pipe()
-    process = os.fork()
-    if not process:
-        os.close(reader)
-        _child(name, limits, seen, writer)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        told = pipe.read()
-    _, status = os.waitpid(process, 0)
+    with workplace() as folder:  # Made here: a process that dies removes nothing.
+        process = os.fork()
+        if not process:
+            os.close(reader)
+            _child(partial(_told_of, name, folder, limits, seen), writer)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as pipe:
+            told = pipe.read()
+        _, status = os.waitpid(process, 0)
     if told:
         return _run_from(json.loads(told))
     (number,) = struct.unpack("<q", seen[:8])
@@ -175,19 +177,21 @@ def beside(name: str, limits: Limits) -> Run:
     return Run(name, limits.seed, number + 1, crashes=[Crash(number, error)])
 
 
+def _told_of(name: str, folder: Path, limits: Limits, seen: mmap.mmap) -> bytes:
+    return json.dumps(asdict(fuzz(targets(folder)[name], limits, seen))).encode()
+
+
 def _run_from(data: dict[str, Any]) -> Run:
     crashes = [Crash(**each) for each in data.pop("crashes")]
     return Run(**data, crashes=crashes)
 
 
-def _child(name: str, limits: Limits, seen: mmap.mmap, writer: int) -> None:
+def _child(tell: Callable[[], bytes], writer: int) -> None:
     """Never returns."""
     code = 1
     try:
-        with workplace() as folder:
-            run = fuzz(targets(folder)[name], limits, seen)
         with os.fdopen(writer, "wb") as pipe:
-            pipe.write(json.dumps(asdict(run)).encode())
+            pipe.write(tell())
         code = 0
     except BaseException:  # noqa: BLE001 - a fork must not go on as its parent
         traceback.print_exc()

@@ -93,11 +93,8 @@ def _images() -> Iterator[Case]:
         yield _image(f"{side} x {side} pixels", partial(_put, content=wide))
     yield _image("no pixels", lambda path: path.write_bytes(png(0, 0)))
     yield _image("60,000 x 1 pixels", lambda path: path.write_bytes(png(60_000, 1)), (0,))
-    text = zlib.compress(bytes(1 << 28), 9)
-    packed = png(SIDE, SIDE, (b"zTXt", b"k\0\0" + text))
-    yield _image("256 MB of packed text", lambda path: path.write_bytes(packed))
-    profile = png(SIDE, SIDE, (b"iCCP", b"k\0\0" + zlib.compress(bytes(1 << 28), 9)))
-    yield _image("256 MB of packed profile", lambda path: path.write_bytes(profile), (0, 5))
+    yield _image("256 MB of packed text", partial(_packing, kind=b"zTXt"))
+    yield _image("256 MB of packed profile", partial(_packing, kind=b"iCCP"), (0, 5))
     yield _image("PostScript", _escape)
     yield _image("PostScript by name", _escape, (0,), ".eps")
     yield _image("PDF", lambda path: path.write_bytes(b"%PDF-1.7\n"))
@@ -108,6 +105,10 @@ def _images() -> Iterator[Case]:
     yield _image("a link to itself", lambda path: path.symlink_to(path.name))
     yield _image("a folder", lambda path: path.mkdir(), (0,))
     yield _image("300 MB", _padded)
+
+
+def _packing(path: Path, kind: bytes) -> None:
+    path.write_bytes(png(SIDE, SIDE, (kind, b"k\0\0" + zlib.compress(bytes(1 << 28), 9))))
 
 
 def _put(path: Path, content: bytes) -> None:
