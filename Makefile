@@ -47,6 +47,7 @@ reliability: $(STAMP) ## The long runs: bad inputs, kills, fuzzing; writes docs/
 	-OMP_NUM_THREADS=1 $(BIN)/python -m examples.lab.reliability inputs
 	-OMP_NUM_THREADS=1 $(BIN)/python -m examples.lab.reliability kills
 	-OMP_NUM_THREADS=1 $(BIN)/python -m examples.lab.reliability fuzz
+	-OMP_NUM_THREADS=1 $(BIN)/python -m examples.lab.reliability large
 	$(BIN)/python -m examples.lab.reliability show --write
 
 install: $(STAMP) ## Make the virtual environment in .venv

@@ -92,18 +92,18 @@ def verify(
     for other in (place, *(() if reference is None else (Path(reference),))):
         try_apart(other)
     predictor = OnnxPredictor(place, Session(threads=threads))
-    shape = _shape(predictor, said)
+    artifact = Artifact(place, predictor.sha256, predictor.bytes)
+    shape, count = _shape(predictor, said), predictor.num_classes
+    del predictor  # Each holds the whole model.
     session = Session(
         threads=threads, preprocessing=shape if said.mean else None, patience=_PATIENCE
     )
-    images = inputs.images(
-        clean, shape, predictor.num_classes, said.classes, minimum=1, progress=progress
-    )
+    images = inputs.images(clean, shape, count, said.classes, minimum=1, progress=progress)
     known = inputs.triggers(triggers, images, shape, progress=progress)
     check_agreement(predict(OnnxPredictor(place, session), images), images)
     inputs.require_every_class(images)
     variant = release.verify.verify(
-        Artifact(place, predictor.sha256, predictor.bytes),
+        artifact,
         Build(name=_NAME),
         images,
         Evidence(known),
@@ -115,7 +115,7 @@ def verify(
     unjudged = "No reference was given: lost clean accuracy was not judged."
     return Report(
         model=str(place),
-        model_sha256=predictor.sha256,
+        model_sha256=artifact.sha256,
         verdict=release.verify.decide([variant], replace(limits, require=(_NAME,))),
         variants=(variant,),
         policy=limits,

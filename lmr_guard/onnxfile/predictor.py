@@ -84,6 +84,7 @@ class OnnxPredictor:
         self.branches = branches(model)
         self._require_finite()
         runnable = model.SerializeToString() if self.external else data
+        del model  # A large one is held several times by what comes next.
         self.requested = "CUDAExecutionProvider" if how.device == "cuda" else "CPUExecutionProvider"
         self._session = _session(path, runnable, self.requested, how.threads)
         self.provider: str = self._session.get_providers()[0]

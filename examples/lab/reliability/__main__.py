@@ -5,9 +5,10 @@
     python -m examples.lab.reliability inputs
     python -m examples.lab.reliability kills
     python -m examples.lab.reliability fuzz --seconds 30
+    python -m examples.lab.reliability large
     python -m examples.lab.reliability show --write
 
-Each of the first three writes one record; ``show --write`` makes ``docs/reliability.md`` of them.
+Each of the first four writes one record; ``show --write`` makes ``docs/reliability.md`` of them.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 
 from examples.lab.kit import command
-from examples.lab.reliability import fuzz, kills, page
+from examples.lab.reliability import fuzz, kills, large, page
 from examples.lab.reliability.corpus import corpus
 from examples.lab.reliability.place import fill
 from examples.lab.reliability.running import Bench
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _act(arguments: Sequence[str] | None, console: Console) -> int:
     parser = command.parser("reliability", __doc__)
-    found = parser.add_subparsers(required=True, metavar="inputs|kills|fuzz|show")
+    found = parser.add_subparsers(required=True, metavar="inputs|kills|fuzz|large|show")
     inputs = _command(found.add_parser("inputs", help="the whole corpus, slow ones too"), _inputs)
     inputs.add_argument("--only", default="", help="inputs whose name holds this text")
     killed = _command(found.add_parser("kills", help="runs that are cut short"), _kills)
@@ -57,6 +58,7 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
     fuzzed.add_argument("--count", type=int, default=1 << 62, help="executions of each reader")
     fuzzed.add_argument("--seconds", type=float, default=30.0, help="for each reader")
     fuzzed.add_argument("--replay", type=int, help="do this execution of --target again")
+    _command(found.add_parser("large", help="inputs that are right, and large"), _large)
     shown = _command(found.add_parser("show", help="what the records hold, as a page"), _show)
     shown.add_argument("--write", action="store_true", help=f"to {page.PAGE.name} of docs")
     options = parser.parse_args(arguments)
@@ -138,6 +140,21 @@ def _fuzz(options: argparse.Namespace, console: Console) -> int:
     page.save(page.fuzz_record(runs, options.seed), options.out / "fuzz.json")
     count = sum(len(run.crashes) for run in runs)
     return _told(console, sum(run.executions for run in runs), count)
+
+
+def _large(options: argparse.Namespace, console: Console) -> int:
+    sizes: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory(prefix="reliability-") as folder:
+        for case in large.cases():
+            place = fill(Path(folder) / "place")
+            seen = attempt(case, place)
+            shutil.rmtree(place, ignore_errors=True)
+            name = case.name.partition(": ")[2]
+            record = {"name": name, "code": seen.code, "seconds": round(seen.seconds)}
+            sizes.append({**record, "megabytes": seen.bytes >> 20, "said": seen.said})
+            console.print(f"{name}: {sizes[-1]}", markup=False)
+    page.save(page.large_record(sizes), options.out / "large.json")
+    return _told(console, len(sizes), sum(each["code"] != 0 for each in sizes))
 
 
 def _told(console: Console, tried: int, wrong: int) -> int:

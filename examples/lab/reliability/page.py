@@ -23,6 +23,7 @@ __all__ = [
     "fuzz_record",
     "inputs_record",
     "kills_record",
+    "large_record",
     "load",
     "page",
     "save",
@@ -81,6 +82,11 @@ def fuzz_record(runs: Iterable[Run], seed: int) -> Record:
     return _with_source({"seed": seed, "targets": [asdict(run) for run in runs]})
 
 
+def large_record(sizes: Sequence[Mapping[str, object]]) -> Record:
+    """Of inputs that are right, and large."""
+    return _with_source({"sizes": list(sizes)})
+
+
 def _with_source(record: Record) -> Record:
     return {**record, "environment": provenance(commit())}
 
@@ -114,12 +120,13 @@ def page(folder: Path) -> str:
     """What is in the records of a folder, in Markdown; what is missing is named."""
     parts = [
         "# Reliability",
-        f"Written by `make reliability` (`{_COMMAND} inputs`, `kills`, `fuzz`, `show --write`) "
-        "from the records in `examples/lab/reliability/results/`. "
+        f"Written by `make reliability` (`{_COMMAND} inputs`, `kills`, `fuzz`, `large`, "
+        "`show --write`) from the records in `examples/lab/reliability/results/`. "
         "Every fault that the last runs found is listed by name.",
         *_inputs(load(folder / "inputs.json")),
         *_kills(load(folder / "kills.json")),
         *_fuzz(load(folder / "fuzz.json")),
+        *_large(load(folder / "large.json")),
         "## Bypasses",
         f"`tests/test_bypasses.py` holds {_bypasses()} tests, one for each known way to get "
         "something published that nobody should ship; they run with all others.",
@@ -184,6 +191,18 @@ def _fuzz(record: Record | None) -> list[str]:
     return [*said, table, *_ending({**record, "faults": faults})]
 
 
+def _large(record: Record | None) -> list[str]:
+    said = [
+        "## Large inputs",
+        "`lmr-guard verify`, on one thread. Memory is what the process, or the one that it opens "
+        "the file in first, takes beyond its imports.",
+    ]
+    if record is None:
+        return [*said, _missing("large")]
+    rows = [[n["name"], n["code"], n["seconds"], n["megabytes"]] for n in record["sizes"]]
+    return [*said, _table(("input", "exit code", "seconds", "MB"), rows), *_ending(record)]
+
+
 def _missing(command: str) -> str:
     return f"Not run yet: `{_COMMAND} {command}`."
 
@@ -199,11 +218,13 @@ def _cell(value: object) -> str:
 
 def _ending(record: Record) -> list[str]:
     """Every fault by name, and where the numbers come from."""
-    faults = [
-        f"- `{fault['name']}`: {'; '.join(map(_shown, fault['faults']))}"
-        for fault in record["faults"]
-    ]
-    listed = ["Faults:", "\n".join(faults)] if faults else ["No faults."]
+    listed = []
+    if "faults" in record:
+        faults = [
+            f"- `{fault['name']}`: {'; '.join(map(_shown, fault['faults']))}"
+            for fault in record["faults"]
+        ]
+        listed = ["Faults:", "\n".join(faults)] if faults else ["No faults."]
     made = record["environment"]
     versions = made["packages"]
     runtime = versions["onnxruntime"] or versions["onnxruntime-gpu"]
