@@ -81,8 +81,12 @@ class OnnxPredictor:
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.bytes = len(data)
         self.operators = inventory(model)
+        # ONNX Runtime would take minutes for graphs of no use to anybody.
+        if (count := sum(self.operators.values())) > MOST_NODES:
+            raise _too_large(path, f"{count} nodes")
         self.branches = branches(model)
-        self._require_finite()
+        if expanding := [name for name in self.branches if name.startswith(EXPANDING)]:
+            raise _too_large(path, expanding[0])
         runnable = model.SerializeToString() if self.external else data
         del model  # A large one is held several times by what comes next.
         self.requested = "CUDAExecutionProvider" if how.device == "cuda" else "CPUExecutionProvider"
@@ -96,16 +100,6 @@ class OnnxPredictor:
             )
         self._patience = how.patience
         self._preprocessing = how.preprocessing
-
-    def _require_finite(self) -> None:
-        """ONNX Runtime would take minutes for graphs of no use to anybody."""
-        count = sum(self.operators.values())
-        expanding = next((name for name in self.branches if name.startswith(EXPANDING)), None)
-        if count > MOST_NODES or expanding is not None:
-            raise InputError(
-                f"expected a graph of at most {MOST_NODES} nodes, got "
-                f"{expanding or f'{count} nodes'}: {self.path}"
-            )
 
     def __call__(self, pixels: Tensor, /) -> Tensor:
         """Logits (N, K) on the CPU; a batch that the file fixes is filled up and cut again.
@@ -146,6 +140,10 @@ class OnnxPredictor:
                 f"expected images of {text} (channels x height x width), got "
                 f"{'x'.join(map(str, got))}; resize the images to what {self.path.name} takes"
             )
+
+
+def _too_large(path: Path, told: str) -> InputError:
+    return InputError(f"expected a graph of at most {MOST_NODES} nodes, got {told}: {path}")
 
 
 def try_apart(path: Path) -> None:

@@ -281,9 +281,10 @@ def _places() -> Iterator[Case]:
         path.symlink_to(to)
 
     def listening(path: Path) -> None:
-        end, home = socket.socket(socket.AF_UNIX), Path.cwd()
+        home = Path.cwd()
         os.chdir(path.parent)  # The name of a socket must be short.
-        end.bind(path.name)
+        with socket.socket(socket.AF_UNIX) as end:
+            end.bind(path.name)
         os.chdir(home)
 
     yield _case("a folder", lambda path: path.mkdir())
