@@ -324,7 +324,9 @@ def check(triggers: Sequence[Trigger], clean: Labelled, others: Sequence[Labelle
 def _require_change(trigger: Trigger, clean: Labelled, others: Sequence[Labelled]) -> None:
     """An image without a trigger on it says nothing about the trigger, yet would count as held."""
     if isinstance(trigger, Triggered):
-        change = _least_change(trigger.data.images, [clean, *others])
+        images = trigger.data.images
+        far = [_least_change(images, part.images) for part in (clean, *others)]
+        change = torch.stack(far).amin(dim=0)
     else:
         few = clean.subset(torch.linspace(0, len(clean) - 1, min(len(clean), _TRIED)).long())
         shown = torch.cat([pixels.cpu() for pixels, _ in trigger.batches(few)])
@@ -339,12 +341,11 @@ def _require_change(trigger: Trigger, clean: Labelled, others: Sequence[Labelled
         )
 
 
-def _least_change(images: Tensor, parts: Sequence[Labelled]) -> Tensor:
+def _least_change(images: Tensor, clean: Tensor) -> Tensor:
     """How far each image is from a clean one, grey levels summed over pixels and channels.
 
     Only the clean image that is nearest in a coarse copy is compared with.
     """
-    clean = torch.cat([part.images for part in parts])
     wanted, coarse = _coarse(images), _coarse(clean)
     nearest = torch.cat([torch.cdist(w, coarse, p=1).argmin(dim=1) for w in wanted.split(256)])
     pairs = zip(images.split(256), nearest.split(256), strict=True)

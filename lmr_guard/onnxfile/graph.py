@@ -16,8 +16,8 @@ the nodes, in whatever order they stand, and through local functions. They are o
 
 Not seen is arithmetic that imitates a decision: a steep sigmoid, a coarse quantisation, images of
 one batch that are mixed. Position embeddings and paddings that are fitted to the image at run time
-(Swin exported by TorchScript with a free height and width) are named: they cannot be told from a
-graph that listens to the size.
+(Swin exported by TorchScript with a free height and width, the TensorFlow-like padding of timm's
+``tf_`` networks) are named: they cannot be told from a graph that listens to the size.
 """
 
 from collections import Counter
@@ -171,9 +171,10 @@ class _Values:
 def branches(model: "ModelProto") -> dict[str, int]:
     """What in a graph exporters do not write for a feed-forward classifier, with counts.
 
-    Empty for what torch's exporters write for classifiers of torchvision and timm, in float and
-    quantised by ONNX Runtime. A backdoor that is built into the graph needs what is named here, or
-    arithmetic that imitates it, which this does not see; see the module.
+    Empty for nearly all that torch's exporters write for classifiers of torchvision and timm, in
+    float and quantised by ONNX Runtime; the module says what is named without need. A backdoor
+    that is built into the graph needs what is named here, or arithmetic that imitates it, which
+    this does not see.
     """
     flat, functions, odd = flattened(model)
     found = Counter(odd)

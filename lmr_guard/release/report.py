@@ -160,9 +160,7 @@ class Report:
 
     def require_writable(self) -> None:
         """Raises StageError where no record could be written: the end of a run is late for that."""
-        document = self.to_json()
-        validate(document)
-        _text(document)
+        self._validated()
 
     def write(self, path: Path) -> None:
         """Validates the document and writes it, complete or not at all.
@@ -170,9 +168,14 @@ class Report:
         Raises:
             StageError: It does not conform, or the file system refused.
         """
+        text = self._validated()
+        with atomic(path) as file:
+            file.write(text)
+
+    def _validated(self) -> bytes:
         document = self.to_json()
         validate(document)
-        write_json(document, path)
+        return _text(document)
 
     def __repr__(self) -> str:
         """The whole report in one line."""

@@ -248,7 +248,6 @@ def _first(folder: Path, part: int) -> Labelled:
         raise InputError(
             f"expected {dataset.classes} folders of images, got {len(names)} in {folder}"
         )
-    Image.init()  # read_image asks for all formats that Pillow knows by then.
     images: list[Tensor] = []
     labels: list[int] = []
     for label, name in enumerate(names):
