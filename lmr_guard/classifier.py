@@ -4,6 +4,8 @@
 
 import copy
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,10 +87,14 @@ class Classifier(nn.Module):
         preprocessing: Size and normalisation.
         num_classes: K.
         ending: What its outputs are; None takes them for logits. See ``received.ending``.
+
+    Attributes:
+        light: Whether the network multiplies in bfloat16; see ``arithmetic``.
     """
 
     mean: Tensor
     std: Tensor
+    light: bool = False
 
     def __init__(
         self,
@@ -107,7 +113,12 @@ class Classifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (N, K), float32, of pixels (N, C, H, W)."""
-        outputs: Tensor = self.network(self.normalise(pixels))
+        normalised = self.normalise(pixels)
+        if self.light:
+            with torch.autocast(self.device.type, torch.bfloat16):
+                outputs: Tensor = self.network(normalised)
+        else:
+            outputs = self.network(normalised)
         return self.ending.logits(outputs.float())
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -118,6 +129,15 @@ class Classifier(nn.Module):
     def device(self) -> torch.device:
         """Where the model lives."""
         return self.mean.device
+
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Computes in float32 meanwhile, whatever ``light`` says."""
+        light, self.light = self.light, False
+        try:
+            yield
+        finally:
+            self.light = light
 
     def example(self, batch: int = 2) -> Tensor:
         """Mid-grey pixels (batch, C, H, W) on the model's device, for tracing."""
@@ -132,7 +152,7 @@ class Classifier(nn.Module):
     def as_received(self) -> "Classifier":
         """A clone that puts out what the network does, in the units that it was received in."""
         twin = self.clone()
-        twin.ending = Ending()
+        twin.ending, twin.light = Ending(), False
         scale_head(twin, self.ending.head_unit)
         return twin
 

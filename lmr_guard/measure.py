@@ -2,9 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Predictor x data -> counts. Every form of a model is measured by this code."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
+from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Hit, Inverted, Labelled, Predictor, Rate, Trigger, TriggerResult
 
 __all__ = ["accuracy", "against_pattern", "against_trigger", "mean_over_others", "predict", "right"]
@@ -12,9 +15,10 @@ __all__ = ["accuracy", "against_pattern", "against_trigger", "mean_over_others",
 
 @torch.no_grad()
 def predict(predictor: Predictor, data: Labelled, batch: int = 256) -> Tensor:
-    """Logits (N, K) of all images, on the CPU; a module must be in eval mode already."""
+    """Logits (N, K) of all images, on the CPU, in float32; a module must be in eval mode."""
     device = getattr(predictor, "device", torch.device("cpu"))
-    return torch.cat([predictor(pixels.to(device)).cpu() for pixels, _ in data.batches(batch)])
+    with predictor.exact() if isinstance(predictor, Classifier) else nullcontext():
+        return torch.cat([predictor(pixels.to(device)).cpu() for pixels, _ in data.batches(batch)])
 
 
 def accuracy(predictor: Predictor, data: Labelled, batch: int = 256) -> Rate:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmr_guard import localize
+from lmr_guard.arithmetic import plain
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.contracts import Clean, Method, Progress, Repair, Suspicion, Trigger, silent
 from lmr_guard.errors import StageError
@@ -125,7 +126,7 @@ def scan(
     received = read_model(model, arch, clean, how)
     parts = read_clean(received, clean, how, progress)
     received = inputs.understood(received, parts)
-    return suspect(received.classifier.to(how.device), parts, how, progress)
+    return suspect(received.classifier, parts, how, progress)
 
 
 def repair(
@@ -317,10 +318,10 @@ def localize_and_repel(
     if not settings.repair:
         return Repaired(classifier.clone(), Suspicion(None, (), Method.NOT_LOOKED_FOR), None)
     traced = structure or Structure(classifier)
-    model = classifier.clone().to(settings.device)
-    suspicion = suspect(model, clean, settings, progress, traced)
+    suspicion = suspect(classifier, clean, settings, progress, traced)
     if suspicion.target is None:
         return Repaired(classifier.clone(), suspicion, None)
+    model = settings.working(classifier, clean.repair)
     repaired, record = repel(
         model,
         suspicion.target,
@@ -330,7 +331,7 @@ def localize_and_repel(
         twins=repair_twins(model, settings.recipes, traced),
         progress=progress,
     )
-    return Repaired(repaired.to(classifier.device), suspicion, record)
+    return Repaired(plain(repaired.to(classifier.device)), suspicion, record)
 
 
 def suspect(
@@ -343,7 +344,7 @@ def suspect(
     """Localize on the model as received and on its compressed forms, or take the user's word.
 
     Args:
-        classifier: As received, on the device to compute on; not touched.
+        classifier: As received; not touched.
         clean: ``repair`` is searched on, ``select`` decides what is cut.
         settings: Its recipes say which compressed forms are looked at.
         progress: Told how far it is.
@@ -354,12 +355,13 @@ def suspect(
     if (why := localize.hindrance(classifier, clean.repair)) is not None:
         return localize.hindered(why, clean.repair.classes)
     traced = structure or Structure(classifier)
+    forms = searched_forms(classifier, clean, settings.recipes, traced)
     return localize.suspect(
-        classifier,
+        settings.working(classifier, clean.repair),
         clean.repair,
         settings.localize,
         settings.generator("localize"),
-        forms=searched_forms(classifier, clean, settings.recipes, traced),
+        forms=[(name, settings.working(form, clean.repair)) for name, form in forms],
         progress=progress,
     )
 

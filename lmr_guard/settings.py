@@ -11,8 +11,11 @@ from typing import Any, Literal
 
 import torch
 
+from lmr_guard.arithmetic import lightened
+from lmr_guard.classifier import Classifier
 from lmr_guard.compress import recipes
 from lmr_guard.compress.recipes import Recipe, standard
+from lmr_guard.contracts import Labelled
 from lmr_guard.errors import ConfigError
 from lmr_guard.localize import ListeningSettings, LocalizeSettings
 from lmr_guard.release.policy import Policy
@@ -50,6 +53,9 @@ class Settings:
         compare: Whether the variants of the model as received are built and measured too, cut as
             other tools do it, without a refit.
         device: Where localize and repel compute: cpu or cuda.
+        precision: ``"auto"`` lets localize, repel and the search of each artefact compute in
+            bfloat16 where processor, network and clean images allow it, see ``arithmetic``;
+            ``"float32"`` never does. What is counted for a report is counted in float32 anyway.
         seed: Of everything random, in [0, 2**32); each use has a generator of its own.
         threads: Of ONNX Runtime; None leaves it the choice.
 
@@ -71,6 +77,7 @@ class Settings:
     select_images: int | None = None
     compare: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["auto", "float32"] = "auto"
     seed: int = 0
     threads: int | None = None
 
@@ -90,10 +97,22 @@ class Settings:
             raise ConfigError("expected a suspect class or no repair, got both; leave one out")
         if not 0 <= self.seed < _SEEDS:
             raise ConfigError(f"expected a seed in 0..{_SEEDS - 1}, got {self.seed}")
+        if self.precision not in ("auto", "float32"):
+            raise ConfigError(f"expected precision 'auto' or 'float32', got {self.precision!r}")
         if self.if_abstained not in ("repair-nothing", "refuse"):
             raise ConfigError(
                 f"expected if_abstained 'repair-nothing' or 'refuse', got {self.if_abstained!r}"
             )
+
+    def working(self, classifier: Classifier, images: Labelled) -> Classifier:
+        """A copy to compute on, on the device and in the precision of these settings.
+
+        Args:
+            classifier: Not touched.
+            images: Clean images, on which the copy must answer as it does.
+        """
+        model = classifier.clone().to(self.device)
+        return model if self.precision == "float32" else lightened(model, images)
 
     def generator(self, *use: str) -> torch.Generator:
         """A CPU generator of this seed, another one for each use.
@@ -122,5 +141,6 @@ class Settings:
             "repair": self.repair,
             "if_abstained": self.if_abstained,
             "compare": self.compare,
+            "precision": self.precision,
             "seed": self.seed,
         }

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lmr_guard.arithmetic import plain
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import prune, quantize, sweep
 from lmr_guard.compress.groups import Groups
@@ -175,7 +176,7 @@ class Workshop:
         repairing = self.settings.after_pruning
         if repairing is None or suspect is None or form.plan is None:
             return form
-        model = form.classifier.clone().to(self.settings.device)
+        model = self.settings.working(form.classifier, self.clean.repair)
         cut = Recipe(prune=form.recipe.prune).label
         try:
             repaired, _ = repel(
@@ -190,7 +191,7 @@ class Workshop:
         except StageError as error:
             self._note(f"{first.label} was left as it was cut: {error}")
             return form
-        return replace(form, classifier=repaired.to(form.classifier.device))
+        return replace(form, classifier=plain(repaired.to(form.classifier.device)))
 
     def _file(self, exported: Path, recipe: Recipe) -> Artifact:
         if recipe.int8 is None:
@@ -205,7 +206,7 @@ class Workshop:
         if searching is None:
             return None
         rounded = quantize.rounded if form.recipe.int8 else Classifier.clone
-        model = rounded(form.classifier).to(self.settings.device)
+        model = self.settings.working(rounded(form.classifier), self.clean.report)
         if (why := telling.hindrance(model, self.clean.report)) is not None:
             return Unheard(why)
         self.progress(f"search {form.recipe.label}", 0, 1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError, StageError
+from lmr_guard.localize import inversion
 from lmr_guard.localize.inversion import (
     SPACES,
     InversionSettings,
@@ -208,3 +209,21 @@ def test_masks_of_different_areas_are_projected_each_to_its_own() -> None:
 def test_a_config_that_cannot_work_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         InversionSettings(**values)
+
+
+@pytest.mark.parametrize("at_once", [64, 200, 64 * 9])
+def test_large_images_are_searched_on_in_parts_with_the_same_result(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    model, images = pixel_classifier(), grey_images()
+    whole = invert(model, images, "patch", [SHORT], seeded())
+    ways = candidates(row_classifier(), row_images(40), InversionSettings(most=2), seeded())
+    seen: list[int] = []
+    monkeypatch.setattr(inversion, "_AT_ONCE", at_once)
+    model.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].numel()))
+    parts = invert(model, images, "patch", [SHORT], seeded())
+    assert max(seen) <= at_once
+    assert torch.equal(parts.reached, whole.reached)
+    assert torch.allclose(parts.sizes, whole.sizes, rtol=1e-4)
+    again = candidates(row_classifier(), row_images(40), InversionSettings(most=2), seeded())
+    assert torch.equal(again, ways)

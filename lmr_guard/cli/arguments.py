@@ -220,6 +220,13 @@ WORK = _all_of(
     click.option(
         "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
     ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32"]),
+        default="auto",
+        show_default=True,
+        help="Search and repair in bfloat16 where it is quicker and clean images do not mind.",
+    ),
     click.option("--seed", type=SEED, default=0, show_default=True),
     THREADS,
 )

@@ -24,7 +24,7 @@ starts and passed by from others, while ordinary classes come to nearly the same
 the smallest of several starts counts. Nothing here sees a real trigger.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -59,6 +59,9 @@ _MEMORY = 0.6
 _SETTLE = 5
 _TAIL = 0.3
 _CHUNK = 32
+# Values of images that are searched on at once: all 32 classes of small images, and of 224 x 224
+# pixels 14 images, which is some gigabytes of a network's features.
+_AT_ONCE = 1 << 21
 # The whole image, all of its range, half of its width.
 _WHOLE = 1.0
 
@@ -238,9 +241,8 @@ def _invert(
     tail: list[Tensor] = []
     for step in range(settings.steps):
         drawn = [o[torch.randint(len(o), (settings.batch,), generator=generator)] for o in others]
-        logits = search.logits(images, torch.stack(drawn))
-        hits = (logits.argmax(dim=2) == targets).float().mean(dim=1)
-        search.descend(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
+        landed = search.step(images, torch.stack(drawn), targets)
+        hits = (landed == targets).float().mean(dim=1)
         memory = _MEMORY * memory + (1 - _MEMORY) * hits
         succeeds = (memory >= settings.success) & (step >= _SETTLE)
         reached |= succeeds
@@ -286,11 +288,9 @@ def candidates(
         for step in range(settings.steps):
             drawn = torch.randint(len(images), (copies, 4 * settings.batch), generator=generator)
             own = images.labels[drawn].to(classifier.device)
-            logits = search.logits(images, drawn)
-            search.descend(-F.cross_entropy(logits.flatten(0, 1), own.flatten(), reduction="sum"))
+            landed = search.step(images, drawn, own, away=True)
             search.project()
             if step >= settings.steps * (1 - _TAIL):
-                landed = logits.argmax(dim=2)
                 landings += landed[landed != own].cpu().bincount(minlength=count)
     leading = landings.topk(settings.most // 2).indices
     rest = torch.ones(count, dtype=torch.bool)
@@ -321,20 +321,52 @@ class _Search:
         self._optimiser = torch.optim.Adam(self._parameters, self._space.rate, betas=(0.5, 0.9))
         self.project()
 
-    def logits(self, images: Labelled, drawn: Tensor) -> Tensor:
-        """Logits (count, B, K) of the drawn images (count, B), each row with its own pattern."""
-        device = self._classifier.device
-        chosen = as_pixels(images.images[drawn.flatten()].to(device))
-        changed = self._space.apply(self._parameters, chosen.unflatten(0, drawn.shape))
-        logits: Tensor = self._classifier(changed.flatten(0, 1)).unflatten(0, drawn.shape)
-        return logits
+    def step(
+        self, images: Labelled, drawn: Tensor, wanted: Tensor, *, away: bool = False
+    ) -> Tensor:
+        """One step towards the wanted classes, or away from them; the network gets no gradient.
 
-    def descend(self, loss: Tensor) -> None:
-        """One step; the classifier's parameters get no gradient."""
-        gradients = torch.autograd.grad(loss, self._parameters)
+        Args:
+            images: Clean images.
+            drawn: Of which each pattern is tried on some, (count, B).
+            wanted: A class for each, (count, B).
+            away: Whether it is to be left.
+
+        Returns:
+            The class each image landed in before the step, (count, B).
+        """
+        landed = torch.empty_like(wanted)
+        gradients = [torch.zeros_like(each) for each in self._parameters]
+        for rows, columns in self._parts(drawn):
+            logits = self._logits(images, rows, drawn[rows, columns])
+            landed[rows, columns] = logits.argmax(dim=2)
+            own = wanted[rows, columns].flatten()
+            loss = F.cross_entropy(logits.flatten(0, 1), own, reduction="sum")
+            found = torch.autograd.grad(-loss if away else loss, self._parameters)
+            gradients = [a + b for a, b in zip(gradients, found, strict=True)]
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient.nan_to_num()
         self._optimiser.step()
+        return landed
+
+    def _parts(self, drawn: Tensor) -> Iterator[tuple[slice, slice]]:
+        """Rows and columns that are few enough to be tried at once."""
+        shape = self._classifier.preprocessing
+        most = max(1, _AT_ONCE // (shape.channels * shape.height * shape.width))
+        count, width = drawn.shape
+        rows, columns = max(1, most // width), min(width, most)
+        for row in range(0, count, rows):
+            for column in range(0, width, columns):
+                yield slice(row, row + rows), slice(column, column + columns)
+
+    def _logits(self, images: Labelled, rows: slice, drawn: Tensor) -> Tensor:
+        """Logits (R, B, K) of the drawn images (R, B), each row with its own pattern."""
+        device = self._classifier.device
+        chosen = as_pixels(images.images[drawn.flatten()].to(device))
+        patterns = [each[rows] for each in self._parameters]
+        changed = self._space.apply(patterns, chosen.unflatten(0, drawn.shape))
+        logits: Tensor = self._classifier(changed.flatten(0, 1)).unflatten(0, drawn.shape)
+        return logits
 
     @torch.no_grad()
     def project(self) -> None:

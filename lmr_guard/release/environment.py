@@ -23,14 +23,16 @@ _PACKAGES = (
     "torch-pruning",
     "torchvision",
 )
-# What decides which int8 kernels run, and with them the rounding.
+# What decides which int8 and bfloat16 kernels run, and with them the rounding.
 _CPU_FLAGS = frozenset(
     {
+        "amx_bf16",
         "amx_int8",
         "asimd",
         "asimddp",
         "avx",
         "avx2",
+        "avx512_bf16",
         "avx512_vnni",
         "avx512bw",
         "avx512f",
@@ -64,7 +66,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 
 
 def _processor(source: Path = Path("/proc/cpuinfo")) -> tuple[str, list[str]]:
-    """Name and the flags that matter for int8; the flags are empty where the system tells none."""
+    """Name and the flags that matter here; they are empty where the system tells none."""
     try:
         lines = source.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

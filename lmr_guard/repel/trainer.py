@@ -121,19 +121,22 @@ class Trainer:
         if self.lures is not None and lured.any():
             with torch.no_grad():
                 pixels = pixels.index_put((lured,), self.lures(pixels[lured]))
-        value = self._taught(pixels, labels, loss)
+        self.optimiser.zero_grad(set_to_none=True)
+        self._add_gradient(self._taught(pixels, labels, loss))
         if self.twins:
             form = _drawn_form(self.model, self.twins, self.generator)
             weight = self.settings.twin_weight
-            value = value + weight * loss(through(self.model, form, pixels), labels)
-        if not bool(value.isfinite()):
-            raise Diverged("loss", self.steps)
-        self.optimiser.zero_grad(set_to_none=True)
-        value.backward()
+            self._add_gradient(weight * loss(through(self.model, form, pixels), labels))
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.optimiser.step()
         self._hold()
         self.steps += 1
+
+    def _add_gradient(self, loss: Tensor) -> None:
+        """Of one loss at a time: what a network remembers for it is the most that a step holds."""
+        if not bool(loss.isfinite()):
+            raise Diverged("loss", self.steps)
+        loss.backward()
 
     def _taught(
         self, pixels: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
