@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from examples.lab.adaptive.__main__ import main as adaptive
-from examples.lab.cost.__main__ import main as cost
+from examples.lab.benchmarks.__main__ import main as benchmarks
 from examples.lab.kit import command
 from examples.lab.kit.records import Store
 from examples.lab.population.__main__ import main as population
@@ -20,7 +20,7 @@ from lmr_guard.errors import ConfigError, StageError
 
 EXPERIMENTS = {
     "adaptive": adaptive,
-    "cost": cost,
+    "benchmarks": benchmarks,
     "population": population,
     "reproduce": reproduce,
 }
