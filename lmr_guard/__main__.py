@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""``lmr-guard`` and ``python -m lmr_guard``: the command line, which takes seconds to load."""
+"""``lmr-guard`` and ``python -m lmr_guard``: the command line; most commands load for seconds."""
 
 import sys
 

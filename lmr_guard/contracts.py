@@ -10,17 +10,22 @@ Conventions that hold everywhere and are not repeated:
   accuracy, *ASR* the share of triggered images of other classes that land in the target, *TA* the
   accuracy on all triggered images, *variant* a form, *margin* ``z_c(x) - max_{j != c} z_j(x)``.
 * Randomness comes in as a ``torch.Generator``; no function seeds anything.
+
+torch is loaded by what computes with it: a report can be read and judged without.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import sqrt
 from statistics import NormalDist
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = [
     "Achieved",
@@ -125,7 +130,7 @@ class Rate:
         if not 0 <= self.hits <= self.trials:
             raise ValueError(f"expected 0 <= hits <= trials, got {self.hits} of {self.trials}")
 
-    def __add__(self, other: "Rate") -> "Rate":
+    def __add__(self, other: Rate) -> Rate:
         """Pool two disjoint samples."""
         return Rate(self.hits + other.hits, self.trials + other.trials)
 
@@ -187,6 +192,8 @@ class Labelled:
 
     def __post_init__(self) -> None:
         """Raises ValueError where dtypes, shapes or the label range do not fit."""
+        import torch
+
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise ValueError(
                 f"expected uint8 images of shape (N, C, H, W), got {self.images.dtype} "
@@ -214,7 +221,7 @@ class Labelled:
         """All images as float32 pixels in [0, 1]; four bytes a value, so for small sets."""
         return as_pixels(self.images)
 
-    def subset(self, indices: Tensor) -> "Labelled":
+    def subset(self, indices: Tensor) -> Labelled:
         """The images at ``indices`` (int64 positions or a boolean mask), in that order."""
         return Labelled(self.images[indices], self.labels[indices], self.classes)
 

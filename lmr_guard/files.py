@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from torch import nn
-
-from lmr_guard.classifier import bare
 from lmr_guard.errors import InputError, StageError
 from lmr_guard.untrusted import require_regular
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["PREFIX", "Artifact", "atomic", "locked", "save_weights", "sha256_of", "sweep"]
 
@@ -131,7 +131,7 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
+def save_weights(model: "nn.Module", path: Path) -> None:
     """Bare weights as safetensors, complete at their place or not at all.
 
     Args:
@@ -143,6 +143,8 @@ def save_weights(model: nn.Module, path: Path) -> None:
         StageError: The file system refused.
     """
     from safetensors.torch import save
+
+    from lmr_guard.classifier import bare  # Digests are asked for where there is no torch.
 
     held = bare(model).state_dict()
     weights = {k: v.detach().cpu().clone().contiguous() for k, v in held.items()}

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lmr_guard import release
 from lmr_guard.classifier import Preprocessing
 from lmr_guard.contracts import Labelled, Progress, Rate, silent
 from lmr_guard.errors import ConfigError
@@ -18,6 +17,8 @@ from lmr_guard.onnxfile.predictor import OnnxPredictor, Session, try_apart
 from lmr_guard.received import inputs
 from lmr_guard.received.inputs import Images
 from lmr_guard.received.parts import check_agreement
+from lmr_guard.release import verify as verification
+from lmr_guard.release.decision import decide
 from lmr_guard.release.environment import environment
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Build
@@ -102,7 +103,7 @@ def verify(
     known = inputs.triggers(triggers, images, shape, progress=progress)
     check_agreement(predict(OnnxPredictor(place, session), images), images)
     inputs.require_every_class(images)
-    variant = release.verify.verify(
+    variant = verification.verify(
         artifact,
         Build(name=_NAME),
         images,
@@ -116,7 +117,7 @@ def verify(
     return Report(
         model=str(place),
         model_sha256=artifact.sha256,
-        verdict=release.verify.decide([variant], replace(limits, require=(_NAME,))),
+        verdict=decide([variant], replace(limits, require=(_NAME,))),
         variants=(variant,),
         policy=limits,
         environment=environment(),

@@ -24,7 +24,8 @@ from lmr_guard.received import inputs
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.received.inputs import Images, Model, Received
 from lmr_guard.received.parts import divide
-from lmr_guard.release import publish, remarks, verify
+from lmr_guard.release import publish, remarks
+from lmr_guard.release.decision import decide
 from lmr_guard.release.drills import DrillReport
 from lmr_guard.release.environment import environment
 from lmr_guard.release.records import Outcome, Variant
@@ -294,7 +295,7 @@ def run_stages(
     )
     if settings.if_abstained == "refuse" and settings.repair and repaired.repair is None:
         variants = [remarks.refused(variant) for variant in variants]
-    outcome = verify.decide(variants, settings.policy)
+    outcome = decide(variants, settings.policy)
     said = remarks.remarks(repaired.suspicion, repaired.repair, settings.localize.sure)
     return Measured(repaired, received, variants, outcome, [*workshop.notes, *said])
 

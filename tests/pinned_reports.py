@@ -20,9 +20,9 @@ _HOST = ("cpu", "packages", "python", "threads")
 
 
 def without_place(document: dict[str, Any]) -> dict[str, Any]:
-    """All of a report but where the model lay; its environment shrinks to what decides numbers."""
+    """All of a report but its time and where the model lay, of its environment what decides."""
     kept = copy.deepcopy(document)
-    del kept["model"]["path"]
+    del kept["model"]["path"], kept["created"]
     kept["environment"] = {name: kept["environment"][name] for name in _HOST}
     return kept
 

@@ -19,10 +19,11 @@ from lmr_guard.evidence import Evidence, Triggered
 from lmr_guard.files import Artifact
 from lmr_guard.onnxfile.export import export_onnx, require_parity
 from lmr_guard.onnxfile.predictor import Session
+from lmr_guard.release.decision import decide, publishable
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.publish import publish
 from lmr_guard.release.records import Build, Outcome, Variant, Verdict
-from lmr_guard.release.verify import decide, publishable, verify
+from lmr_guard.release.verify import verify
 
 PASS, INCOMPLETE, FAIL = Outcome.PASS, Outcome.INCOMPLETE, Outcome.FAIL
 LOOSE = Policy(require=("float32",))

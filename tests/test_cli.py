@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+import click
 import pytest
 import torch
 from factories import (
@@ -34,7 +35,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lmr_guard import demo, terminal
-from lmr_guard.cli import arguments, main
+from lmr_guard.cli import _HOMES, arguments, cli, main
 from lmr_guard.contracts import Labelled
 from lmr_guard.measure import accuracy
 from lmr_guard.received import load
@@ -494,12 +495,21 @@ def test_no_command_at_all_shows_the_help_and_is_a_usage_error(
     assert "\n  run " in printed.err
 
 
-def test_an_interrupt_while_the_command_line_loads_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("library", "words", "told"),
+    [
+        ("click", ["--version"], "interrupted; nothing was read or written yet"),
+        ("torch", ["demo"], "interrupted; nothing half-written was left"),
+    ],
+)
+def test_an_interrupt_while_the_command_line_loads_is_one_line(
+    tmp_path: Path, library: str, words: list[str], told: str
+) -> None:
     """The first import of torch, which takes long, is where the user presses Ctrl-C."""
     source = "import signal\nsignal.raise_signal(signal.SIGINT)\n"
-    (tmp_path / "torch.py").write_text(source)
+    (tmp_path / f"{library}.py").write_text(source)
     done = subprocess.run(
-        [sys.executable, "-m", "lmr_guard", "--version"],
+        [sys.executable, "-m", "lmr_guard", *words],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
@@ -507,18 +517,45 @@ def test_an_interrupt_while_the_command_line_loads_is_one_line(tmp_path: Path) -
         check=False,
     )
     assert done.returncode == 130
-    assert (done.stdout, done.stderr) == (
-        "",
-        "lmr-guard: interrupted; nothing was read or written yet\n",
-    )
+    assert (done.stdout, done.stderr.strip()) == ("", f"lmr-guard: {told}")
 
 
 def test_python_m_is_the_same_command_line() -> None:
     done = module("--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Usage: lmr-guard [OPTIONS] COMMAND [ARGS]...")
-    for name in ("run", "scan", "repair", "verify", "demo"):
+    for name in ("run", "scan", "repair", "verify", "demo", "drill", "attest", "admit"):
         assert f"\n  {name} " in done.stdout
+
+
+def test_a_command_is_loaded_when_it_is_asked_for() -> None:
+    """What needs no torch does not wait for it."""
+    probe = (
+        "import sys\n"
+        "from lmr_guard.cli import main\n"
+        "codes = [main([]), main(['--help']), main(['--version']), main(['nonsense'])]\n"
+        "assert codes == [4, 0, 0, 4], codes\n"
+        "heavy = {'torch', 'torchvision', 'onnx', 'onnxruntime'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "assert main(['scan', '--help']) == 0\n"
+        "assert 'torch' in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("Error:")) == (0, 0), done.stderr
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself() -> None:
+    context = click.Context(cli)
+    names = cli.list_commands(context)
+    assert names == sorted({"admit", "attest", "demo", "drill", "repair", "run", "scan", "verify"})
+    for name in names:
+        command = cli.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+        assert _HOMES[name].help == command.get_short_help_str(200)
+    assert cli.get_command(context, "nonsense") is None
 
 
 def test_the_exit_code_is_the_process_s() -> None:

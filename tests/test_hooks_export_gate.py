@@ -25,11 +25,11 @@ from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError, S
 from lmr_guard.hooks import onnx_export_gate, verify_model
 from lmr_guard.hooks.export_gate import _ENTRY_POINTS
 from lmr_guard.onnxfile.predictor import OnnxPredictor
+from lmr_guard.release.decision import decide
 from lmr_guard.release.environment import environment
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
 from lmr_guard.release.report import Report
-from lmr_guard.release.verify import decide
 
 TOY = Preprocessing(channels=1, height=2, width=2, mean=(0.0,), std=(1.0,))
 PIXELS = torch.full((2, 1, 2, 2), 0.5)

@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report against its schema, out of its file, in a notebook; what its numbers depend on."""
 
+import dataclasses
 import json
 import math
 import xml.etree.ElementTree as ET
 from dataclasses import FrozenInstanceError, asdict, replace
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 from factories import PATCH, REPLAYED, REPORT, SEARCHED, SHA, variant
 
 from lmr_guard.contracts import Method, Rate, Suspicion
-from lmr_guard.errors import ExitCode, InputError, StageError
+from lmr_guard.errors import ConfigError, ExitCode, InputError, StageError
 from lmr_guard.release.drills import DrilledAttack, DrillReport
 from lmr_guard.release.environment import _processor, environment
 from lmr_guard.release.policy import Policy
@@ -171,6 +173,8 @@ def broken(path: str, value: object) -> dict[str, Any]:
         ("schema_version", "2.0", r"'1.0' was expected at \$.schema_version"),
         ("verdict", "clean", "'clean' is not one of"),
         ("exit_code", 1, r"0 was expected at \$.exit_code"),
+        ("created", "2026-03-01 12:00:00", "'2026-03-01 12:00:00' does not match"),
+        ("created", None, "None is not of type 'string'"),
         ("verdict", "fail", r"0 is less than the minimum of 1 at \$.exit_code"),
         ("model/sha256", "abc", "'abc' does not match"),
         ("variants/0/clean_accuracy/hits", -1, "-1 is less than the minimum"),
@@ -186,8 +190,8 @@ def test_the_schema_refuses_what_it_does_not_know(path: str, value: object, mess
         validate(broken(path, value))
 
 
-def test_every_field_is_required() -> None:
-    for key in REPORT.to_json():
+def test_every_field_but_the_time_is_required() -> None:
+    for key in REPORT.to_json().keys() - {"created"}:
         content = REPORT.to_json()
         del content[key]
         with pytest.raises(StageError, match=f"'{key}' is a required property"):
@@ -290,6 +294,56 @@ def test_a_suspicion_read_again_has_lost_nothing_but_its_patterns_and_class_name
     assert again == suspicion
     assert again is not None
     assert (again.patterns, again.classes) == ((), ())
+
+
+# --- the time -----------------------------------------------------------------------------------
+
+
+def test_a_report_says_when_it_was_made_and_is_the_same_at_another_time() -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    made = replace_default(REPORT)
+    after = datetime.now(UTC)
+    assert made.created is not None
+    assert before <= made.created <= after
+    written = made.to_json()["created"]
+    assert datetime.fromisoformat(written) == made.created
+    assert len(written) == len("2026-03-01T12:00:00Z")
+    later = replace(made, created=made.created + timedelta(days=1))
+    assert later == made
+    assert Report.from_json(later.to_json()).created == later.created
+
+
+def replace_default(report: Report) -> Report:
+    """The same report, made now."""
+    fields = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
+    del fields["created"]
+    return Report(**fields)
+
+
+def test_a_report_of_an_older_version_says_no_time(tmp_path: Path) -> None:
+    old = replace(REPORT, created=None)
+    assert "created" not in old.to_json()
+    old.write(tmp_path / "report.json")
+    assert Report.read(tmp_path / "report.json").created is None
+
+
+def test_times_are_written_in_utc_and_whole_seconds() -> None:
+    told = datetime(2026, 3, 1, 14, 0, 0, 999999, tzinfo=timezone(timedelta(hours=2)))
+    assert replace(REPORT, created=told).to_json()["created"] == "2026-03-01T12:00:00Z"
+
+
+def test_who_wants_the_same_bytes_says_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    assert replace_default(REPORT).to_json()["created"] == "1970-01-02T00:00:00Z"
+
+
+@pytest.mark.parametrize("said", ["", "yesterday", "1.5", "9" * 30])
+def test_another_time_than_seconds_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", said)
+    with pytest.raises(ConfigError, match="expected whole seconds since 1970 in SOURCE_DATE_EPOCH"):
+        replace_default(REPORT)
 
 
 @pytest.mark.parametrize("name", ["report.json", "drill-badnets.json"])

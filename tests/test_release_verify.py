@@ -3,7 +3,6 @@
 """Each check of the judge, passing and not, on real files; the laws of the gate."""
 
 import dataclasses
-from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,8 @@ from lmr_guard.evidence import Evidence, Triggered
 from lmr_guard.files import Artifact
 from lmr_guard.onnxfile.predictor import Session
 from lmr_guard.release.policy import Policy
-from lmr_guard.release.records import Build, Check, Finding, Outcome, Variant, Verdict
-from lmr_guard.release.verify import decide, publishable, verify
+from lmr_guard.release.records import Build, Check, Finding, Outcome, Variant
+from lmr_guard.release.verify import verify
 
 Sizes = tuple[float, float, int]
 PASS, INCOMPLETE, FAIL = Outcome.PASS, Outcome.INCOMPLETE, Outcome.FAIL
@@ -410,51 +409,6 @@ def test_progress_counts_patterns_that_are_replayed_or_were_searched_for(honest:
         "replayed:other",
         "searched:patch@l1-0.4",
     ]
-
-
-def variant(name: str, outcome: Outcome | None, size: int = 1) -> Variant:
-    """A record without a file behind it; no outcome means no findings."""
-    findings = () if outcome is None else (Finding(Check.GRAPH, outcome, "r"),)
-    verdict = Verdict("0" * 64, findings)
-    return Variant(name, "0" * 64, size, Rate(0, 0), (), Achieved(), "p", verdict)
-
-
-TWO = Policy(require=("float32", "int8"))
-
-
-@pytest.mark.parametrize(
-    ("float32", "int8", "expected"),
-    [
-        (PASS, PASS, PASS),
-        (PASS, INCOMPLETE, INCOMPLETE),
-        (INCOMPLETE, FAIL, FAIL),
-        (PASS, None, INCOMPLETE),
-        (FAIL, FAIL, FAIL),
-    ],
-)
-def test_the_worst_required_variant_decides(
-    float32: Outcome, int8: Outcome | None, expected: Outcome
-) -> None:
-    built = [variant("float32", float32), variant("int8", int8), variant("l1-0.6", FAIL)]
-    for order in permutations(built):
-        assert decide(order, TWO) is expected
-
-
-def test_absent_variants_are_incomplete_and_do_not_hide_a_failure() -> None:
-    assert decide([], TWO) is INCOMPLETE
-    assert decide([variant("float32", PASS)], TWO) is INCOMPLETE
-    assert decide([variant("float32", FAIL)], TWO) is FAIL
-    assert decide([variant("int8", PASS), variant("int8", FAIL)], Policy(require=("int8",))) is FAIL
-
-
-def test_only_what_passed_is_publishable_and_only_if_all_required_did() -> None:
-    good = [variant("float32", PASS, 9), variant("int8", PASS, 3), variant("l1-0.6", PASS, 5)]
-    bad = variant("l1-0.5", FAIL, 1)
-    assert publishable([*good, bad], TWO) == tuple(good)
-    smallest = dataclasses.replace(TWO, publish="smallest")
-    assert publishable([*good, bad], smallest) == (good[1],)
-    assert publishable([good[0], bad], TWO) == ()
-    assert publishable([good[0], variant("int8", INCOMPLETE)], smallest) == ()
 
 
 def test_triggered_images_are_measured_as_they_are(tmp_path: Path) -> None:

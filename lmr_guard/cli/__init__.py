@@ -10,11 +10,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
 
 import click
 
 from lmr_guard import terminal
-from lmr_guard.cli.commands import cli
 from lmr_guard.errors import ExitCode, GuardError
 from lmr_guard.terminal import complain
 from lmr_guard.untrusted import exhausted
@@ -22,6 +23,99 @@ from lmr_guard.untrusted import exhausted
 __all__ = ["cli", "main"]
 
 _DEBUG = "LMR_GUARD_DEBUG"
+
+
+class _Home(NamedTuple):
+    """Where a command lives, and what the list of all commands says of it."""
+
+    module: str
+    attribute: str
+    help: str
+
+
+# A test holds these lines against the commands' own.
+_HOMES = {
+    "admit": _Home("admit", "admit", "Say whether FILE is what a report lets pass."),
+    "attest": _Home(
+        "attest",
+        "attest",
+        "Write REPORT in a format that pipelines read, or check a published folder against its "
+        "own.",
+    ),
+    "demo": _Home(
+        "commands",
+        "demo_",
+        "Plant two sleeping backdoors into small digit networks and run the guard on them.",
+    ),
+    "drill": _Home(
+        "commands",
+        "drill_",
+        "Fire drill: plant backdoors into copies of CHECKPOINT and see what the guard catches.",
+    ),
+    "repair": _Home(
+        "commands",
+        "repair",
+        "Localize and repel only: writes repaired.safetensors, which no verdict covers.",
+    ),
+    "run": _Home(
+        "commands",
+        "run",
+        "Repair CHECKPOINT, compress it, audit the files, and publish what passes.",
+    ),
+    "scan": _Home(
+        "commands",
+        "scan",
+        "Say which class of CHECKPOINT is suspect; changes and decides nothing.",
+    ),
+    "verify": _Home(
+        "commands",
+        "verify_",
+        "Audit any ONNX classifier: ARTEFACT takes pixels in [0, 1], or --mean and --std are set.",
+    ),
+}
+
+
+class _Commands(click.Group):
+    """Commands that are loaded when they are asked for: most take seconds, with torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, sorted."""
+        del ctx
+        return sorted(_HOMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name; None where there is none."""
+        del ctx
+        if cmd_name not in _HOMES:
+            return None
+        home = _HOMES[cmd_name]
+        found: click.Command = getattr(import_module(f"{__name__}.{home.module}"), home.attribute)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of the commands, without loading one."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _HOMES[name].help) for name in self.list_commands(ctx)])
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="lmr-guard")
+@click.pass_context
+def cli(context: click.Context) -> int | None:
+    """Repair, compress, audit and gate an image classifier that may hold a backdoor.
+
+    Exit codes: 0 passed, 1 refused by policy, 2 the tool failed, 3 nothing or too little
+    evaluated, 4 usage or configuration, 5 unsafe or unreadable input, 130 interrupted.
+    """
+    if context.invoked_subcommand is not None:
+        return None
+    click.echo(context.get_help(), err=True)
+    return ExitCode.USAGE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The commands: each parses, makes one call of the library, prints and answers its exit code."""
+"""The commands that compute: each parses, makes one call, prints and answers its exit code.
+
+They take seconds to load, with torch; ``cli`` loads them when they are asked for.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +23,7 @@ from lmr_guard.release.drills import DrillReport
 from lmr_guard.release.report import Report, suspicion_record, write_json
 from lmr_guard.terminal import complain
 
-__all__ = ["cli", "demo_", "drill_", "repair", "run", "scan", "verify_"]
+__all__ = ["demo_", "drill_", "repair", "run", "scan", "verify_"]
 
 
 # --- what the terminal shows --------------------------------------------------------------------
@@ -54,26 +57,7 @@ def _show_suspicion(suspicion: Suspicion) -> None:
 # --- the commands -------------------------------------------------------------------------------
 
 
-@click.group(
-    invoke_without_command=True,
-    subcommand_metavar="COMMAND [ARGS]...",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-@click.version_option(package_name="lmr-guard")
-@click.pass_context
-def cli(context: click.Context) -> int | None:
-    """Repair, compress, audit and gate an image classifier that may hold a backdoor.
-
-    Exit codes: 0 passed, 1 refused by policy, 2 the tool failed, 3 nothing or too little
-    evaluated, 4 usage or configuration, 5 unsafe or unreadable input, 130 interrupted.
-    """
-    if context.invoked_subcommand is not None:
-        return None
-    click.echo(context.get_help(), err=True)
-    return ExitCode.USAGE
-
-
-@cli.command()
+@click.command()
 @arguments.MODEL
 @arguments.CLEAN
 @arguments.CLASSES
@@ -130,7 +114,7 @@ def run(
     return report.exit_code
 
 
-@cli.command()
+@click.command()
 @arguments.MODEL
 @arguments.CLEAN
 @arguments.CLASSES
@@ -160,7 +144,7 @@ def scan(
     _show_suspicion(suspicion)
 
 
-@cli.command()
+@click.command()
 @arguments.MODEL
 @arguments.CLEAN
 @arguments.CLASSES
@@ -194,7 +178,7 @@ def repair(
     return ExitCode.PASSED
 
 
-@cli.command(name="verify")
+@click.command(name="verify")
 @click.argument("artefact", type=arguments.PATH)
 @arguments.CLEAN
 @arguments.CLASSES
@@ -243,7 +227,7 @@ def verify_(
     return report.exit_code
 
 
-@cli.command(name="drill")
+@click.command(name="drill")
 @arguments.MODEL
 @arguments.CLEAN
 @arguments.CLASSES
@@ -294,7 +278,7 @@ def drill_(
     return report.exit_code
 
 
-@cli.command(name="demo")
+@click.command(name="demo")
 @click.option(
     "--out",
     "into",

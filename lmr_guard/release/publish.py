@@ -16,9 +16,9 @@ from pathlib import Path
 
 from lmr_guard.errors import ConfigError, ExportRefused, InputError, StageError, printable
 from lmr_guard.files import PREFIX, Artifact, atomic, locked, sweep
+from lmr_guard.release.decision import publishable
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Outcome, Variant, Verdict
-from lmr_guard.release.verify import publishable
 from lmr_guard.untrusted import LARGEST_RECORD, read_bytes, require_path
 
 __all__ = [

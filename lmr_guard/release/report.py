@@ -7,25 +7,41 @@ import html
 import importlib.resources
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, Self
 
 from lmr_guard.contracts import Method, Rate, Repair, Source, Suspicion
-from lmr_guard.errors import ExitCode, InputError, StageError, first_line, printable
+from lmr_guard.errors import ConfigError, ExitCode, InputError, StageError, first_line, printable
 from lmr_guard.files import atomic
+from lmr_guard.release.decision import decide
 from lmr_guard.release.drills import DrillReport
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Outcome, Variant
-from lmr_guard.release.verify import decide
 from lmr_guard.untrusted import LARGEST_RECORD, read_bytes
 
 __all__ = ["SCHEMA_VERSION", "Report", "suspicion_record", "validate", "write_json"]
 
 SCHEMA_VERSION = "1.0"
 _READABLE = 160  # characters of what somebody else wrote that one line can hold
+_EPOCH = "SOURCE_DATE_EPOCH"  # See https://reproducible-builds.org/specs/source-date-epoch/
+
+
+def _moment() -> datetime:
+    """Now, in UTC and whole seconds, or what whoever wants the same bytes again says."""
+    said = os.environ.get(_EPOCH)
+    if said is None:
+        return datetime.now(UTC).replace(microsecond=0)
+    try:
+        return datetime.fromtimestamp(int(said), UTC)
+    except (OSError, OverflowError, ValueError) as error:
+        raise ConfigError(
+            f"expected whole seconds since 1970 in {_EPOCH}, got {said[:_READABLE]!r}; unset it"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -35,7 +51,7 @@ class Report:
     Args:
         model: Path of the checkpoint or ONNX file as the user gave it, or what was in memory.
         model_sha256: Digest of that file; of a model in memory that of its weights.
-        verdict: Of ``verify.decide``: the worst of the variants that the policy requires.
+        verdict: Of ``decide``: the worst of the variants that the policy requires.
         suspicion: None where nothing was localised, as when a foreign file is audited.
         repair: None where nothing was repaired.
         variants: What was built and verified.
@@ -45,6 +61,11 @@ class Report:
         config: Everything else that decided the run.
         notes: What a reader must know beside the numbers, one sentence each.
         drills: What drills on the same weights came to; they decide nothing.
+        created: When it was made; None where an older version, which did not say so, made it.
+            It tells no two reports apart. Now, unless ``SOURCE_DATE_EPOCH`` says when.
+
+    Raises:
+        ConfigError: ``SOURCE_DATE_EPOCH`` holds something else than whole seconds since 1970.
     """
 
     model: str
@@ -59,6 +80,7 @@ class Report:
     config: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     drills: tuple[DrillReport, ...] = ()
+    created: datetime | None = field(default_factory=_moment, compare=False)
 
     def __post_init__(self) -> None:
         """Tuples of settings become lists, as JSON has them, so that reports can be compared."""
@@ -85,6 +107,7 @@ class Report:
         confidence = self.policy.confidence
         content = {
             "schema_version": SCHEMA_VERSION,
+            **({} if self.created is None else {"created": _utc(self.created)}),
             "verdict": self.verdict.word,
             "exit_code": int(self.exit_code),
             "model": {"path": self.model, "sha256": self.model_sha256},
@@ -126,6 +149,7 @@ class Report:
                 config=config,
                 notes=tuple(document["notes"]),
                 drills=tuple(DrillReport.from_json(each) for each in document["drills"]),
+                created=_moment_from(document["created"]) if "created" in document else None,
             )
         except (StageError, ValueError, LookupError) as error:
             raise InputError(f"expected a report of lmr-guard, got another: {error}") from error
@@ -195,6 +219,14 @@ class Report:
 
 def _html_row(cells: Sequence[str], tag: str) -> str:
     return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _moment_from(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
 
 
 def suspicion_record(suspicion: Suspicion) -> dict[str, Any]:

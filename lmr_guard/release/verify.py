@@ -52,7 +52,7 @@ from lmr_guard.release.independence import independence
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Build, Check, Finding, Outcome, Variant, Verdict
 
-__all__ = ["decide", "publishable", "verify"]
+__all__ = ["verify"]
 
 _SPARSITY_SLACK = 0.02
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinear", "Integer")
@@ -169,23 +169,6 @@ def _tried(
     found = evidence.listening
     if isinstance(found, Listening):
         yield against_pattern(witness, few, found.pattern, found.strangeness)
-
-
-def decide(variants: Sequence[Variant], policy: Policy) -> Outcome:
-    """The worst of the required variants; one that is absent is INCOMPLETE."""
-    worst = Outcome.PASS
-    for name in policy.require:
-        outcomes = [v.verdict.outcome for v in variants if v.name == name]
-        worst = max(worst, *outcomes) if outcomes else max(worst, Outcome.INCOMPLETE)
-    return worst
-
-
-def publishable(variants: Sequence[Variant], policy: Policy) -> tuple[Variant, ...]:
-    """What may ship: variants that passed, and none at all unless ``decide`` says PASS."""
-    if decide(variants, policy) is not Outcome.PASS:
-        return ()
-    passed = tuple(v for v in variants if v.verdict.passed)
-    return passed if policy.publish == "all" else (min(passed, key=lambda v: v.bytes),)
 
 
 def _judge(

@@ -46,7 +46,7 @@ from lmr_guard.errors import ExitCode
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.received.ending import understood
 from lmr_guard.received.parts import divide
-from lmr_guard.release import verify
+from lmr_guard.release.decision import publishable
 from lmr_guard.release.records import Outcome, Variant
 from lmr_guard.repel import PAPER, RepelSettings, repel
 from lmr_guard.settings import Settings
@@ -176,7 +176,7 @@ def shipped(
             folder=Path(folder),
             settings=settings,
         )
-    published = {variant.name for variant in verify.publishable(measured.variants, settings.policy)}
+    published = {variant.name for variant in publishable(measured.variants, settings.policy)}
     suspicion = measured.repaired.suspicion
     return {
         "name": member.name,

@@ -1,0 +1,82 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""``lmr-guard attest``: a report in the formats that pipelines read, and what was published."""
+
+from pathlib import Path
+
+import click
+
+from lmr_guard import terminal
+from lmr_guard.errors import ConfigError, ExitCode, StageError
+from lmr_guard.release import formats
+from lmr_guard.release.formats.checked import problems
+from lmr_guard.release.report import Report
+
+__all__ = ["attest"]
+
+_PATH = click.Path(path_type=Path)
+_STDOUT = Path("-")
+
+
+@click.command()
+@click.argument("report_file", metavar="[REPORT]", type=_PATH, required=False)
+@click.option(
+    "--format",
+    "chosen",
+    type=click.Choice([each.value for each in formats.Format]),
+    help="What to write REPORT as.",
+)
+@click.option(
+    "--out",
+    type=_PATH,
+    help="File, or folder in which it gets its usual name; default: standard output.",
+)
+@click.option(
+    "--check",
+    "folder",
+    type=_PATH,
+    metavar="DIR",
+    help="Instead: whether DIR holds what its report.json and statement.json say, and no more.",
+)
+def attest(
+    *, report_file: Path | None, chosen: str | None, out: Path | None, folder: Path | None
+) -> int:
+    """Write REPORT in a format that pipelines read, or check a published folder against its own.
+
+    Exit codes of --check: 0 all is there, 1 something is not as the report says, 5 no report.
+    """
+    if folder is not None:
+        if (report_file, chosen, out) != (None, None, None):
+            raise ConfigError("expected --check alone, got more; check first, then write")
+        return _checked(folder)
+    if report_file is None or chosen is None:
+        raise ConfigError("expected a report and --format, or --check and a folder, got neither")
+    _write(report_file, formats.Format(chosen), _STDOUT if out is None else out)
+    return ExitCode.PASSED
+
+
+def _write(path: Path, chosen: formats.Format, out: Path) -> None:
+    report = Report.read(path)
+    beside = formats.Beside.of(report, path)
+    if out != _STDOUT:
+        terminal.say(f"{chosen}: {formats.write(report, out, chosen, beside)}")
+        return
+    try:
+        # As bytes: what a terminal's encoding cannot hold would not be the document any more.
+        click.echo(formats.of(report, chosen, beside).encode(), nl=False)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StageError(
+            f"expected room on standard output, got {error.strerror}; use --out"
+        ) from error
+
+
+def _checked(folder: Path) -> int:
+    found = problems(folder)
+    for line in found:
+        terminal.complain(line, ExitCode.REFUSED)
+    if found:
+        return ExitCode.REFUSED
+    terminal.say(f"{folder}: every file is as its report says, and there is no other")
+    return ExitCode.PASSED
