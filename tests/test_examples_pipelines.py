@@ -1,0 +1,132 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The files for pipelines meet their hosts' schemas, and what they run is run on a real network."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from check_jsonschema.builtin_schemas import get_builtin_schema
+from jsonschema import Draft7Validator
+from modules import ROOT
+from ruamel.yaml import YAML
+
+FOLDER = ROOT / "examples" / "pipelines"
+ACTION = ROOT / "action.yml"
+ARCHITECTURE = "factories:row_architecture"
+HOSTS = {
+    ACTION: "vendor.github-actions",
+    FOLDER / "github.yml": "vendor.github-workflows",
+    FOLDER / "gitlab-ci.yml": "vendor.gitlab-ci",
+}
+
+
+def parsed(path: Path) -> Any:  # noqa: ANN401 - whatever YAML holds
+    return YAML(typ="safe", pure=True).load(path)
+
+
+def environment(place: Path, **more: str) -> dict[str, str]:
+    """Of a runner: our commands are found, and so is the architecture of the tests."""
+    found = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    tests = f"{ROOT / 'tests'}"
+    told = {"GITHUB_OUTPUT": f"{place / 'outputs'}", "GITHUB_STEP_SUMMARY": f"{place / 'summary'}"}
+    return {**os.environ, "PATH": found, "PYTHONPATH": tests, **told, **more}
+
+
+def acted(place: Path, files: Path, **inputs: str) -> tuple[int, dict[str, str], str]:
+    """Exit code, outputs and step summary of the action's script in an empty folder."""
+    (step,) = (step for step in parsed(ACTION)["runs"]["steps"] if step.get("id") == "guard")
+    defaults = {name.upper(): str(one.get("default", "")) for name, one in _inputs().items()}
+    asked = {
+        **defaults,
+        "MODEL": f"{files / 'model.safetensors'}",
+        "ARCH": ARCHITECTURE,
+        "CLEAN": f"{files / 'clean'}",
+        **inputs,
+    }
+    assert set(step["env"]) <= set(asked)
+    shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+    done = subprocess.run(
+        shell, cwd=place, env=environment(place, **asked), check=False, capture_output=True
+    )
+    outputs = dict(line.split("=", 1) for line in (place / "outputs").read_text().splitlines())
+    return done.returncode, outputs, (place / "summary").read_text()
+
+
+def _inputs() -> dict[str, Any]:
+    found: dict[str, Any] = parsed(ACTION)["inputs"]
+    return found
+
+
+@pytest.mark.parametrize("path", HOSTS, ids=lambda path: path.name)
+def test_each_file_meets_the_schema_of_its_host(path: Path) -> None:
+    validator = Draft7Validator(get_builtin_schema(HOSTS[path]))
+    assert [problem.message for problem in validator.iter_errors(parsed(path))] == []
+    broken = {**parsed(path), "runs": {"using": "hope"}, "guard": 7, "jobs": []}
+    assert list(validator.iter_errors(broken))
+
+
+def test_no_script_of_the_action_holds_an_input() -> None:
+    for step in parsed(ACTION)["runs"]["steps"]:
+        assert "${{" not in step["run"]
+
+
+def test_the_action_publishes_and_tells(tmp_path: Path, row_files: Path) -> None:
+    more = f"--trigger {row_files / 'patch.png'}@3,3:2 --variants float32,int8 --threads 1"
+    code, outputs, summary = acted(tmp_path, row_files, ARGUMENTS=more)
+    assert code in (0, 1, 3)
+    word = {0: "pass", 1: "fail", 3: "incomplete"}[code]
+    report = json.loads((tmp_path / "lmr-guard-release" / "report.json").read_text())
+    assert outputs == {"verdict": word, "sarif": "lmr-guard.sarif"}
+    assert report["verdict"] == word
+    assert summary.startswith(f"### lmr-guard: {word}\n")
+    assert "report: " in summary
+    assert json.loads((tmp_path / "lmr-guard.sarif").read_text())["version"] == "2.1.0"
+
+
+def test_a_run_without_evidence_fails_the_step(tmp_path: Path, row_files: Path) -> None:
+    code, outputs, summary = acted(tmp_path, row_files, ARGUMENTS="--threads 1")
+    assert code == 3
+    assert outputs == {"verdict": "incomplete"}
+    assert summary.startswith("### lmr-guard: incomplete\n")
+
+
+def test_an_input_is_never_run(tmp_path: Path, row_files: Path) -> None:
+    hostile = "model.safetensors; touch run $(touch run) `touch run`"
+    code, outputs, summary = acted(tmp_path, row_files, MODEL=hostile, ARGUMENTS="; touch run")
+    assert code in (4, 5)
+    assert outputs == {"verdict": ""}
+    assert summary.startswith(f"### lmr-guard: no verdict, exit code {code}\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_command_of_gitlab_s_jobs_has_options_that_there_are() -> None:
+    jobs = parsed(FOLDER / "gitlab-ci.yml")
+    lines = [
+        line
+        for job in jobs.values()
+        for line in (*job["script"], *job.get("after_script", ()))
+        if line.startswith("lmr-guard")
+    ]
+    assert [shlex.split(line)[1] for line in lines] == ["run", "attest", "admit"]
+    for line in lines:
+        words = shlex.split(line)
+        shown = subprocess.run(
+            [sys.executable, "-m", "lmr_guard", words[1], "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        asked = {word for word in words if word.startswith("--")}
+        assert asked <= set(re.findall(r"--[a-z-]+", shown))
+
+
+def test_the_readme_names_every_file() -> None:
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert all(path.name in text for path in HOSTS)
