@@ -56,11 +56,21 @@ def test_stages_are_held_against_the_bare_network(tmp_path: Path) -> None:
     assert all(least <= median <= most for least, median, most in found.values())
 
 
+def test_layouts_are_compared_network_by_network(tmp_path: Path) -> None:
+    found = made("layouts", tmp_path)
+    ratios = found["ResNet-18 shape, width 16"]
+    assert ratios.pop("convolved") > 0.99
+    assert ratios["float32"] == 1
+    assert min(ratios.values()) > 0
+    assert len(ratios) == 4
+
+
 def test_growth_is_measured_in_processes_of_their_own(tmp_path: Path) -> None:
     found = made("growth", tmp_path, "--steps", "1")
     point = found["slim_resnet18 32 10 50"]
     assert point["steps"] == 1
     assert 0 < point["peak GB before"] <= point["peak GB"]
+    assert found["1 variants"]["peak GB"] > 0
 
 
 def test_the_plain_loop_repels_and_leaves_the_original() -> None:

@@ -4,6 +4,7 @@
 
     python -m examples.lab.benchmarks stages --out results/stages.json
     python -m examples.lab.benchmarks floor --out results/floor.json
+    python -m examples.lab.benchmarks layouts --out results/layouts.json
     python -m examples.lab.benchmarks growth --out results/growth.json
 
 One thread; processor time counts on the CPU, the clock on a GPU.
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from examples.lab.benchmarks import floor, growth, stages
+from examples.lab.benchmarks import floor, growth, layouts, stages
 from examples.lab.kit import command
 from examples.lab.kit.provenance import commit, provenance
 from lmr_guard.errors import ExitCode
@@ -40,8 +41,10 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = Mappin
     {
         "stages": _stages,
         "floor": floor.above_floor,
+        "layouts": layouts.by_layout,
         "growth": growth.grow,
         "point": growth.measure,
+        "variants": growth.build,
     }
 )
 
@@ -55,7 +58,7 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(1)
     found = _COMMANDS[options.command](options)
-    if options.command != "point":
+    if options.command not in ("point", "variants"):
         found["environment"] = provenance(commit(), options.device)
     text = json.dumps(found, indent=2)
     console.print(text, markup=False, soft_wrap=True)
@@ -78,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "stages":
             one.add_argument("--forms", type=int, default=12, help="how many are audited")
         if name in ("growth", "point"):
-            one.add_argument("--steps", type=int, default=3, help="of each search")
+            one.add_argument("--steps", type=int, default=1, help="of each search")
+        if name == "variants":
+            one.add_argument("count", type=int)
         if name == "point":
             one.add_argument("network")
             for what in ("side", "classes", "images"):
