@@ -38,6 +38,7 @@ QUICK = Settings(
     repair_images=200,
     select_images=150,
     threads=1,
+    precision="float32",  # As on a GPU, so that both can be compared.
 )
 HERE = torch.ones(3)
 
@@ -130,7 +131,7 @@ def test_every_score_of_localize_is_that_of_the_cpu(
 
 def test_a_whole_run(digit_files: Path, tmp_path: Path) -> None:
     with CudaRules():
-        config = replace(QUICK, device="cuda", suspect=3)
+        config = replace(QUICK, device="cuda", suspect=3, precision="auto")
         report = guard_digits(digit_files, tmp_path / "out", config)
     built = [variant.name for variant in report.variants]
     assert (built, report.notes) == (["float32", "int8", "l1-0.4"], ())
