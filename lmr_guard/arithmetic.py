@@ -3,7 +3,7 @@
 """In which arithmetic a model is searched and repaired, which is most of what a run computes.
 
 Searches and steps of training need gradients, not the last digit. Processors that multiply
-bfloat16 natively do the convolutions of a network two to three times faster so, and with channels
+bfloat16 natively do the convolutions of a network about twice as fast so, and with channels
 last; the sums stay in float32. Depthwise convolutions and attention are slower that way, so a
 network of those stays as it is, and so does one whose answers on clean images change. Numbers
 of a report never come from here: they are counted in float32, on the file that would ship.

@@ -353,12 +353,12 @@ def suspect(
     """
     if settings.suspect is not None:
         return localize.named(settings.suspect, classifier.num_classes)
-    if (why := localize.hindrance(classifier, clean.repair)) is not None:
+    model = classifier.clone().to(settings.device)
+    if (why := localize.hindrance(model, clean.repair)) is not None:
         return localize.hindered(why, clean.repair.classes)
-    traced = structure or Structure(classifier)
-    forms = searched_forms(classifier, clean, settings.recipes, traced)
+    forms = searched_forms(model, clean, settings.recipes, structure or Structure(classifier))
     return localize.suspect(
-        settings.working(classifier, clean.repair),
+        settings.working(model, clean.repair),
         clean.repair,
         settings.localize,
         settings.generator("localize"),

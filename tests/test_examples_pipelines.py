@@ -77,17 +77,27 @@ def test_no_script_of_the_action_holds_an_input() -> None:
         assert "${{" not in step["run"]
 
 
-def test_the_action_publishes_and_tells(tmp_path: Path, row_files: Path) -> None:
-    more = f"--trigger {row_files / 'patch.png'}@3,3:2 --variants float32,int8 --threads 1"
-    code, outputs, summary = acted(tmp_path, row_files, ARGUMENTS=more)
-    assert code in (0, 1, 3)
-    word = {0: "pass", 1: "fail", 3: "incomplete"}[code]
-    report = json.loads((tmp_path / "lmr-guard-release" / "report.json").read_text())
+@pytest.mark.parametrize(
+    ("audit", "code", "word"), [("--audit-steps 0", 0, "pass"), ("", 3, "incomplete")]
+)
+def test_the_action_publishes_what_passes_and_tells_the_verdict(
+    tmp_path: Path, row_files: Path, audit: str, code: int, word: str
+) -> None:
+    # Three classes are too few for a search, which the audit of the second run says.
+    more = f"--trigger {row_files / 'patch.png'}@3,3:2 --variants float32,int8 --threads 1 {audit}"
+    got, outputs, summary = acted(tmp_path, row_files, ARGUMENTS=more)
+    assert got == code
+    out = tmp_path / "lmr-guard-release"
+    report = json.loads((out / "report.json").read_text())
     assert outputs == {"verdict": word, "sarif": "lmr-guard.sarif"}
     assert report["verdict"] == word
+    assert sorted(path.name for path in out.glob("*.onnx")) == (
+        ["float32.onnx", "int8.onnx"] if code == 0 else []
+    )
     assert summary.startswith(f"### lmr-guard: {word}\n")
     assert "report: " in summary
-    assert json.loads((tmp_path / "lmr-guard.sarif").read_text())["version"] == "2.1.0"
+    results = json.loads((tmp_path / "lmr-guard.sarif").read_text())["runs"][0]["results"]
+    assert bool(results) == (code != 0)
 
 
 def test_a_run_without_evidence_fails_the_step(tmp_path: Path, row_files: Path) -> None:

@@ -637,6 +637,18 @@ def test_nothing_else_is_replaced(tmp_path: Path) -> None:
         formats.write(REPORT, tmp_path / ("x" * 300), Format.SARIF)
 
 
+@pytest.mark.parametrize("format_", [Format.SARIF, Format.JUNIT, Format.CYCLONEDX])
+def test_the_records_of_other_tools_are_not_replaced(format_: Format, tmp_path: Path) -> None:
+    place = tmp_path / "theirs"
+    theirs = formats.of(REPORT, format_).replace('"lmr-guard"', '"another-tool"')
+    place.write_text(theirs, "utf-8")
+    with pytest.raises(ConfigError, match="expected nothing or an earlier record"):
+        formats.write(REPORT, place, format_)
+    place.write_text(json.dumps({"$schema": "https://example.org", "name": "lmr-guard"}), "utf-8")
+    with pytest.raises(ConfigError, match="expected nothing or an earlier record"):
+        formats.write(REPORT, place, format_)
+
+
 def test_a_folder_that_may_not_be_written_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

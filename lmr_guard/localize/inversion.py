@@ -60,7 +60,7 @@ _SETTLE = 5
 _TAIL = 0.3
 _CHUNK = 32
 # Values of images that are searched on at once: all 32 classes of small images, and of 224 x 224
-# pixels 14 images, which is some gigabytes of a network's features.
+# pixels 13 images, which is some gigabytes of a network's features.
 _AT_ONCE = 1 << 21
 # The whole image, all of its range, half of its width.
 _WHOLE = 1.0

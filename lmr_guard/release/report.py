@@ -24,7 +24,7 @@ from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Outcome, Variant
 from lmr_guard.untrusted import LARGEST_RECORD, read_bytes
 
-__all__ = ["SCHEMA_VERSION", "Report", "suspicion_record", "validate", "write_json"]
+__all__ = ["SCHEMA_VERSION", "Report", "suspicion_record", "utc", "validate", "write_json"]
 
 SCHEMA_VERSION = "1.0"
 _READABLE = 160  # characters of what somebody else wrote that one line can hold
@@ -98,6 +98,15 @@ class Report:
         return tuple(variant for variant in self.variants if variant.published)
 
     @property
+    def required(self) -> tuple[str, ...]:
+        """Names of the variants that the verdict is about.
+
+        An audit of one file received nothing, and takes its policy to require that file.
+        """
+        own = tuple(variant.name for variant in self.variants)
+        return self.policy.require if self.received or not own else own
+
+    @property
     def sources(self) -> tuple[Source, ...]:
         """Where the triggers that were tried on the variants come from, each once."""
         return tuple(sorted({t.source for variant in self.variants for t in variant.triggers}))
@@ -107,7 +116,7 @@ class Report:
         confidence = self.policy.confidence
         content = {
             "schema_version": SCHEMA_VERSION,
-            **({} if self.created is None else {"created": _utc(self.created)}),
+            **({} if self.created is None else {"created": utc(self.created)}),
             "verdict": self.verdict.word,
             "exit_code": int(self.exit_code),
             "model": {"path": self.model, "sha256": self.model_sha256},
@@ -153,10 +162,7 @@ class Report:
             )
         except (StageError, ValueError, LookupError) as error:
             raise InputError(f"expected a report of lmr-guard, got another: {error}") from error
-        # An audit of one file received nothing, and takes its policy to require that file.
-        own = tuple(variant.name for variant in found.variants) or policy.require
-        required = policy if found.received else replace(policy, require=own)
-        expected = decide(found.variants, required)
+        expected = decide(found.variants, replace(policy, require=found.required))
         if (found.verdict, document["exit_code"]) != (expected, expected.exit_code):
             raise InputError(
                 f"expected the verdict that the variants come to, {expected.word} with exit code "
@@ -221,7 +227,8 @@ def _html_row(cells: Sequence[str], tag: str) -> str:
     return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
-def _utc(moment: datetime) -> str:
+def utc(moment: datetime) -> str:
+    """A moment as records spell it, in whole seconds."""
     return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.files import atomic
 from lmr_guard.release.formats import cyclonedx, intoto, junit, prometheus, sarif
-from lmr_guard.release.formats.shared import Beside
+from lmr_guard.release.formats.shared import TOOL, Beside
 from lmr_guard.release.report import Report
 from lmr_guard.untrusted import LARGEST_RECORD, read_bytes, require_path, shown
 
@@ -35,9 +35,12 @@ FILE_NAMES = {
 }
 """How each is called in a folder."""
 
-# What each begins with, or a key that each document has.
-_BEGINNINGS = (b'<?xml version="1.0" encoding="UTF-8"?>\n<testsuites', b"# HELP lmr_guard_")
-_KEYS = frozenset({"$schema", "_type"})
+# What ours begin with, or say of their kind; those of other tools do not name this one.
+_BEGINNINGS = (
+    f'<?xml version="1.0" encoding="UTF-8"?>\n<testsuites name="{TOOL}"'.encode(),
+    b"# HELP lmr_guard_",
+)
+_KINDS = frozenset({sarif.SCHEMA, cyclonedx.SCHEMA, intoto.PREDICATE})
 
 
 def of(report: Report, format_: Format, beside: Beside | None = None) -> str:
@@ -99,4 +102,6 @@ def _is_ours(path: Path) -> bool:
         document = json.loads(content)
     except (InputError, RecursionError, ValueError):
         return False
-    return isinstance(document, dict) and bool(_KEYS & document.keys())
+    if not isinstance(document, dict) or f'"{TOOL}"'.encode() not in content:
+        return False
+    return bool(_KINDS & {str(document.get(key)) for key in ("$schema", "predicateType")})

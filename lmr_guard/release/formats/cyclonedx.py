@@ -17,11 +17,10 @@ from lmr_guard.release.formats.shared import (
     file_name,
     number,
     relative_uri,
-    utc,
     version,
 )
 from lmr_guard.release.records import Outcome, Variant
-from lmr_guard.release.report import Report
+from lmr_guard.release.report import Report, utc
 
 __all__ = ["SCHEMA", "of"]
 

@@ -20,11 +20,10 @@ from lmr_guard.release.formats.shared import (
     file_name,
     named,
     policy_json,
-    utc,
     version,
 )
 from lmr_guard.release.records import Outcome, Variant
-from lmr_guard.release.report import Report
+from lmr_guard.release.report import Report, utc
 
 __all__ = ["PREDICATE", "STATEMENT", "configuration", "of", "result", "subjects"]
 

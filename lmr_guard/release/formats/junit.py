@@ -11,9 +11,9 @@ from xml.etree import ElementTree as ET
 
 from lmr_guard.contracts import Rate
 from lmr_guard.errors import printable
-from lmr_guard.release.formats.shared import TOOL, Case, cases, known, named, number, utc
+from lmr_guard.release.formats.shared import TOOL, Case, cases, named, number
 from lmr_guard.release.records import Outcome, Variant
-from lmr_guard.release.report import Report
+from lmr_guard.release.report import Report, utc
 
 __all__ = ["of"]
 
@@ -63,7 +63,7 @@ def _properties(report: Report, name: str, variant: Variant | None) -> Iterator[
     yield "model", printable(report.model)
     yield "model.sha256", report.model_sha256
     yield "report.verdict", report.verdict.word
-    yield "required", str(name in map(printable, known(report))).lower()
+    yield "required", str(name in map(printable, report.required)).lower()
     if variant is None:
         return
     yield "sha256", variant.sha256

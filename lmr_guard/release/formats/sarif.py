@@ -24,11 +24,10 @@ from lmr_guard.release.formats.shared import (
     home,
     named,
     relative_uri,
-    utc,
     version,
 )
 from lmr_guard.release.records import Check, Outcome, Variant
-from lmr_guard.release.report import Report
+from lmr_guard.release.report import Report, utc
 
 __all__ = ["RULES", "SCHEMA", "of"]
 

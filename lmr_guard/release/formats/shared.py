@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import quote
 
@@ -31,12 +30,10 @@ __all__ = [
     "file_name",
     "home",
     "is_plain",
-    "known",
     "named",
     "number",
     "policy_json",
     "relative_uri",
-    "utc",
     "version",
 ]
 
@@ -122,12 +119,6 @@ class Case:
     label: str = ""
 
 
-def known(report: Report) -> tuple[str, ...]:
-    """Names of the variants that the verdict is about; in an audit of one file that file alone."""
-    own = tuple(variant.name for variant in report.variants)
-    return report.policy.require if report.received or not own else own
-
-
 def named(variants: Sequence[Variant]) -> list[tuple[str, Variant]]:
     """The variants under names that can be shown, each once whatever the report calls them."""
     taken: set[str] = set()
@@ -146,7 +137,7 @@ def cases(report: Report) -> dict[str, tuple[Case, ...]]:
     """The cases of each variant by its name, those that are required and missing among them."""
     found = {name: [*_of(name, variant)] for name, variant in named(report.variants)}
     built = {variant.name for variant in report.variants}
-    for name in dict.fromkeys(known(report)):
+    for name in dict.fromkeys(report.required):
         if name not in built:
             told = printable(name)
             reason = f"the policy requires {told}, and there is none"
@@ -221,11 +212,6 @@ def _quoted(part: str) -> str:
 def number(value: float) -> str:
     """A number as text that reads the same everywhere."""
     return f"{value:.6f}"
-
-
-def utc(moment: datetime) -> str:
-    """A moment as the formats spell it, in whole seconds."""
-    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def version(report: Report) -> str:
