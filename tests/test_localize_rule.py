@@ -11,7 +11,7 @@ import pytest
 import torch
 from factories import fingerprint, row_classifier, row_images, row_network
 
-from lmr_guard.classifier import Classifier
+from lmr_guard.classifier import Classifier, find_head
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.localize import inversion, rule
@@ -26,6 +26,7 @@ QUICK = LocalizeSettings(
     confirm=2,
     sure=1e6,
     doubt=1e6,
+    woken=1e6,
 )
 
 
@@ -101,6 +102,42 @@ def test_the_received_model_is_searched_deeply_and_forms_where_a_look_shows_some
     assert all(len(record["sizes"]) == 3 for record in found.evidence if "sizes" in record)
     assert [done for _, done, _ in told] == [*range(1, 9), 8]
     assert {total for *_, total in told} == {8}
+
+
+def test_a_look_is_followed_where_a_class_wakes_though_none_comes_to_doubt(
+    model: Classifier,
+) -> None:
+    other = row_classifier(seed=1)
+    counts = {}
+    for woken in (1.0, 1e6):
+        config = replace(QUICK, confirm=9, woken=woken)
+        data = row_images(60)
+        found = rule.suspect(model, data, config, seeded(), forms=[("twin", other)])
+        searched = [record for record in found.evidence if record["by"] == "inversion"]
+        counts[woken] = sum(record["repeat"] for record in searched)
+    assert counts[1.0] > 0
+    assert counts[1e6] == 0
+
+
+def test_only_what_was_cut_is_levelled(model: Classifier) -> None:
+    """Logits moved by a constant are found again in a form of the same shapes, else put back."""
+    config = replace(QUICK, min_accuracy=0.0)
+    for form, told in ((model, True), (row_classifier(partial(row_network, norm=False)), False)):
+        moved = form.clone()
+        head = find_head(moved, moved.example(), moved.num_classes)[1]
+        assert head.bias is not None
+        with torch.no_grad():
+            head.bias[1] += 2.0
+        sizes = []
+        for each in (form, moved):
+            found = rule.suspect(model, row_images(60), config, seeded(), forms=[("form", each)])
+            (patch,) = (
+                record
+                for record in found.evidence
+                if (record["form"], record.get("space")) == ("form", "patch")
+            )
+            sizes.append(patch["sizes"][1])
+        assert (sizes[1] < 0.9 * sizes[0]) == told
 
 
 def test_nothing_is_followed_where_no_look_shows_anything(model: Classifier) -> None:

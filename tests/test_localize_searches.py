@@ -64,6 +64,21 @@ def test_the_last_search_counts(model: Classifier) -> None:
     assert search.strangeness.tolist() == pytest.approx([0.75, 0.75, 2.0])
 
 
+def test_what_wakes_is_told_from_what_is_strange_in_both_forms(model: Classifier) -> None:
+    asleep = made(model, "patch", [0.1, 0.2, 0.2])
+    assert asleep.strangeness.tolist() == pytest.approx([2.0, 0.75, 0.75])
+    assert made(model, "patch", [0.1, 0.2, 0.2]).woken(asleep) == pytest.approx(1.0)
+    assert made(model, "patch", [0.05, 0.2, 0.1]).woken(asleep) == pytest.approx(1.5)
+    assert made(model, "patch", [0.1, 0.1, 0.04]).woken(asleep) == pytest.approx(2.5)
+
+
+def test_a_class_that_was_not_searched_asleep_counts_as_ordinary(model: Classifier) -> None:
+    asleep = made(model, "patch", [0.1, 0.2, 0.2])
+    awake = made(model, "patch", [0.2, 0.05, 0.2])
+    awake.classes = torch.tensor([0, 1, 4])
+    assert awake.woken(asleep) == pytest.approx(4.0)
+
+
 def test_a_search_that_is_made_again_keeps_its_classes(model: Classifier) -> None:
     (search, *_) = search_spaces("twin", model, row_images(60), QUICK, seeded(), near=torch.ones(3))
     search.add(QUICK, seeded(1))

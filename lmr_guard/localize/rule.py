@@ -6,8 +6,8 @@ A backdoor that sleeps in one form is awake in another, so every form is asked. 
 
 1. *Inversion*: in each space every class has a *strangeness*, how much smaller a pattern it needs
    than the others, and than its ``nearness`` explains. The model as received is searched deeply,
-   its compressed forms at first look, and deeply where that shows something. The highest of a
-   class in deep searches is its score.
+   its compressed forms at first look, and deeply where a class is strange there, or *wakes*: is
+   stranger than in the model as received. The highest of a class in deep searches is its score.
 2. *Unlearning*: where some class comes to ``doubt``, the model as received unlearns. If in every
    run it falls back to one class ``unlearned`` times more than to any other, and that class comes
    to ``doubt``, it is the suspect, though another may be stranger.
@@ -16,8 +16,8 @@ A backdoor that sleeps in one form is awake in another, so every form is asked. 
 4. Otherwise nobody is.
 
 To which class clean images drift in a compressed form is told as evidence. It accuses nobody: a
-cut of an honest network may send them to one class too. Forms are levelled before they are
-searched.
+cut of an honest network may send them to one class too. Cut forms are levelled before they are
+searched. Rounding hardly moves an honest network, so what a rounded form drifts to is left in it.
 
 With fewer than five classes 2 is left out; ``telling`` says where nobody should be looked for at
 all. Scores are ratios: 1 is ordinary, 3 is a third of the usual size. A high score is no proof.
@@ -61,6 +61,8 @@ class LocalizeSettings:
         sure: Score from which on the leading class is the suspect, >= 1.
         doubt: Strangeness from which on a first look is followed, and unlearning is asked, in
             [1, sure].
+        woken: A first look is followed as well where some class is so many times stranger than in
+            the model as received, >= 1.
         unlearned: Lead (see ``drift.lead``) in every run of unlearning from which on a class needs
             not be the strangest, > 0.
         min_accuracy: Compressed forms below this share of the received model's clean accuracy
@@ -74,6 +76,7 @@ class LocalizeSettings:
     confirm: int = 3
     sure: float = 2.2
     doubt: float = 1.8
+    woken: float = 1.5
     unlearned: float = 6.0
     min_accuracy: float = 0.85
     min_drifting: float = 0.5
@@ -88,6 +91,8 @@ class LocalizeSettings:
             raise ConfigError(
                 f"expected 1 <= doubt <= sure, got doubt {self.doubt} and sure {self.sure}"
             )
+        if self.woken < 1:
+            raise ConfigError(f"expected woken >= 1, got {self.woken}")
         if self.unlearned <= 0:
             raise ConfigError(f"expected unlearned above 0, got {self.unlearned}")
 
@@ -200,7 +205,7 @@ def suspect(
         if share >= settings.min_drifting and classifier.num_classes >= FEWEST_CLASSES
     ]
     asked = [("received", received)] + [
-        (name, levelled(received, form, repair))
+        (name, levelled(received, form, repair) if _is_cut(form, received) else form)
         for (name, form), share in zip(copies, shares, strict=True)
         if share >= settings.min_accuracy
     ]
@@ -215,6 +220,12 @@ def suspect(
     if why is None or found.target is not None:
         return found
     return hindered(why, repair.classes, found)
+
+
+def _is_cut(form: Classifier, received: Classifier) -> bool:
+    """Whether the form lost channels. Uses no randomness."""
+    sizes = [[each.shape for each in model.network.parameters()] for model in (form, received)]
+    return sizes[0] != sizes[1]
 
 
 def _search_all(
@@ -239,13 +250,19 @@ def _search_all(
             progress("localize", len(searches), total)
     deep, looks = searches[:spaces], searches[spaces:]
     looks.sort(key=lambda search: search.score, reverse=True)
-    followed = [each for each in looks if each.score >= settings.doubt][: settings.confirm]
+    asleep = {search.space: search for search in deep}
+    telling = [
+        look
+        for look in looks
+        if look.score >= settings.doubt or look.woken(asleep[look.space]) >= settings.woken
+    ]
+    followed = telling[: settings.confirm]
     for done, search in enumerate(followed, start=len(searches) + 1):
         search.add(settings.deep, generator)
         progress("localize", done, total)
     progress("localize", total, total)
     deep = sorted((*deep, *followed), key=lambda search: search.score, reverse=True)
-    return looks[len(followed) :], deep
+    return [look for look in looks if look not in followed], deep
 
 
 def _judge(

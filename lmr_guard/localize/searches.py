@@ -74,6 +74,17 @@ class Search:
         """Strangeness of the leading class."""
         return float(self.strangeness.max())
 
+    def woken(self, asleep: "Search") -> float:
+        """How many times stranger than in another form some class is, at most.
+
+        Args:
+            asleep: The other form's search in the same space. Classes that were not searched in
+                it, and those that need more than others there, count as ordinary.
+        """
+        ordinary = torch.ones_like(self.near)
+        ordinary[asleep.classes] = asleep.strangeness.clamp_min(1.0)
+        return float((self.strangeness / ordinary[self.classes]).max())
+
     @property
     def reached(self) -> Rate:
         """Of the classes those that a pattern of any search reached."""
