@@ -15,7 +15,15 @@ from lmr_guard.classifier import Classifier, find_head
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.localize import inversion, rule
-from lmr_guard.localize.rule import LocalizeSettings, _agreeing_runs, _Drifted, _judge, _Run
+from lmr_guard.localize.rule import (
+    _WAKING,
+    LocalizeSettings,
+    _agreeing_runs,
+    _Drifted,
+    _judge,
+    _Run,
+    _waking,
+)
 from lmr_guard.localize.searches import Search
 from lmr_guard.localize.unlearning import UnlearningSettings
 
@@ -104,19 +112,30 @@ def test_the_received_model_is_searched_deeply_and_forms_where_a_look_shows_some
     assert {total for *_, total in told} == {8}
 
 
-def test_a_look_is_followed_where_a_class_wakes_though_none_comes_to_doubt(
+def test_looks_are_followed_where_a_class_wakes_in_both_spaces_though_none_comes_to_doubt(
     model: Classifier,
 ) -> None:
-    other = row_classifier(seed=1)
-    counts = {}
+    """The twin of other weights differs by chance; the cut one has other shapes."""
+    twin, cut = (row_classifier(partial(row_network, norm=norm), seed=1) for norm in (True, False))
+    followed = {}
     for woken in (1.0, 1e6):
         config = replace(QUICK, confirm=9, woken=woken)
-        data = row_images(60)
-        found = rule.suspect(model, data, config, seeded(), forms=[("twin", other)])
+        data, forms = row_images(60), [("twin", twin), ("cut", cut)]
+        found = rule.suspect(model, data, config, seeded(), forms=forms)
         searched = [record for record in found.evidence if record["by"] == "inversion"]
-        counts[woken] = sum(record["repeat"] for record in searched)
-    assert counts[1.0] > 0
-    assert counts[1e6] == 0
+        again = [record for record in searched if record["repeat"]]
+        followed[woken] = {(record["form"], record["space"]) for record in again}
+    assert followed[1.0] == {("twin", "patch"), ("twin", "additive")}
+    assert followed[1e6] == set()
+
+
+def test_waking_is_the_mean_over_spaces_of_the_same_class(model: Classifier) -> None:
+    data = row_images(20)
+    asleep = [search(model, data, "received", (0.2, 0.2, 0.2), space=s) for s in _WAKING]
+    patch = search(model, data, "twin", (0.05, 0.2, 0.2), space="patch")
+    for additive, waking in (((0.2, 0.2, 0.2), 2.0), ((0.05, 0.2, 0.2), 4.0)):
+        awake = [patch, search(model, data, "twin", additive, space="additive")]
+        assert _waking(awake, asleep) == pytest.approx(waking)
 
 
 def test_only_what_was_cut_is_levelled(model: Classifier) -> None:
@@ -162,15 +181,19 @@ def test_images_of_one_class_say_nothing(model: Classifier) -> None:
 
 
 def search(
-    model: Classifier, data: Labelled, form: str, *sizes: tuple[float, float, float]
+    model: Classifier,
+    data: Labelled,
+    form: str,
+    *sizes: tuple[float, float, float],
+    space: inversion.Space = "patch",
 ) -> Search:
     """A search that came to these sizes, one tuple a repeat."""
     classes = torch.arange(3)
-    made = Search(form, model, data, "patch", classes, torch.ones(3))
+    made = Search(form, model, data, space, classes, torch.ones(3))
     for each in sizes:
-        patterns = tuple(inversion.Pattern("patch", k, each[k], ()) for k in range(3))
+        patterns = tuple(inversion.Pattern(space, k, each[k], ()) for k in range(3))
         reached = torch.ones(len(classes), dtype=torch.bool)
-        found = inversion.Found("patch", classes, torch.tensor(each), patterns, reached)
+        found = inversion.Found(space, classes, torch.tensor(each), patterns, reached)
         made.found.append(found)
     return made
 

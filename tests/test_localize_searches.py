@@ -67,16 +67,20 @@ def test_the_last_search_counts(model: Classifier) -> None:
 def test_what_wakes_is_told_from_what_is_strange_in_both_forms(model: Classifier) -> None:
     asleep = made(model, "patch", [0.1, 0.2, 0.2])
     assert asleep.strangeness.tolist() == pytest.approx([2.0, 0.75, 0.75])
-    assert made(model, "patch", [0.1, 0.2, 0.2]).woken(asleep) == pytest.approx(1.0)
-    assert made(model, "patch", [0.05, 0.2, 0.1]).woken(asleep) == pytest.approx(1.5)
-    assert made(model, "patch", [0.1, 0.1, 0.04]).woken(asleep) == pytest.approx(2.5)
+    for sizes, woken in (
+        ([0.1, 0.2, 0.2], [1.0, 0.75, 0.75]),
+        ([0.05, 0.2, 0.1], [1.5, 0.375, 1.25]),
+        ([0.1, 0.1, 0.04], [0.35, 0.7, 2.5]),
+    ):
+        awake = made(model, "patch", sizes)
+        assert awake.woken(asleep).tolist() == pytest.approx(woken)
 
 
 def test_a_class_that_was_not_searched_asleep_counts_as_ordinary(model: Classifier) -> None:
     asleep = made(model, "patch", [0.1, 0.2, 0.2])
     awake = made(model, "patch", [0.2, 0.05, 0.2])
     awake.classes = torch.tensor([0, 1, 4])
-    assert awake.woken(asleep) == pytest.approx(4.0)
+    assert awake.woken(asleep).tolist() == pytest.approx([0.3125, 4.0, 0.625])
 
 
 def test_a_search_that_is_made_again_keeps_its_classes(model: Classifier) -> None:

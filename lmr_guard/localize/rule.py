@@ -6,8 +6,9 @@ A backdoor that sleeps in one form is awake in another, so every form is asked. 
 
 1. *Inversion*: in each space every class has a *strangeness*, how much smaller a pattern it needs
    than the others, and than its ``nearness`` explains. The model as received is searched deeply,
-   its compressed forms at first look, and deeply where a class is strange there, or *wakes*: is
-   stranger than in the model as received. The highest of a class in deep searches is its score.
+   its compressed forms at first look, and deeply where a class is strange there, or *wakes* when
+   weights are rounded: patches and additive patterns both make it stranger than in the model as
+   received. The highest of a class in deep searches is its score.
 2. *Unlearning*: where some class comes to ``doubt``, the model as received unlearns. If in every
    run it falls back to one class ``unlearned`` times more than to any other, and that class comes
    to ``doubt``, it is the suspect, though another may be stranger.
@@ -47,6 +48,8 @@ __all__ = ["LocalizeSettings", "named", "suspect"]
 _RESIDUE = 0.05
 # That are replayed on every file.
 _PATTERNS = 3
+# In which a class that wakes is stranger; warps of honest networks differ too much.
+_WAKING: tuple[inversion.Space, ...] = ("patch", "additive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +64,8 @@ class LocalizeSettings:
         sure: Score from which on the leading class is the suspect, >= 1.
         doubt: Strangeness from which on a first look is followed, and unlearning is asked, in
             [1, sure].
-        woken: A first look is followed as well where some class is so many times stranger than in
-            the model as received, >= 1.
+        woken: First looks at a form that was not cut are followed too where some class is so many
+            times stranger than in the model as received, >= 1; see ``_waking``.
         unlearned: Lead (see ``drift.lead``) in every run of unlearning from which on a class needs
             not be the strangest, > 0.
         min_accuracy: Compressed forms below this share of the received model's clean accuracy
@@ -76,7 +79,7 @@ class LocalizeSettings:
     confirm: int = 3
     sure: float = 2.2
     doubt: float = 1.8
-    woken: float = 1.5
+    woken: float = 1.3
     unlearned: float = 6.0
     min_accuracy: float = 0.85
     min_drifting: float = 0.5
@@ -250,12 +253,8 @@ def _search_all(
             progress("localize", len(searches), total)
     deep, looks = searches[:spaces], searches[spaces:]
     looks.sort(key=lambda search: search.score, reverse=True)
-    asleep = {search.space: search for search in deep}
-    telling = [
-        look
-        for look in looks
-        if look.score >= settings.doubt or look.woken(asleep[look.space]) >= settings.woken
-    ]
+    awake = _awake(looks, deep, settings)
+    telling = [look for look in looks if look.score >= settings.doubt or look in awake]
     followed = telling[: settings.confirm]
     for done, search in enumerate(followed, start=len(searches) + 1):
         search.add(settings.deep, generator)
@@ -263,6 +262,29 @@ def _search_all(
     progress("localize", total, total)
     deep = sorted((*deep, *followed), key=lambda search: search.score, reverse=True)
     return [look for look in looks if look not in followed], deep
+
+
+def _awake(
+    looks: Sequence[Search], asleep: Sequence[Search], settings: LocalizeSettings
+) -> list[Search]:
+    """Of forms that were not cut the looks that a class wakes in."""
+    awake: list[Search] = []
+    for form in dict.fromkeys(look.form for look in looks):
+        waking = [look for look in looks if look.form == form and look.space in _WAKING]
+        if not _is_cut(waking[0].model, asleep[0].model):
+            awake += waking if _waking(waking, asleep) >= settings.woken else []
+    return awake
+
+
+def _waking(looks: Sequence[Search], asleep: Sequence[Search]) -> float:
+    """How many times stranger than in the model as received some class is, at most.
+
+    The geometric mean over the spaces of the looks: honest networks differ by chance in one of
+    them, hardly in both. All looks are of one form and of the same classes.
+    """
+    sleeping = {search.space: search for search in asleep}
+    woken = torch.stack([look.woken(sleeping[look.space]) for look in looks])
+    return float(woken.log().mean(dim=0).exp().max())
 
 
 def _judge(

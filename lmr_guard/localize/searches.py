@@ -74,8 +74,8 @@ class Search:
         """Strangeness of the leading class."""
         return float(self.strangeness.max())
 
-    def woken(self, asleep: "Search") -> float:
-        """How many times stranger than in another form some class is, at most.
+    def woken(self, asleep: "Search") -> Tensor:
+        """Of each searched class: how many times stranger it is than in another form.
 
         Args:
             asleep: The other form's search in the same space. Classes that were not searched in
@@ -83,7 +83,8 @@ class Search:
         """
         ordinary = torch.ones_like(self.near)
         ordinary[asleep.classes] = asleep.strangeness.clamp_min(1.0)
-        return float((self.strangeness / ordinary[self.classes]).max())
+        woken: Tensor = self.strangeness / ordinary[self.classes]
+        return woken
 
     @property
     def reached(self) -> Rate:
