@@ -13,6 +13,10 @@ What the audit says of the files that these networks would ship as::
     python -m examples.lab.population audit --data DIR --cache DIR
     python -m examples.lab.population show-audit
 
+What wakes in the networks of the calibration half when their weights are rounded::
+
+    python -m examples.lab.population waking
+
 And, to see what other scores would have been worth::
 
     python -m examples.lab.population candidates --data DIR --cache DIR
@@ -34,7 +38,7 @@ from rich.console import Console, RenderableType
 from examples.lab.kit import command
 from examples.lab.kit.provenance import commit
 from examples.lab.kit.records import Record, Store
-from examples.lab.population import compare, show, show_audit, subjects
+from examples.lab.population import compare, show, show_audit, subjects, waking
 from examples.lab.population.audit_files import audit_files
 from examples.lab.population.candidates import ask_candidates
 from examples.lab.population.everyday import EVERYDAY
@@ -100,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     told.set_defaults(run=_show_audit)
     told.add_argument("--limit", type=float, default=Policy().max_strangeness)
     told.add_argument("--roc", type=Path, help="also draw the ROC into this file (.svg, .png)")
-    showing = (shown, compared, told)
+    wakes = commands.add_parser("waking", help="print what wakes when weights are rounded")
+    wakes.set_defaults(run=_waking)
+    showing = (shown, compared, told, wakes)
     for each in (shown, told):
         each.add_argument("--round", type=int, help="only networks of this round, from 1")
     for each in (plant, *asking.values()):
@@ -159,6 +165,11 @@ def _wanted(options: argparse.Namespace) -> list[Member]:
 def _show(options: argparse.Namespace, console: Console) -> int:
     found = _of_round(options, "score")
     return _print(found, "score", show.render(found, options.by), options, console)
+
+
+def _waking(options: argparse.Namespace, console: Console) -> int:
+    found = _records(options, "score")
+    return _print(found, "score", waking.render(found), options, console)
 
 
 def _compare(options: argparse.Namespace, console: Console) -> int:
