@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lmr_guard.classifier import Classifier, find_head
+from lmr_guard.compress.whole import Whole, described, layers, left_whole
 from lmr_guard.errors import StageError
 
 __all__ = ["UNFIT", "Group", "Groups", "LayerCut", "cut", "masked"]
@@ -81,6 +82,12 @@ class Group:
         """What can be cut one by one."""
         return self.channels // self.fold
 
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of the weights that put the channels out."""
+        produced = (s.parameter for s in self.slices if s.dim == 0)
+        return tuple(name for name in produced if name.endswith("weight"))
+
     def expand(self, units: Sequence[int]) -> tuple[int, ...]:
         """The channels of these units, ascending."""
         return tuple(sorted(u + block * self.units for block in range(self.fold) for u in units))
@@ -93,7 +100,8 @@ class Groups:
     convolutions, linear layers, batch norms and PReLU (attention, layer and group norms, bare
     parameters), because cutting them changes what the other channels compute, or because
     torch-pruning does not know them. What remains is tried once: a cut and a masked copy must
-    give the same logits; a group that fails is skipped too.
+    give the same logits; a group that fails is skipped too. ``whole`` holds all channels that stay
+    for such reasons, those of layers among them that torch-pruning has not in any group.
 
     Args:
         classifier: Traced on a copy; left as it is.
@@ -106,15 +114,18 @@ class Groups:
     def __init__(self, classifier: Classifier) -> None:
         # On the CPU: reduced-precision convolutions of an accelerator would blur the trial.
         model = classifier.clone().cpu()
-        _, head = find_head(model, model.example(), model.num_classes)
+        name, head = find_head(model, model.example(), model.num_classes)
         found, skipped = _trace(model, head)
         self.all = _faithful(model, found)
-        self.skipped: tuple[str, ...] = (*skipped, *(g.layer for g in found if g not in self.all))
+        skipped += [_unfaithful(group) for group in found if group not in self.all]
+        self.skipped: tuple[str, ...] = tuple(group.layer for group in skipped)
+        cut = (weight for group in self.all for weight in group.weights)
+        self.whole: tuple[Whole, ...] = left_whole(layers(model, name), cut, skipped)
         self._forms = {name: p.detach().to("meta") for name, p in model.named_parameters()}
         if not self.all:
             raise StageError(
                 "expected layers whose channels can be cut, got none; "
-                f"leave pruning out for this architecture (skipped: {', '.join(self.skipped)})"
+                f"leave pruning out for this architecture ({described(self.whole) or 'no layers'})"
             )
 
     @property
@@ -283,33 +294,53 @@ def _graph(model: Classifier) -> Any:  # noqa: ANN401 - torch-pruning has no typ
 
 
 @_tracing()
-def _trace(model: Classifier, head: nn.Module) -> tuple[list[Group], list[str]]:
-    """Groups made of layers that masks can describe, and the roots of the others."""
+def _trace(model: Classifier, head: nn.Module) -> tuple[list[Group], list[Whole]]:
+    """Groups made of layers that masks can describe, and the others."""
     names = {module: name for name, module in model.named_modules()}
-    found, skipped = [], []
+    found: list[Group] = []
+    skipped: list[Whole] = []
     graph = _graph(model)
     for raw in graph.get_all_groups(ignored_layers=[head]):
         group = _read(graph, raw, names)
-        if group is not None and group.units > 1:
+        if isinstance(group, Group) and group.units > 1:
             found.append(group)
-        else:
-            skipped.append(names[raw[0].dep.target.module])
+            continue
+        units = len(raw[0].idxs) if isinstance(group, str) else group.units
+        why = group if isinstance(group, str) else "it has one unit"
+        layer = names[raw[0].dep.target.module]
+        skipped.append(Whole(layer, units, why, _produced(graph, raw, names)))
     return found, skipped
 
 
-def _read(graph: Any, raw: Any, names: Mapping[nn.Module, str]) -> Group | None:  # noqa: ANN401
+def _produced(graph: Any, raw: Any, names: Mapping[nn.Module, str]) -> tuple[str, ...]:  # noqa: ANN401
+    """Names of the weights, the root's first, that put out what a raw group would lose."""
+    made = (
+        names[item.dep.target.module]
+        for item in raw.items
+        if item.dep.target.module in names and graph.is_out_channel_pruning_fn(item.dep.handler)
+    )
+    return tuple(f"{name}.weight" for name in made)
+
+
+def _unfaithful(group: Group) -> Whole:
+    why = "cutting it changes what the other channels compute"
+    return Whole(group.layer, group.channels, why, group.weights)
+
+
+def _read(graph: Any, raw: Any, names: Mapping[nn.Module, str]) -> Group | str:  # noqa: ANN401
+    """A group that masks can describe, or why they cannot."""
     root = raw[0].dep.target.module
     slices: list[_Slice] = []
     fold = 1
     for item in raw.items:
         module = item.dep.target.module
         if not isinstance(module, nn.Module):
-            return None
+            return "coupled to a parameter that is no layer's"
         if next(module.parameters(), None) is None:
             continue
         produced = graph.is_out_channel_pruning_fn(item.dep.handler)
         if not _maskable(module):
-            return None
+            return f"coupled to {type(module).__name__}"
         if isinstance(module, nn.Conv1d | nn.Conv2d) and not _depthwise(module):
             fold = max(fold, module.groups)
         slices += _slices(module, names[module], produced, item.idxs, item.root_idxs)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Structural L1 channel pruning: plan, look, then act."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -15,6 +15,7 @@ from lmr_guard.compress.damage import Damage, measured
 from lmr_guard.compress.groups import UNFIT, Groups, LayerCut, cut
 from lmr_guard.compress.norms import reestimate_bn
 from lmr_guard.compress.recipes import PruneL1, Shares
+from lmr_guard.compress.whole import Whole
 from lmr_guard.contracts import Achieved, Labelled, Progress, silent
 from lmr_guard.errors import ConfigError, StageError
 
@@ -58,8 +59,9 @@ class PrunePlan:
         return "\n".join([f"L1 pruning, ratio {self.ratio:g}, {self.shares} shares", *lines])
 
 
-def to_json(plan: PrunePlan) -> dict[str, object]:
-    """Plain data with ``type`` and ``version``."""
+def to_json(plan: PrunePlan, whole: Sequence[Whole] = ()) -> dict[str, object]:
+    """Plain data with ``type`` and ``version``, and what could lose no channels where any."""
+    more = {"whole": [each.to_json() for each in whole]} if whole else {}
     cuts = [{"layer": c.layer, "channels": list(c.channels)} for c in plan.cuts]
     return {
         "type": "prune_plan",
@@ -67,6 +69,7 @@ def to_json(plan: PrunePlan) -> dict[str, object]:
         "ratio": plan.ratio,
         "shares": plan.shares,
         "cuts": cuts,
+        **more,
     }
 
 
@@ -196,12 +199,15 @@ def achieved(
         groups: Structure of ``before``, where the caller has it already.
 
     Returns:
-        Channels counted at the root of each prunable group; parameters over all of them.
+        Channels over all layers that could lose some by their nature, see ``whole``: those that
+        go together counted once, those that no tool here can cut counted as kept. Parameters over
+        all of them.
     """
     groups = groups or Groups(before)
-    channels = sum(_outputs(after, group.layer) for group in groups.all)
+    kept = sum(whole.channels for whole in groups.whole)
+    channels = kept + sum(_outputs(after, group.layer) for group in groups.all)
     return Achieved(
-        channel_sparsity=1 - channels / groups.channels,
+        channel_sparsity=1 - channels / (kept + groups.channels),
         parameter_sparsity=1 - _parameters(after) / _parameters(before),
         bits=bits,
     )

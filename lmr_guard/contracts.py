@@ -424,7 +424,9 @@ class Achieved:
     """What compression really did, measured on the result.
 
     Args:
-        channel_sparsity: Share of prunable output channels that are gone, in [0, 1).
+        channel_sparsity: Share of the output channels that are gone, in [0, 1), of all layers that
+            could lose some by their nature: all convolutions and linear layers but the head.
+            Channels that can only go together count once.
         parameter_sparsity: Share of parameters that are gone, in [0, 1).
         bits: Of one weight: 8 or 32.
     """

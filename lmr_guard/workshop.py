@@ -20,6 +20,7 @@ from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import Int8, PruneL1, Recipe, with_refit
 from lmr_guard.compress.sweep import Form
 from lmr_guard.compress.twins import twins
+from lmr_guard.compress.whole import Whole, described
 from lmr_guard.contracts import (
     Achieved,
     Clean,
@@ -228,7 +229,8 @@ class Workshop:
             asked=Achieved(channel_sparsity=ratio, bits=8 if recipe.int8 else 32),
             achieved=form.achieved,
             weights_sha256=weights_sha256(form.classifier),
-            plan={} if form.plan is None else prune.to_json(form.plan),
+            plan={} if form.plan is None else prune.to_json(form.plan, self._whole(form)),
+            whole=described(self._whole(form)),
         )
         heard = self._listening(form) if searched else None
         return verify.verify(
@@ -241,6 +243,10 @@ class Workshop:
             session=Session(threads=self.settings.threads),
             progress=self.progress,
         )
+
+    def _whole(self, form: Form) -> tuple[Whole, ...]:
+        """What of a form that was cut could lose no channels."""
+        return () if form.plan is None else self.structure.groups().whole
 
     def _note(self, text: str) -> None:
         if text not in self.notes:

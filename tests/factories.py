@@ -258,6 +258,22 @@ def flat_architecture() -> nn.Module:
     return described(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)))
 
 
+class Standardised(nn.Conv2d):
+    """A convolution whose filters are standardised at each pass, over all that comes in."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """What the standardised filters find."""
+        rest = self.weight - self.weight.sum(dim=(1, 2, 3), keepdim=True) / self.weight[0].numel()
+        size = rest.square().sum(dim=(1, 2, 3), keepdim=True)
+        return F.conv2d(features, rest / (size + 1e-6).sqrt(), self.bias)
+
+
+def standardised_architecture() -> nn.Module:
+    """For 4x4 images; of its 12 and 4 channels the first 12 cannot be cut."""
+    body = [nn.Conv2d(1, 12, 4), nn.ReLU(), Standardised(12, 4, 1), nn.ReLU()]
+    return described(nn.Sequential(*body, nn.Flatten(), nn.Linear(4, 3)))
+
+
 def headless_architecture() -> nn.Module:
     """For 4x4 images; the classes come out of a 3x3 convolution, which is no head."""
     return described(nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))

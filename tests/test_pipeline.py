@@ -19,6 +19,7 @@ from factories import (
     row_images,
     same,
     softmax,
+    standardised_architecture,
     tree,
     weights_file,
 )
@@ -501,6 +502,28 @@ def test_a_network_that_cannot_be_cut_is_noted_and_incomplete(
     )
     assert (document["verdict"], document["exit_code"]) == ("incomplete", 3)
     assert list(tree(tmp_path / "out")) == ["report.json"]
+
+
+def test_a_form_that_could_hardly_be_cut_is_incomplete_and_says_why(
+    row_files: Path, tmp_path: Path
+) -> None:
+    hardly = row_classifier(standardised_architecture)
+    document = rows(
+        row_files,
+        tmp_path / "out",
+        replace(PLAIN, recipes=recipes.parse(["float32", "l1-0.5"])),
+        checkpoint=weights_file(hardly, tmp_path / "hardly.safetensors"),
+        source=Architecture("factories:standardised_architecture"),
+    )
+    validate(document)
+    _, cut = document["variants"]
+    assert cut["achieved"]["sparsity"] == pytest.approx(2 / 16)
+    assert (cut["verdict"], cut["published"]) == ("incomplete", None)
+    why = "network.0 (12 channels) not cut: cutting it changes what the other channels compute"
+    (found,) = (f for f in cut["findings"] if f["check"] == "achieved")
+    assert found["reason"] == f"channel sparsity 0.125, asked 0.500; {why}"
+    told = {"layer": "network.0", "channels": 12, "why": why.partition(": ")[2]}
+    assert cut["plan"]["whole"] == [told]
 
 
 # --- the single steps ---------------------------------------------------------------------------

@@ -350,6 +350,8 @@ QUANTISED = """
             (PASS, "channel sparsity 0.410, 32 bits as asked"),
         ),
         ((0.4, 0.0, 32), (0.39, 0.6, 32), False, (PASS, "0.390")),
+        ((0.4, 0.0, 32), (0.36, 0.6, 32), False, (PASS, "0.360")),
+        ((0.4, 0.0, 32), (0.35, 0.6, 32), False, (INCOMPLETE, "0.350, asked 0.400; conv not cut")),
         ((0.6, 0.0, 32), (0.26, 0.3, 32), False, (INCOMPLETE, "sparsity 0.260, asked 0.600")),
         ((0.6, 0.8, 32), (0.6, 0.5, 32), False, (INCOMPLETE, "parameter sparsity 0.500, asked")),
         ((0.0, 0.0, 8), (0.0, 0.0, 8), True, (PASS, "8 bits as asked")),
@@ -363,7 +365,9 @@ def test_less_than_asked_is_incomplete(
     weights = f"{TOY_HONEST}, float S = {{0.01}}, int8 Z = {{0}}"
     body = QUANTISED if quantised else TOY_BODY
     path = write_onnx(tmp_path / "m.onnx", body, weights=weights)
-    build = Build(name="float32", asked=Achieved(*asked), achieved=Achieved(*done))
+    build = Build(
+        name="float32", asked=Achieved(*asked), achieved=Achieved(*done), whole="conv not cut: why"
+    )
     found = finding(judged(path, build=build), "achieved")
     outcome, reason = expected
     assert found.outcome is outcome

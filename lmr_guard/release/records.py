@@ -123,6 +123,7 @@ class Build:
         achieved: What compression did; None where nothing is known, which counts as nothing done.
         weights_sha256: Digest of the torch weights that it was made from.
         plan: Which channels were cut; plain data for the report.
+        whole: Which layers could lose no channels, and why, in one line; empty where all could.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Build:
     achieved: Achieved | None = None
     weights_sha256: str | None = None
     plan: Mapping[str, object] = field(default_factory=dict)
+    whole: str = ""
 
 
 @dataclass(frozen=True, slots=True)
