@@ -184,11 +184,13 @@ class Labelled:
         images: uint8, shape (N, C, H, W): float32 would take four times the memory.
         labels: int64, shape (N,), in [0, K).
         classes: The K class names in index order.
+        notes: What a reader must know of how they were read, one sentence each.
     """
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises ValueError where dtypes, shapes or the label range do not fit."""
@@ -223,7 +225,15 @@ class Labelled:
 
     def subset(self, indices: Tensor) -> Labelled:
         """The images at ``indices`` (int64 positions or a boolean mask), in that order."""
-        return Labelled(self.images[indices], self.labels[indices], self.classes)
+        return Labelled(self.images[indices], self.labels[indices], self.classes, self.notes)
+
+    def joined(self, other: Labelled) -> Labelled:
+        """These images and then the other ones, which are of the same classes and size."""
+        import torch
+
+        images = torch.cat([self.images, other.images])
+        labels = torch.cat([self.labels, other.labels])
+        return Labelled(images, labels, self.classes, self.notes)
 
     def batches(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels and labels in the stored order, ``size`` at a time."""

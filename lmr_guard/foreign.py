@@ -122,7 +122,7 @@ def verify(
         policy=limits,
         environment=environment(),
         config={"images": {"report": len(images)}, "classes": list(images.classes)},
-        notes=(unjudged,) if reference is None else (),
+        notes=(*images.notes, *(() if reference else (unjudged,))),
     )
 
 

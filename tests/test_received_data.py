@@ -187,6 +187,56 @@ def test_what_is_no_image_is_passed_over(cats_and_dogs: Path) -> None:
     assert before.classes == after.classes == ("cats", "dogs")
 
 
+LEFT = ["@eaDir", "__MACOSX", ".thumbnails", "thumbs", "_Thumbnails", "@Recycle", "#recycle"]
+LEFT += ["$RECYCLE.BIN", "lost+found", "Previews.lrdata", ".@__thumb", "System Volume Information"]
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_programs_leave_beside_images_and_among_them_is_passed_over_and_told(
+    cats_and_dogs: Path, name: str
+) -> None:
+    before = read_folder(cats_and_dogs, EIGHT)
+    fill(cats_and_dogs / name, 3)
+    fill(cats_and_dogs / "cats" / name / "5.png", 3, seed=40)
+    fill(cats_and_dogs / "dogs" / "deeper" / name, 3, seed=50)
+    after = read_folder(cats_and_dogs, EIGHT, expected_classes=2)
+    assert torch.equal(before.images, after.images)
+    assert after.classes == ("cats", "dogs")
+    told = (f"What programs leave beside images was passed over: {name} x3.",)
+    assert after.notes == (() if name.startswith(".") else told)
+
+
+def test_a_class_may_bear_such_a_name_where_it_is_named(cats_and_dogs: Path) -> None:
+    fill(cats_and_dogs / "thumbs", 3)
+    assert len(read_folder(cats_and_dogs, EIGHT)) == 7
+    data = read_folder(cats_and_dogs, EIGHT, classes=["thumbs", "dogs", "cats"])
+    assert (len(data), data.notes) == (10, ())
+
+
+@pytest.mark.parametrize("name", ["trash", "cache", "thumb war", "recycle", "previews"])
+def test_words_that_a_class_may_be_called_are_classes(cats_and_dogs: Path, name: str) -> None:
+    fill(cats_and_dogs / name, 3)
+    assert name in read_folder(cats_and_dogs, EIGHT).classes
+
+
+def test_files_that_are_not_read_are_counted_by_their_endings(cats_and_dogs: Path) -> None:
+    for i in range(5):
+        (cats_and_dogs / "cats" / f"IMG_{i}.HEIC").write_bytes(b"\0")
+    (cats_and_dogs / "dogs" / "raw").mkdir()
+    (cats_and_dogs / "dogs" / "raw" / "DSC1.NEF").write_bytes(b"\0")
+    (cats_and_dogs / "dogs" / "LICENSE").write_text("free")
+    noise().save(cats_and_dogs / "dogs" / "SYNOPHOTO_THUMB_XL.jpg")
+    data = read_folder(cats_and_dogs, EIGHT)
+    told = ".heic x5, .nef x1, without an ending x1."
+    assert data.notes == (
+        f"Among the clean images 7 files were not read, for their endings: {told}",
+        "What programs leave beside images was passed over: SYNOPHOTO_THUMB_XL.jpg x1.",
+    )
+    assert data.subset(torch.arange(3)).notes == data.notes
+    with pytest.raises(InputError, match=r"got cats: 3, dogs: 4 in .*; .*: \.heic x5, \.nef x1"):
+        read_folder(cats_and_dogs, EIGHT, minimum=5)
+
+
 def test_links_are_followed_but_not_in_circles(cats_and_dogs: Path, tmp_path: Path) -> None:
     elsewhere = fill(tmp_path / "elsewhere", 2, seed=50)
     (elsewhere / "back").symlink_to(elsewhere)

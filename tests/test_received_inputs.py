@@ -14,6 +14,7 @@ from factories import (
     fingerprint,
     row_classifier,
     row_images,
+    row_network,
     toy_images,
     toy_patch,
     white_png,
@@ -28,6 +29,7 @@ from lmr_guard.evidence import Patch, PatchFile, Triggered, TriggeredFolder
 from lmr_guard.files import sha256_of
 from lmr_guard.received import inputs
 from lmr_guard.received.architectures import Architecture
+from lmr_guard.received.parts import check_agreement, split
 
 ARCHITECTURE = "factories:row_architecture"
 SEEN = Preprocessing(channels=1, height=4, width=4, mean=(0.3,), std=(0.3,))
@@ -375,6 +377,29 @@ def test_agreement_is_asked_of_the_repair_part_and_leaves_the_model_alone() -> N
     with pytest.raises(InputError, match="expected the folders to be the model's classes in its"):
         inputs.understood(given, Clean(wrong, right, right))
     assert fingerprint(model) == before
+
+
+def test_what_was_passed_over_among_the_images_stands_in_the_notes(trained: Classifier) -> None:
+    images = replace(row_images(60), notes=("two files were not read",))
+    parts = split(images, repair=20, select=20, generator=torch.Generator().manual_seed(0))
+    found = inputs.understood(inputs.Received(trained, "m", "0", {}, ("one",)), parts)
+    assert found.notes == ("one", "two files were not read")
+
+
+def test_few_images_of_exchanged_classes_are_told_from_two_parts() -> None:
+    model = row_classifier(lambda: row_network(rows=6), rows=6)
+    right = row_images(30, rows=6)
+    order = torch.tensor([0, 1, 2, 3, 5, 4])
+    wrong = replace(right, labels=order[right.labels])
+    given = inputs.Received(model, "m", "0", {})
+    parts, mixed = (
+        split(data, repair=12, select=6, generator=torch.Generator().manual_seed(0))
+        for data in (right, wrong)
+    )
+    assert inputs.understood(given, parts).notes == ()
+    check_agreement(model(mixed.repair.pixels), mixed.repair)  # too few there to tell
+    with pytest.raises(InputError, match="18 of 18 images right with e as f, f as e, and 12 as"):
+        inputs.understood(given, mixed)
 
 
 def test_a_class_without_an_image_is_told() -> None:

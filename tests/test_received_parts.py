@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError, InputError
-from lmr_guard.received.parts import check_agreement, divide, split
+from lmr_guard.received.parts import check_agreement, check_order, divide, split
 
 
 def numbered(labels: Sequence[int], contents: Sequence[int] | None = None) -> Labelled:
@@ -214,6 +214,60 @@ def test_agreement_takes_classes_that_are_merely_weak(
     labels = [c for c in range(10) for _ in range(of)]
     landed = [circle.get(c, c) if i % of < each else c for i, c in enumerate(labels)]
     check_agreement(*taken(landed, labels))
+
+
+def sorted_as_text(k: int) -> list[int]:
+    """Where folders 0, 1, 10, 11, .. stand among classes 0, 1, 2, .."""
+    return [int(name) for name in sorted(str(c) for c in range(k))]
+
+
+@pytest.mark.parametrize(
+    ("order", "each", "wrong"),
+    [
+        ([0, 1, 3, 2], 3, 0),
+        ([1, 0], 4, 0),
+        (sorted_as_text(12), 2, 3),
+        (sorted_as_text(20), 1, 3),
+        (sorted_as_text(100), 3, 120),
+        ([*range(1, 50), 0, *range(50, 100)], 2, 40),
+    ],
+)
+def test_another_order_is_told_from_all_classes_together(
+    order: list[int], each: int, wrong: int
+) -> None:
+    """``wrong`` images of a permuted order land anywhere."""
+    k, random = len(order), torch.Generator().manual_seed(0)
+    labels = [c for c in range(k) for _ in range(each)]
+    landed = torch.tensor([order[c] for c in labels])
+    at = torch.randperm(len(labels), generator=random)[:wrong]
+    landed[at] = torch.randint(k, (wrong,), generator=random)
+    with pytest.raises(InputError, match=r"images right with .* as .*, and \d+ as they are; pass"):
+        check_order(*taken(landed.tolist(), labels))
+
+
+@pytest.mark.parametrize("pairs", [True, False], ids=["pairs", "anywhere"])
+@pytest.mark.parametrize(("k", "each"), [(2, 6), (3, 3), (10, 3), (10, 12), (60, 4)])
+def test_an_order_that_is_right_is_hardly_ever_refused(k: int, each: int, pairs: bool) -> None:
+    """Neither where images land anywhere nor where pairs of classes cannot be told apart."""
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(k).repeat_interleave(each)
+    refused, trials = 0, 200
+    for _ in range(trials):
+        anywhere = torch.randint(k, labels.shape, generator=random)
+        other = (labels ^ 1).clamp_max(k - 1) if pairs else anywhere
+        weak = 0.5 if pairs else float(torch.rand((), generator=random))
+        astray = torch.rand(labels.shape, generator=random) < weak
+        try:
+            check_order(*taken(torch.where(astray, other, labels).tolist(), labels.tolist()))
+        except InputError:
+            refused += 1
+    assert refused <= 0.05 * trials
+
+
+def test_classes_that_one_other_swallows_are_no_other_order() -> None:
+    labels = [c for c in range(10) for _ in range(80)]
+    landed = [{1: 2, 2: 3}.get(c, c) for c in labels]
+    check_order(*taken(landed, labels))
 
 
 def test_agreement_needs_one_logit_per_class() -> None:

@@ -3,8 +3,9 @@
 """A folder of images -> bytes in memory -> three disjoint parts.
 
 The layout is the one of torchvision's ``ImageFolder``: one folder per class, the sorted names are
-the class order, images lie in it at any depth. Hidden files and files of other kinds are passed
-over; an image that does not decode is an error.
+the class order, images lie in it at any depth. Hidden files, what programs leave (see
+``leavings``) and files of other kinds are passed over and counted; an image that does not decode is
+an error.
 """
 
 import os
@@ -22,6 +23,7 @@ from lmr_guard import pictures
 from lmr_guard.classifier import Preprocessing
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError, InputError, is_text
+from lmr_guard.received.leavings import Passed, is_leaving
 from lmr_guard.untrusted import require_path
 
 __all__ = ["listed", "read_folder", "read_image"]
@@ -53,23 +55,24 @@ def read_folder(
         progress: Told of every image.
 
     Returns:
-        All images, class by class, in the order of their paths.
+        All images, class by class, in the order of their paths; its notes say what was passed over.
 
     Raises:
         InputError: The layout is another one, a class has too few images, an image does not
             decode, or the result would not fit into memory.
         ConfigError: ``classes`` names one twice.
     """
-    names = _class_names(root, classes, expected_classes)
-    files = {name: _image_files(root, name, names) for name in names}
-    _check_counts(root, files, minimum)
+    passed = Passed()
+    names = _class_names(root, classes, expected_classes, passed)
+    files = {name: _image_files(root, name, names, passed) for name in names}
+    _check_counts(root, files, minimum, passed)
     paths = [path for name in names for path in files[name]]
     labels = torch.tensor([k for k, name in enumerate(names) for _ in files[name]])
     images = _empty_images(len(paths), preprocessing)
     for i, image in enumerate(_decoded(paths, preprocessing)):
         images[i] = image
         progress("reading images", i + 1, len(paths))
-    return Labelled(images, labels.long(), tuple(names))
+    return Labelled(images, labels.long(), tuple(names), passed.notes())
 
 
 def read_image(path: Path, preprocessing: Preprocessing) -> Tensor:
@@ -158,8 +161,10 @@ def _available_memory() -> int | None:
 # --- the layout ---------------------------------------------------------------------------------
 
 
-def _class_names(root: Path, classes: Sequence[str] | None, expected: int | None) -> list[str]:
-    found = _class_folders(root)
+def _class_names(
+    root: Path, classes: Sequence[str] | None, expected: int | None, passed: Passed
+) -> list[str]:
+    found = _class_folders(root, classes or (), passed)
     names = found if classes is None else list(classes)
     if len(set(names)) < len(names):
         raise ConfigError(f"expected class names that differ, got {listed(names)}")
@@ -180,14 +185,20 @@ def _class_names(root: Path, classes: Sequence[str] | None, expected: int | None
     return names
 
 
-def _class_folders(root: Path) -> list[str]:
+def _class_folders(root: Path, classes: Sequence[str], passed: Passed) -> list[str]:
     layout = "expected a folder that holds one folder of images for each class"
     require_path(root, layout)
     if not root.is_dir():
         instead = "a file" if root.exists() else "no such folder"
         raise InputError(f"{layout}, got {instead}: {str(root)!r}")
     entries = [entry for entry in _entries(root) if not entry.name.startswith(".")]
-    found = sorted(entry.name for entry in entries if entry.is_dir())
+    found = []
+    for folder in (entry for entry in entries if entry.is_dir()):
+        if is_leaving(folder) and folder.name not in classes:
+            passed.leaving(folder)
+        else:
+            found.append(folder.name)
+    found.sort()
     if odd := [name for name in found if not is_text(name)]:
         raise InputError(
             f"expected class folders with names in UTF-8, got {odd[0]!r} in {str(root)!r}; "
@@ -215,7 +226,7 @@ def _entries(folder: Path) -> list[Path]:
         ) from error
 
 
-def _image_files(root: Path, name: str, names: Sequence[str]) -> list[Path]:
+def _image_files(root: Path, name: str, names: Sequence[str], passed: Passed) -> list[Path]:
     """Every image of a class; links are followed, but not to where they came from."""
     start = root / name
     if not start.is_dir():
@@ -230,20 +241,29 @@ def _image_files(root: Path, name: str, names: Sequence[str]) -> list[Path]:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                if (real := entry.resolve()) not in seen:
+                if is_leaving(entry):
+                    passed.leaving(entry)
+                elif (real := entry.resolve()) not in seen:
                     seen.add(real)
                     waiting.append(entry)
+            elif is_leaving(entry):
+                passed.leaving(entry)
             elif entry.suffix.lower() in known:
                 found.append(entry)
+            else:
+                passed.unread(entry)
     return sorted(found)
 
 
-def _check_counts(root: Path, files: Mapping[str, Sequence[Path]], minimum: int) -> None:
+def _check_counts(
+    root: Path, files: Mapping[str, Sequence[Path]], minimum: int, passed: Passed
+) -> None:
     few = [f"{name}: {len(paths)}" for name, paths in files.items() if len(paths) < minimum]
     if few:
         raise InputError(
             f"expected at least {minimum} images in every class, got {listed(few)} in "
-            f"{str(root)!r}; files with other endings than an image's do not count"
+            f"{str(root)!r}; "
+            + (" ".join(passed.notes()) or "files with other endings than an image's do not count")
         )
 
 

@@ -24,7 +24,7 @@ from lmr_guard.files import sha256_of
 from lmr_guard.measure import predict
 from lmr_guard.received import data, ending, load
 from lmr_guard.received.architectures import Architecture, described_input
-from lmr_guard.received.parts import check_agreement
+from lmr_guard.received.parts import check_agreement, check_order
 
 __all__ = [
     "Images",
@@ -254,14 +254,17 @@ def understood(given: Received, clean: Clean) -> Received:
 
     Args:
         given: As read; not touched.
-        clean: ``repair`` must be of the model's classes in its order; ``select`` shows what it
-            puts out, see ``ending``.
+        clean: ``repair``, and both ``repair`` and ``select``, must be of the model's classes in its
+            order; ``select`` shows what it puts out, see ``ending``.
 
     Raises:
         InputError: The images are not of the model's classes, in its order.
     """
     model = given.classifier.clone()
-    check_agreement(predict(model, clean.repair), clean.repair)
+    logits = predict(model, clean.repair)
+    check_agreement(logits, clean.repair)
+    both = clean.repair.joined(clean.select)
+    check_order(torch.cat([logits, predict(model, clean.select)]), both)
     classifier = ending.understood(model, clean.select)
-    notes = (*given.notes, *ending.described(classifier.ending))
+    notes = (*given.notes, *clean.repair.notes, *ending.described(classifier.ending))
     return replace(given, classifier=classifier, notes=notes)

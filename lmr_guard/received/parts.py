@@ -3,9 +3,11 @@
 """Clean images -> three disjoint parts, and whether the model recognises them at all."""
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.measure import right
 from lmr_guard.received.data import listed
 
-__all__ = ["check_agreement", "divide", "split"]
+__all__ = ["check_agreement", "check_order", "divide", "split"]
 
 # Of all clean images, and how many at most.
 _REPAIR = (0.4, 2000)
@@ -22,6 +24,8 @@ _SELECT = (0.2, 500)
 
 _MOST = 0.5  # of a class's images, taken for another class, are no mere mistakes
 _ROUNDING = 1e-6  # of float32
+_ABSENT = 0.01  # chance that all images of a class are wrong
+_CHANCE = 0.05  # of another order of the classes where the given one is right
 
 
 # --- the parts ----------------------------------------------------------------------------------
@@ -152,7 +156,8 @@ def check_agreement(logits: Tensor, data: Labelled) -> None:
         InputError: There are more or fewer classes than logits; or the lower Wilson bound of CA is
             not above 1/K, what guessing would reach; or that of the mean over the classes is not,
             as where one class is the answer to nearly everything; or some classes stand for one
-            another in a circle, each by the lower bound of more than half of its images.
+            another in a circle, each by the lower bound of more than half of its images; or see
+            ``check_order``.
     """
     clean_accuracy, num_classes = right(logits, data), len(data.classes)
     if logits.shape[1] != num_classes:
@@ -179,6 +184,80 @@ def check_agreement(logits: Tensor, data: Labelled) -> None:
             f"expected the folders to be the model's classes in its order, got {told} for most of "
             "their images; pass the class order"
         )
+    check_order(logits, data)
+
+
+def check_order(logits: Tensor, data: Labelled) -> None:
+    """Refuse images whose classes stand in another order than the model's, told from all together.
+
+    The permutation of the classes that the predictions fit best is taken as one hypothesis. It
+    must beat the given order in two ways. Of the images of moved classes that either order would
+    have right, more must be right by the permutation than by a model that cannot tell those classes
+    apart: a sign test at 5 %, for as many choices as there are of so many circles of classes among
+    those that cannot be told apart, by what is wrong of the classes that stay. And it must be
+    likelier than the given order by more than there are ways to move so many classes, where a model
+    that is wrong lands anywhere.
+
+    Args:
+        logits: Of the model as received for ``data``, shape (N, K).
+        data: Clean images; a few in each class suffice.
+
+    Raises:
+        InputError: The permutation beats the given order.
+    """
+    k, landed = len(data.classes), logits.argmax(dim=1)
+    table = torch.bincount(data.labels * k + landed, minlength=k * k).view(k, k)
+    circles = _circles(table)
+    moved = {c: to for circle in circles for c, to in circle.items()}
+    stay = sum(int(table[c, c]) for c in moved)
+    move = sum(int(table[c, to]) for c, to in moved.items())
+    right_now = int(table.diagonal().sum())
+    right_then = right_now - stay + move
+    share = (right_then + 1) / (len(data) + 2)
+    likelier = (move - stay) * math.log(max(share * (k - 1) / (1 - share), 1))
+    rest = len(data) - int(table.sum(dim=1)[list(moved)].sum())
+    alike = round(k * (rest - right_now + stay) / max(rest, 1))
+    choices = math.comb(max(alike, len(circles)), len(circles)) * 2 ** len(circles)
+    chance = _at_least(move, move + stay) * choices
+    if chance < _CHANCE and likelier > len(moved) * math.log(k) - math.log(_CHANCE):
+        names = {data.classes[c]: data.classes[to] for c, to in moved.items()}
+        told = listed([f"{a} as {b}" for a, b in names.items()])
+        raise InputError(
+            f"expected the folders to be the model's classes in its order, got {right_then} of "
+            f"{len(data)} images right with {told}, and {right_now} as they are; pass the "
+            "class order"
+        )
+
+
+def _circles(table: Tensor) -> list[dict[int, int]]:
+    """Classes that move under the best permutation, circle by circle, where none rather stays."""
+    from scipy.optimize import linear_sum_assignment
+
+    # Of permutations that are equally good the one that moves least.
+    gain = 2 * table.numpy() + np.eye(len(table), dtype=np.int64)
+    best = dict(enumerate(linear_sum_assignment(gain, maximize=True)[1].tolist()))
+    wrong = 1 - (sum(int(table[c, to]) for c, to in best.items()) + 1) / (int(table.sum()) + 2)
+    found, seen = [], set()
+    for start in best:
+        circle, at = {}, start
+        while at not in seen:
+            seen.add(at)
+            circle[at] = best[at]
+            at = best[at]
+        # Where a class would not be there by the permutation either, there is another reason.
+        fits = (
+            table[c, to] >= table[c, c]
+            and (table[c, to] > 0 or wrong ** int(table[c].sum()) > _ABSENT / len(circle))
+            for c, to in circle.items()
+        )
+        if len(circle) > 1 and all(fits):
+            found.append(circle)
+    return found
+
+
+def _at_least(hits: int, trials: int) -> float:
+    """How likely a fair coin falls on one side so often."""
+    return sum(math.comb(trials, i) for i in range(hits, trials + 1)) / 2**trials
 
 
 def _mean_over_classes(landed: Tensor, data: Labelled) -> float:
