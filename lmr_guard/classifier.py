@@ -41,6 +41,8 @@ class Preprocessing:
         std: One value per channel, in pixel units, > 0.
         resize: Length of the shorter side before the centre crop; None resizes straight to
             (height, width).
+        upright: Whether images are turned as their camera says. The loader that most networks are
+            trained with, torchvision's ``ImageFolder``, takes them as they are stored.
     """
 
     channels: int = 3
@@ -49,6 +51,7 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     resize: int | None = None
+    upright: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

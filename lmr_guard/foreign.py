@@ -40,6 +40,7 @@ class FileFormat:
             takes pixels in [0, 1].
         std: As ``mean``; the two go together.
         classes: Class names in the order of its outputs; None takes folder names sorted.
+        upright: Whether images are turned as their cameras say; see ``Preprocessing``.
 
     Raises:
         ConfigError: One of ``mean`` and ``std`` without the other, or values that are not finite.
@@ -49,6 +50,7 @@ class FileFormat:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     classes: tuple[str, ...] | None = None
+    upright: bool = False
 
     def __post_init__(self) -> None:
         """Validates; see the class."""
@@ -153,4 +155,5 @@ def _shape(predictor: OnnxPredictor, wanted: FileFormat) -> Preprocessing:
         raise ConfigError(
             f"expected {channels} values each for mean and std > 0, got {mean}, {std}"
         )
-    return Preprocessing(channels=channels, height=height, width=width, mean=mean, std=std)
+    shape = Preprocessing(channels=channels, height=height, width=width, mean=mean, std=std)
+    return replace(shape, upright=wanted.upright)

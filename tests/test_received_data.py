@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -164,13 +165,72 @@ def test_pixels_without_a_range_are_refused(tmp_path: Path, values: np.ndarray, 
         read_image(tmp_path / "a.tiff", EIGHT)
 
 
-def test_the_camera_orientation_is_applied(tmp_path: Path) -> None:
+def turned(path: Path, orientation: int = 6) -> np.ndarray:
+    """Writes an image that is bright above once a viewer has turned it; returns it upright."""
     upright = np.zeros((8, 8, 3), np.uint8)
-    upright[:4] = 255  # bright above
+    upright[:4] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored turned: the viewer turns it by 90 degrees clockwise
-    Image.fromarray(np.rot90(upright).copy()).save(tmp_path / "a.png", exif=exif)
-    assert torch.equal(read_image(tmp_path / "a.png", EIGHT), bytes_of(Image.fromarray(upright)))
+    exif[0x0112] = orientation  # 6: the viewer turns it by 90 degrees clockwise
+    Image.fromarray(np.rot90(upright).copy()).save(path, exif=exif)
+    return upright
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".tiff", ".webp"])
+def test_the_camera_orientation_is_applied_where_that_is_asked_for(
+    tmp_path: Path, ending: str
+) -> None:
+    path = tmp_path / "cats" / f"a{ending}"
+    path.parent.mkdir()
+    upright = turned(path)
+    ((theirs, _),) = ImageFolder(str(tmp_path))
+    assert torch.equal(read_image(path, EIGHT), bytes_of(theirs))
+    got = read_image(path, replace(EIGHT, upright=True)).float()
+    assert torch.allclose(got, bytes_of(Image.fromarray(upright)).float(), atol=80)
+    assert got[:, :3].mean() > 200
+    assert got[:, 5:].mean() < 50
+
+
+def test_how_turned_images_are_taken_is_told(cats_and_dogs: Path) -> None:
+    for i in range(2):
+        turned(cats_and_dogs / "cats" / f"turned{i}.jpg")
+    turned(cats_and_dogs / "dogs" / "upright.jpg", orientation=1)
+    told = "2 of 10 images are marked as turned by their cameras: they were"
+    (stored,) = read_folder(cats_and_dogs, EIGHT).notes
+    assert stored == (
+        f"{told} taken as they are stored, as torchvision's ImageFolder does; --upright turns them."
+    )
+    (upright,) = read_folder(cats_and_dogs, replace(EIGHT, upright=True)).notes
+    assert upright == f"{told} turned; --as-stored takes them as torchvision's ImageFolder does."
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "told"),
+    [
+        (0, 4095, "3 of 3 images of more than 8 bits are nearly black all over"),
+        (0, 255, "3 of 3 images of more than 8 bits are nearly black all over"),
+        (61000, 65535, "3 of 3 images of more than 8 bits are nearly white all over"),
+        (0, 65535, None),
+    ],
+)
+def test_a_scale_of_16_bits_that_cannot_be_right_is_told(
+    cats_and_dogs: Path, least: int, most: int, told: str | None
+) -> None:
+    values = np.linspace(least, most, 64).astype(np.uint16).reshape(8, 8)
+    for i in range(3):
+        Image.fromarray(values).save(cats_and_dogs / "cats" / f"deep{i}.png")
+    notes = read_folder(cats_and_dogs, EIGHT).notes
+    assert [note.partition(":")[0] for note in notes] == ([told] if told else [])
+
+
+def test_single_dark_photographs_are_nothing_odd_but_most_of_all_are(tmp_path: Path) -> None:
+    for name in ("cats", "dogs"):
+        fill(tmp_path / name, 3)
+        Image.new("RGB", (8, 8), (3, 4, 5)).save(tmp_path / name / "night.png")
+    assert read_folder(tmp_path, EIGHT).notes == ()
+    for i in range(5):
+        Image.new("RGB", (8, 8), (15, i, 5)).save(tmp_path / "dogs" / f"twelve bits {i}.png")
+    (told,) = read_folder(tmp_path, EIGHT).notes
+    assert told.startswith("7 of 13 images are nearly black all over: 16 bits are cut to 8, so")
 
 
 def test_what_is_no_image_is_passed_over(cats_and_dogs: Path) -> None:

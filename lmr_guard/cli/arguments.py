@@ -101,8 +101,14 @@ def _names(_context: object, _option: object, text: str | None) -> tuple[str, ..
     return None if text is None else tuple(name.strip() for name in text.split(","))
 
 
-CLEAN = click.option(
-    "--clean", type=PATH, required=True, help="Clean images, one folder per class."
+CLEAN = _all_of(
+    click.option("--clean", type=PATH, required=True, help="Clean images, one folder per class."),
+    click.option(
+        "--upright/--as-stored",
+        default=False,
+        help="Whether images are turned as their cameras say; default: as stored, as "
+        "torchvision's ImageFolder takes them.",
+    ),
 )
 CLASSES = click.option(
     "--classes",
@@ -237,13 +243,13 @@ def architecture(options: dict[str, Any]) -> Architecture:
     size = options["input_size"]
     if size is not None and len(size) != 3:
         raise ConfigError(f"expected --input-size C,H,W, got {len(size)} numbers")
-    names = ("num_classes", "input_size", "mean", "std", "stem")
+    names = ("num_classes", "input_size", "mean", "std", "stem", "upright")
     return Architecture(options.pop("arch"), **{name: options.pop(name) for name in names})
 
 
 def file_format(options: dict[str, Any]) -> FileFormat:
     """What is said about an ONNX file; its entries leave ``options``."""
-    names = ("mean", "std", "classes")
+    names = ("mean", "std", "classes", "upright")
     return FileFormat(size=options.pop("input_size"), **{n: options.pop(n) for n in names})
 
 

@@ -72,6 +72,7 @@ class Architecture:
             layers that are usual for small images, a 3x3 convolution of stride 1 and no pooling
             after it, and makes 32x32 the input size. The normalisation stays the
             architecture's own: set ``mean`` and ``std`` for another one.
+        upright: See ``Preprocessing``.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Architecture:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     stem: Literal["native", "cifar"] = "native"
+    upright: bool = False
 
     def __post_init__(self) -> None:
         """Raises ConfigError for what no architecture could accept."""
@@ -113,6 +115,8 @@ class Architecture:
     def to_json(self) -> dict[str, object]:
         """Plain data for a record."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
+        if not self.upright:
+            del own["upright"]
         return {"architecture": own.pop("name"), **own}
 
 
@@ -348,6 +352,7 @@ def expected_input(config: Architecture, native: Preprocessing | None) -> Prepro
         mean=mean,
         std=std,
         resize=native.resize if native and own_size else None,
+        upright=config.upright,
     )
 
 

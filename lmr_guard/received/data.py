@@ -24,6 +24,7 @@ from lmr_guard.classifier import Preprocessing
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError, InputError, is_text
 from lmr_guard.received.leavings import Passed, is_leaving
+from lmr_guard.received.oddities import Kind, Oddities
 from lmr_guard.untrusted import require_path
 
 __all__ = ["listed", "read_folder", "read_image"]
@@ -68,11 +69,12 @@ def read_folder(
     _check_counts(root, files, minimum, passed)
     paths = [path for name in names for path in files[name]]
     labels = torch.tensor([k for k, name in enumerate(names) for _ in files[name]])
-    images = _empty_images(len(paths), preprocessing)
-    for i, image in enumerate(_decoded(paths, preprocessing)):
+    images, seen = _empty_images(len(paths), preprocessing), Oddities(preprocessing.upright)
+    for i, (image, kind) in enumerate(_decoded(paths, preprocessing)):
         images[i] = image
+        seen.count(image, kind)
         progress("reading images", i + 1, len(paths))
-    return Labelled(images, labels.long(), tuple(names), passed.notes())
+    return Labelled(images, labels.long(), tuple(names), (*passed.notes(), *seen.notes()))
 
 
 def read_image(path: Path, preprocessing: Preprocessing) -> Tensor:
@@ -80,9 +82,9 @@ def read_image(path: Path, preprocessing: Preprocessing) -> Tensor:
 
     An image of the right size is taken as it is. Any other is scaled bilinearly, with
     antialiasing, until its shorter side is ``resize``, and the centre is cut out; without
-    ``resize`` it is scaled straight to the size. Orientation from the camera is applied; 16 bits
-    are cut to 8; transparency is dropped, the colour below it stays, as loaders for training do
-    it; of an animation the first frame is taken.
+    ``resize`` it is scaled straight to the size. It is turned as the camera says only where that is
+    asked for; 16 bits are cut to 8; transparency is dropped, the colour below it stays, as loaders
+    for training do it; of an animation the first frame is taken.
 
     Args:
         path: A file in one of ``pictures.formats``.
@@ -92,21 +94,22 @@ def read_image(path: Path, preprocessing: Preprocessing) -> Tensor:
         InputError: It does not decode, or has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
     with pictures.quiet():
-        return _decode(path, preprocessing)
+        return _decode(path, preprocessing)[0]
 
 
-def _decoded(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[Tensor]:
+def _decoded(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[tuple[Tensor, Kind]]:
     workers = min(16, os.cpu_count() or 1)
     with pictures.quiet(), ThreadPoolExecutor(workers) as pool:
         yield from pool.map(lambda path: _decode(path, preprocessing), paths)
 
 
-def _decode(path: Path, preprocessing: Preprocessing) -> Tensor:
+def _decode(path: Path, preprocessing: Preprocessing) -> tuple[Tensor, Kind]:
     with pictures.opened(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        fitted = _fit(_eight_bit(upright, preprocessing.channels), preprocessing)
+        kind = Kind.of(image)
+        taken = ImageOps.exif_transpose(image) if preprocessing.upright else image
+        fitted = _fit(_eight_bit(taken, preprocessing.channels), preprocessing)
     pixels = torch.from_numpy(np.array(fitted))
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    return (pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)), kind
 
 
 def _eight_bit(image: Image.Image, channels: int) -> Image.Image:
