@@ -93,11 +93,13 @@ class Classifier(nn.Module):
 
     Attributes:
         light: Whether the network multiplies in bfloat16; see ``arithmetic``.
+        notes: What a reader must know about how it was loaded, one sentence each.
     """
 
     mean: Tensor
     std: Tensor
     light: bool = False
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -149,7 +151,11 @@ class Classifier(nn.Module):
 
     def clone(self) -> "Classifier":
         """An independent copy in eval mode whose parameters all require gradients."""
-        twin = copy.deepcopy(self)
+        # Some modules keep what they computed, as the older weight_norm does its weight; torch
+        # copies no such tensor.
+        kept = (value for module in self.modules() for value in vars(module).values())
+        made = {id(t): t.detach().clone() for t in kept if isinstance(t, Tensor) and t.grad_fn}
+        twin = copy.deepcopy(self, made)
         return twin.eval().requires_grad_(True)
 
     def as_received(self) -> "Classifier":

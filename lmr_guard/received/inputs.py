@@ -89,14 +89,16 @@ def model(given: Model, arch: str | Architecture | None, clean: Images) -> Recei
         raise ConfigError("expected an arch beside a checkpoint, got none; name its architecture")
     source = Architecture(arch) if isinstance(arch, str) else arch
     path = Path(given)
-    return Received(load.classifier(path, source), str(path), sha256_of(path), source.to_json())
+    made = load.classifier(path, source)
+    return Received(made, str(path), sha256_of(path), source.to_json(), made.notes)
 
 
 def _in_memory(given: nn.Module, clean: Images) -> Received:
     kind = type(given).__name__
     notes: tuple[str, ...] = ()
     if isinstance(given, Classifier):
-        classifier = given.clone()
+        classifier = load.plain(given)
+        notes = classifier.notes
         kind = type(given.network).__name__
     else:
         described_by = getattr(given, "default_cfg", None) or {}
@@ -109,6 +111,7 @@ def _in_memory(given: nn.Module, clean: Images) -> Received:
         if shape is None:
             shape, notes = _size_of(clean, kind), (_PLAIN,)
         classifier = load.in_memory(given, shape)
+        notes = (*notes, *classifier.notes)
     p = classifier.preprocessing
     origin = Architecture(
         f"memory:{kind}",

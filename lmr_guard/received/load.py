@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, Preprocessing, find_head
 from lmr_guard.errors import InputError, described, first_line, some
+from lmr_guard.received import fused
 from lmr_guard.received.architectures import (
     LIBRARIES,
     NORMALISED_TWICE,
@@ -21,7 +22,7 @@ from lmr_guard.received.architectures import (
 )
 from lmr_guard.received.checkpoint import read_weights
 
-__all__ = ["build", "classifier", "in_memory"]
+__all__ = ["build", "classifier", "in_memory", "plain"]
 
 # What a training framework calls the network inside its own module; no network of the libraries
 # has all its weights under such a name, a user's own may.
@@ -49,9 +50,24 @@ def classifier(checkpoint: Path, config: Architecture) -> Classifier:
     weights = read_weights(checkpoint, also=_PREFIXES if library else ())
     network, shape, num_classes = build(config, weights)
     _fill(network, _without_auxiliary_heads(config, weights))
-    model = Classifier(network, shape, num_classes).eval().requires_grad_(True)
+    model = Classifier(network, shape, num_classes).eval()
+    _fuse(model)
+    model.requires_grad_(True)
     _require_logits(model, num_classes)
     return model
+
+
+def _fuse(model: Classifier) -> None:
+    """Computed weights made plain, in place, and told."""
+    if computed := fused.fuse(model.network):
+        model.notes = (*model.notes, fused.note(computed))
+
+
+def plain(given: Classifier) -> Classifier:
+    """An independent copy of a classifier whose weights are plain."""
+    model = given.clone()
+    _fuse(model)
+    return model.requires_grad_(True)
 
 
 def in_memory(network: nn.Module, shape: Preprocessing) -> Classifier:
@@ -65,7 +81,9 @@ def in_memory(network: nn.Module, shape: Preprocessing) -> Classifier:
         InputError: It takes no such images, or its logits are not finite.
     """
     place = next(network.parameters(), torch.empty(0)).device
-    model = Classifier(network, shape, 0).clone().to(place, torch.float32)
+    model = Classifier(network, shape, 0).clone()
+    _fuse(model)
+    model.requires_grad_(True).to(place, torch.float32)
     model.num_classes = _logits(model).shape[1]
     _require_logits(model, model.num_classes)
     return model
@@ -116,8 +134,9 @@ def _classes(config: Architecture, probe: Classifier, weights: Mapping[str, Tens
         probe.to("meta")  # shapes only, at no cost; the user's own code may not run there
     outputs = _logits(probe).shape[1]
     name, head = find_head(probe, probe.example(), outputs)
-    stored = weights.get(f"{name}.weight".removeprefix("network."))
-    found = outputs if stored is None or stored.ndim != head.weight.ndim else stored.shape[0]
+    own = fused.originals(name.removeprefix("network."))
+    held = (weights[each] for each in own if each in weights)
+    found = next((w.shape[0] for w in held if w.ndim == head.weight.ndim), outputs)
     if config.num_classes not in {None, found}:
         raise InputError(f"expected {config.num_classes} classes, got {found} in the weights")
     if found < 2:
