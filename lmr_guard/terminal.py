@@ -12,13 +12,15 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TextIO
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from lmr_guard.contracts import Progress
+from lmr_guard.errors import StageError
 
-__all__ = ["QUIET", "complain", "ignore_stops", "progress", "say", "show", "stoppable"]
+__all__ = ["QUIET", "complain", "document", "ignore_stops", "progress", "say", "show", "stoppable"]
 
 QUIET = 20.0
 """Seconds that a log goes without a line at least."""
@@ -70,6 +72,23 @@ def complain(message: str, code: int) -> int:
 def say(text: str) -> None:
     """One line on standard output."""
     _write(sys.stdout, f"{text}\n")
+
+
+def document(text: str) -> None:
+    """A whole document on standard output, as UTF-8 whatever the terminal's encoding.
+
+    Raises:
+        StageError: There is no room for it; half a document is none.
+        BrokenPipeError: Nobody reads it.
+    """
+    try:
+        click.echo(text.encode(), nl=False)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StageError(
+            f"expected room on standard output, got {error.strerror}; write to a file"
+        ) from error
 
 
 def show(*things: Any) -> None:  # noqa: ANN401 - whatever rich can show

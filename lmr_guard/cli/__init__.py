@@ -57,6 +57,9 @@ _HOMES = {
         "repair",
         "Localize and repel only: writes repaired.safetensors, which no verdict covers.",
     ),
+    "report": _Home(
+        "report", "report", "Draw REPORT.json as a page that loads nothing, or as Markdown."
+    ),
     "run": _Home(
         "commands",
         "run",

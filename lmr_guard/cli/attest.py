@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from lmr_guard import terminal
-from lmr_guard.errors import ConfigError, ExitCode, StageError
+from lmr_guard.errors import ConfigError, ExitCode
 from lmr_guard.release import formats
 from lmr_guard.release.formats.checked import problems
 from lmr_guard.release.report import Report
@@ -61,15 +61,7 @@ def _write(path: Path, chosen: formats.Format, out: Path) -> None:
     if out != _STDOUT:
         terminal.say(f"{chosen}: {formats.write(report, out, chosen, beside)}")
         return
-    try:
-        # As bytes: what a terminal's encoding cannot hold would not be the document any more.
-        click.echo(formats.of(report, chosen, beside).encode(), nl=False)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise StageError(
-            f"expected room on standard output, got {error.strerror}; use --out"
-        ) from error
+    terminal.document(formats.of(report, chosen, beside))
 
 
 def _checked(folder: Path) -> int:
