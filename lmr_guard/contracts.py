@@ -16,12 +16,13 @@ torch is loaded by what computes with it: a report can be read and judged withou
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import sqrt
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Achieved",
     "Clean",
+    "Drawing",
     "Hit",
     "Inverted",
     "Labelled",
@@ -265,6 +267,51 @@ class Method(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Drawing:
+    """What a pattern looks like, for people; see ``localize.drawing``.
+
+    Args:
+        name: Of the pattern, e.g. ``"patch@received"``.
+        target: The class that it sends images to.
+        size: Of the pattern, as its search measures it, in [0, 1].
+        png: A small picture, at most ``MOST_BYTES`` and ``MOST_PIXELS`` wide and high.
+
+    Raises:
+        ValueError: ``png`` is no such picture.
+    """
+
+    MOST_BYTES: ClassVar[int] = 1 << 15
+    MOST_PIXELS: ClassVar[int] = 64
+
+    name: str
+    target: int
+    size: float
+    png: bytes
+
+    def __post_init__(self) -> None:
+        """Validates; see the class. Somebody else may have written it, and a browser opens it."""
+        begins = self.png[:8] == b"\x89PNG\r\n\x1a\n" and self.png[12:16] == b"IHDR"
+        sides = [int.from_bytes(self.png[at : at + 4], "big") for at in (16, 20)]
+        fits = len(self.png) <= self.MOST_BYTES and max(sides) <= self.MOST_PIXELS
+        if not begins or not fits or min(sides) < 1:
+            raise ValueError(
+                f"expected a PNG of at most {self.MOST_BYTES} bytes and {self.MOST_PIXELS} pixels "
+                f"a side as the drawing of a pattern, got {len(self.png)} bytes of another"
+            )
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data for a record; the picture in base64."""
+        picture = b64encode(self.png).decode()
+        return {"name": self.name, "target": self.target, "size": self.size, "png": picture}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """What ``to_json`` wrote. Raises ValueError where that is no picture."""
+        picture = b64decode(data["png"], validate=True)
+        return cls(data["name"], data["target"], data["size"], picture)
+
+
+@dataclass(frozen=True, slots=True)
 class Suspicion:
     """What ``localize`` thinks, or that it does not know.
 
@@ -278,6 +325,7 @@ class Suspicion:
         patterns: What was found to send images to ``target``: evidence of its own, for it can be
             tried on what was made of the model.
         classes: Names of the classes in index order; empty where the user named the suspect.
+        drawings: What the patterns look like.
     """
 
     target: int | None
@@ -288,6 +336,7 @@ class Suspicion:
     # These two stand in no record of a suspicion, hence they do not tell two of them apart.
     patterns: tuple[Inverted, ...] = field(default=(), compare=False)
     classes: tuple[str, ...] = field(default=(), compare=False)
+    drawings: tuple[Drawing, ...] = ()
 
     @property
     def abstained(self) -> bool:

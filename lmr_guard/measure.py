@@ -10,7 +10,15 @@ from torch import Tensor
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Hit, Inverted, Labelled, Predictor, Rate, Trigger, TriggerResult
 
-__all__ = ["accuracy", "against_pattern", "against_trigger", "mean_over_others", "predict", "right"]
+__all__ = [
+    "accuracy",
+    "against_pattern",
+    "against_trigger",
+    "mean_over_others",
+    "predict",
+    "right",
+    "right_per_class",
+]
 
 
 @torch.no_grad()
@@ -24,6 +32,14 @@ def predict(predictor: Predictor, data: Labelled, batch: int = 256) -> Tensor:
 def accuracy(predictor: Predictor, data: Labelled, batch: int = 256) -> Rate:
     """CA: how many images land in their own class. A NaN logit is a miss."""
     return right(predict(predictor, data, batch), data)
+
+
+def right_per_class(logits: Tensor, data: Labelled) -> tuple[Rate, ...]:
+    """CA on the images of each class, in index order; they add up to ``right``."""
+    hit = (logits.argmax(dim=1) == data.labels) & logits.isfinite().all(dim=1)
+    count = len(data.classes)
+    hits, trials = (x.bincount(minlength=count).tolist() for x in (data.labels[hit], data.labels))
+    return tuple(map(Rate, hits, trials))
 
 
 def right(logits: Tensor, data: Labelled) -> Rate:

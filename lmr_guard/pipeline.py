@@ -24,7 +24,7 @@ from lmr_guard.received import inputs
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.received.inputs import Images, Model, Received
 from lmr_guard.received.parts import divide
-from lmr_guard.release import publish, remarks
+from lmr_guard.release import page, publish, remarks
 from lmr_guard.release.decision import decide
 from lmr_guard.release.drills import DrillReport
 from lmr_guard.release.environment import environment
@@ -65,7 +65,7 @@ def guard(
     Args:
         model: A checkpoint or a network in memory; not touched. See ``received.inputs``.
         clean: A folder that holds one folder of clean images per class, or images and labels.
-        out: Appears complete, with report.json and what was published, or not at all.
+        out: Appears complete, with report.json, its page and what was published, or not at all.
         triggers: What to audit with; no stage but ``verify`` sees them.
         arch: What a checkpoint belongs to: torchvision:NAME, timm:NAME, package.module:factory.
         settings: How; None takes all defaults.
@@ -100,6 +100,7 @@ def guard(
         )
         report = report_on(received, parts, replace(measured, variants=published), how, drills)
         report.write(result / "report.json")
+        page.write(report, result / page.PAGE)
         publish.finish(result, into)
     return report
 

@@ -17,10 +17,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from lmr_guard.contracts import Progress
+from lmr_guard.contracts import Progress, silent
 from lmr_guard.errors import StageError
 
-__all__ = ["QUIET", "complain", "document", "ignore_stops", "progress", "say", "show", "stoppable"]
+__all__ = [
+    "QUIET",
+    "complain",
+    "decided",
+    "document",
+    "ignore_stops",
+    "progress",
+    "say",
+    "show",
+    "stoppable",
+]
 
 QUIET = 20.0
 """Seconds that a log goes without a line at least."""
@@ -91,6 +101,14 @@ def document(text: str) -> None:
         ) from error
 
 
+def decided(text: str) -> None:
+    """As ``document``, of a command whose exit code is the answer, also where nobody reads."""
+    try:
+        document(text)
+    except BrokenPipeError:
+        _forget(sys.stdout)
+
+
 def show(*things: Any) -> None:  # noqa: ANN401 - whatever rich can show
     """Tables and texts with rich's markup on standard output."""
     console = Console()
@@ -109,16 +127,27 @@ def _write(stream: TextIO | None, text: str) -> None:
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
     except (OSError, ValueError):
-        # What is left in the buffer would fail again when the process ends.
-        with suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+        _forget(stream)
+
+
+def _forget(stream: TextIO) -> None:
+    """What is left in the buffer would fail again when the process ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
-    """Bars on standard error; where that is no terminal a line now and then, see ``QUIET``."""
+def progress(*, quiet: bool = False) -> Iterator[Progress]:
+    """Bars on standard error; where that is no terminal a line now and then, see ``QUIET``.
+
+    Args:
+        quiet: Nothing at all, nowhere.
+    """
+    if quiet:
+        yield silent
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _logged()

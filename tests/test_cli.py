@@ -312,7 +312,7 @@ def test_the_run_that_the_bad_cases_start_from_works(place: Path) -> None:
     Path(options["--policy"]).write_text('require = ["float32"]\n')
     options["--audit-steps"] = "0"  # Three classes are too few.
     assert main([*command("run", options), "--no-repair"]) == 0
-    assert sorted(tree(place / "results" / "out")) == ["float32.onnx", "report.json"]
+    assert sorted(tree(place / "results" / "out")) == ["float32.onnx", "report.html", "report.json"]
 
 
 def test_a_search_of_a_few_steps_is_refused(
@@ -614,6 +614,31 @@ def test_scan_tells_the_scores_and_writes_them(
     assert list(tree(place / "results")) == ["scan.json"]
 
 
+def test_scan_gives_the_scores_to_another_program(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command("scan", work(place)), "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["method"] == "no search could tell anything"
+    assert err == ""
+    assert main([*command("scan", work(place)), "--quiet"]) == 0
+    assert capfd.readouterr() == ("", "")
+    assert list(tree(place / "results")) == []
+
+
+def test_run_gives_the_report_to_another_program(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = given(place) | {"--variants": "float32", "--policy": str(place / "policy.toml")}
+    Path(options["--policy"]).write_text('require = ["float32"]\n')
+    words = [*command("run", options | {"--audit-steps": "0"}), "--no-repair"]
+    code = main([*words, "--json", "--quiet"])
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert out == (place / "results" / "out" / "report.json").read_text()
+    assert code == json.loads(out)["exit_code"]
+
+
 def test_scan_says_why_nobody_can_be_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command("scan", work(place))) == 0
     told = "suspect: nobody can be told: 3 classes are too few to compare, 5 or more are needed"
@@ -727,6 +752,52 @@ def test_verify_tells_a_backdoor_from_none(
     printed = capsys.readouterr().out
     assert f"{verdict.upper()}: worst ASR" in printed
     assert "note: No reference was given: lost clean accuracy was not judged." in printed
+
+
+@pytest.mark.parametrize("weights", [None, TOY_BACKDOOR])
+def test_verify_gives_the_report_to_another_program_or_says_nothing(
+    toys: Path, capfd: pytest.CaptureFixture[str], weights: str | None
+) -> None:
+    more: dict[str, Any] = {} if weights is None else {"weights": weights}
+    words, code = audit(toys, write_onnx(toys / "model.onnx", **more)), int(weights is not None)
+    assert main([*words, "--json"]) == code
+    out, err = capfd.readouterr()
+    document = json.loads(out)
+    validate(document)
+    assert (document["exit_code"], err) == (code, "")
+    assert main([*words, "--quiet", "--json", str(toys / "copy.json")]) == code
+    assert capfd.readouterr() == ("", "")
+    assert json.loads((toys / "copy.json").read_text())["variants"] == document["variants"]
+
+
+def test_an_answer_that_nobody_reads_keeps_its_exit_code(toys: Path) -> None:
+    words = audit(toys, write_onnx(toys / "model.onnx", weights=TOY_BACKDOOR))
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "lmr_guard", *words, "--json"],
+        cwd=ROOT,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_what_is_piped_has_no_colour(toys: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lmr_guard", *audit(toys, write_onnx(toys / "model.onnx"))],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "TTY_COMPATIBLE")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "Variants" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])

@@ -3,6 +3,7 @@
 """The records: what they refuse, and the laws of ``Rate``."""
 
 from dataclasses import FrozenInstanceError
+from io import BytesIO
 from math import isclose, sqrt
 from statistics import NormalDist
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from lmr_guard.contracts import (
     Achieved,
+    Drawing,
     Inverted,
     Labelled,
     Method,
@@ -223,3 +226,39 @@ def test_a_patch_is_a_trigger_and_a_rate_is_none() -> None:
 def test_the_silent_observer_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     silent("step", 1, 2)
     assert capsys.readouterr() == ("", "")
+
+
+# --- drawings of patterns -----------------------------------------------------------------------
+
+
+def png(width: int, height: int, noise: bool = False) -> bytes:
+    file, image = BytesIO(), Image.new("L", (width, height))
+    if noise:
+        image = Image.effect_noise((width, height), 90)
+    image.save(file, "PNG", compress_level=0 if noise else 9)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"GIF89a",
+        b"<svg onload=alert(1)>",
+        png(65, 1),
+        png(1, 65),
+        png(4000, 4000),
+        png(8, 8)[:20],
+    ],
+)
+def test_a_drawing_is_a_small_png_or_none(content: bytes) -> None:
+    with pytest.raises(ValueError, match="expected a PNG of at most 32768 bytes and 64 pixels"):
+        Drawing("patch@received", 0, 0.1, content)
+
+
+def test_a_drawing_is_read_as_it_was_written() -> None:
+    drawn = Drawing("patch@received", 0, 0.1, png(64, 64, noise=True))
+    record = drawn.to_json()
+    assert Drawing.from_json(record) == drawn
+    with pytest.raises(ValueError, match=r".+"):
+        Drawing.from_json({**record, "png": "<script>"})

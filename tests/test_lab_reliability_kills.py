@@ -111,7 +111,7 @@ def _a_refusal(out: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (_without_record, "float32.onnx without report.json"),
+        (_without_record, "float32.onnx, report.html without report.json"),
         (_without_file, "a report without float32.onnx"),
         (_half_a_record, "a report that does not read"),
         (_other_bytes, "float32.onnx has other bytes"),
@@ -139,9 +139,9 @@ def test_a_half_filled_folder_counts_where_the_next_run_is_told_of_it(
     _without_file(out)
     journal = out / ".lmr-guard-part-x" / "filling.json"
     journal.parent.mkdir()
-    journal.write_text('["report.json"]')
+    journal.write_text('["report.json", "report.html"]')
     assert held(out)[0] is Held.WRONG
-    journal.write_text('["report.json", "float32.onnx"]')
+    journal.write_text('["report.json", "report.html", "float32.onnx"]')
     assert held(out) == (Held.BEGUN, [])
     assert held(tmp_path / "none") == (Held.NOTHING, [])
 

@@ -19,6 +19,8 @@ from lmr_guard.measure import (
     against_trigger,
     mean_over_others,
     predict,
+    right,
+    right_per_class,
 )
 
 CLASSES = ("a", "b", "c")
@@ -62,6 +64,17 @@ def test_accuracy_is_the_share_of_own_classes(pairs: list[tuple[int, int]], batc
             hits += 1
     data = said([answer for answer, _ in pairs], [label for _, label in pairs])
     assert accuracy(reads_first_byte, data, batch) == Rate(hits, len(pairs))
+
+
+@given(PAIRS)
+def test_the_accuracies_of_the_classes_add_up(pairs: list[tuple[int, int]]) -> None:
+    data = said([answer for answer, _ in pairs], [label for _, label in pairs])
+    logits = predict(reads_first_byte, data)
+    found = right_per_class(logits, data)
+    for index, rate in enumerate(found):
+        answers = [answer for answer, label in pairs if label == index]
+        assert rate == Rate(answers.count(index), len(answers))
+    assert sum(found, Rate(0, 0)) == right(logits, data)
 
 
 @given(PAIRS, st.integers(0, 2), st.integers(1, 8))

@@ -40,6 +40,7 @@ from lmr_guard.localize.rule import LocalizeSettings
 from lmr_guard.onnxfile.predictor import OnnxPredictor
 from lmr_guard.pipeline import guard, repair, scan
 from lmr_guard.received.architectures import Architecture
+from lmr_guard.release import page
 from lmr_guard.release.drills import DrillReport
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.report import Report, validate
@@ -159,7 +160,9 @@ def test_the_report_on_disk_is_the_one_returned_and_meets_its_schema(guarded: Ra
     validate(written)
     assert written == guarded.document
     assert Report.from_json(written) == guarded.report
-    assert Report.read(guarded.out / "report.json").to_json() == written
+    read = Report.read(guarded.out / "report.json")
+    assert read.to_json() == written
+    assert (guarded.out / "report.html").read_text("utf-8") == page.html(read)
 
 
 def test_the_report_is_the_pinned_one(guarded: Ran) -> None:
@@ -210,7 +213,7 @@ def test_published_are_exactly_the_measured_bytes(guarded: Ran) -> None:
     assert list(variants) == ["float32", "int8", "l1-0.4"]
     published = {v["published"]: v for v in variants.values() if v["published"]}
     assert {"float32.onnx", "int8.onnx"} <= set(published)
-    assert set(tree(guarded.out)) == {"report.json", *published}
+    assert set(tree(guarded.out)) == {"report.json", "report.html", *published}
     for name, variant in published.items():
         assert sha256_of(guarded.out / name) == variant["sha256"]
         assert (guarded.out / name).stat().st_size == variant["bytes"]
@@ -331,7 +334,7 @@ def test_without_repair_the_backdoor_is_refused(digit_files: Path, tmp_path: Pat
     assert document["notes"] == [
         "No repair was asked for: the variants are those of the model as received."
     ]
-    assert list(tree(tmp_path / "out")) == ["report.json"]
+    assert list(tree(tmp_path / "out")) == ["report.html", "report.json"]
 
 
 def test_a_form_is_the_same_whichever_forms_are_built_beside_it(
@@ -405,7 +408,7 @@ def test_the_smallest_alone_is_published_where_the_policy_says_so(
     smallest = min(sizes, key=lambda name: sizes[name])
     assert [v["verdict"] for v in document["variants"]] == ["pass", "pass"]
     assert [v["name"] for v in document["variants"] if v["published"]] == [smallest]
-    assert sorted(tree(tmp_path / "out")) == [f"{smallest}.onnx", "report.json"]
+    assert sorted(tree(tmp_path / "out")) == [f"{smallest}.onnx", "report.html", "report.json"]
 
 
 def test_compare_measures_the_received_model_in_every_form(row_files: Path, tmp_path: Path) -> None:
@@ -455,7 +458,7 @@ def test_a_localizer_that_abstains_may_be_reason_enough_to_refuse(
     (variant,) = document["variants"]
     assert variant["findings"][-1]["check"] == "suspect"
     assert (document["verdict"], document["exit_code"]) == ("incomplete", 3)
-    assert list(tree(tmp_path / "out")) == ["report.json"]
+    assert list(tree(tmp_path / "out")) == ["report.html", "report.json"]
     validate(document)
     named = rows(row_files, tmp_path / "named", replace(config, suspect=1, repel=SHORT))
     assert "suspect" not in {f["check"] for f in named["variants"][0]["findings"]}
@@ -472,7 +475,10 @@ def test_too_few_classes_are_incomplete_where_a_search_was_asked_for(
     assert f"No class was suspected ({few})" in document["notes"][0]
     (finding,) = (f for f in document["variants"][0]["findings"] if f["check"] == "listens")
     assert (finding["outcome"], few in finding["reason"]) == ("incomplete", True)
-    assert (document["verdict"], list(tree(tmp_path / "out"))) == ("incomplete", ["report.json"])
+    assert (document["verdict"], list(tree(tmp_path / "out"))) == (
+        "incomplete",
+        ["report.html", "report.json"],
+    )
     validate(document)
 
 
@@ -501,7 +507,7 @@ def test_a_network_that_cannot_be_cut_is_noted_and_incomplete(
         "compress: of l1-0.4, l1-0.4+int8 some were not built: expected layers whose channels can "
     )
     assert (document["verdict"], document["exit_code"]) == ("incomplete", 3)
-    assert list(tree(tmp_path / "out")) == ["report.json"]
+    assert list(tree(tmp_path / "out")) == ["report.html", "report.json"]
 
 
 def test_a_form_that_could_hardly_be_cut_is_incomplete_and_says_why(

@@ -58,7 +58,11 @@ def test_the_first_one_guards_a_model_in_memory(
     assert report.verdict is Outcome.PASS, report
     assert report.model == "memory:Normalising"
     published = {f"{variant.name}.onnx" for variant in report.published}
-    assert {path.name for path in (tmp_path / "release").iterdir()} == {"report.json", *published}
+    assert {path.name for path in (tmp_path / "release").iterdir()} == {
+        "report.json",
+        "report.html",
+        *published,
+    }
     assert {"float32.onnx", "int8.onnx"} <= published
     assert capsys.readouterr().out.startswith("PASS ['float32', 'int8'")
 

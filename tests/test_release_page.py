@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from factories import DRILL, PATCH, REPLAYED, REPORT, SEARCHED, room_for, varian
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modules import ROOT
+from PIL import Image
 
-from lmr_guard.contracts import Method, Rate, Repair, Suspicion
+from lmr_guard.contracts import Drawing, Method, Rate, Repair, Suspicion
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.release import page
 from lmr_guard.release.drills import DrillReport
@@ -27,6 +29,10 @@ from lmr_guard.release.records import Check, Finding, Outcome
 from lmr_guard.release.report import Report
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)></style></title>{{ 7 * 7 }}-->"
+FILE = BytesIO()
+Image.new("L", (4, 4), 128).save(FILE, "PNG")
+DRAWING = Drawing("patch@received", 3, 0.0123456, FILE.getvalue())
+EACH = tuple(Rate(hits, 90) for hits in (90, 88, 86, 80))
 DRILLED = DrillReport.read(ROOT / "examples" / "drill" / "drill.json")
 SCORES = (1.0, 1.1, 0.9, 2.6)
 FULL = replace(
@@ -37,11 +43,14 @@ FULL = replace(
         Method.INVERSION,
         0.8,
         ({"by": "inversion", "form": "received", "space": "patch", "class": 3, "classes": [0, 3]},),
+        drawings=(DRAWING,),
     ),
+    received=(replace(variant("float32"), per_class=(Rate(90, 90),) * 4),),
     variants=(
         replace(
             variant("float32", published="float32.onnx"),
             triggers=(PATCH, DRILL, REPLAYED, SEARCHED),
+            per_class=EACH,
         ).with_finding(Finding(Check.LISTENS, Outcome.PASS, "class 1 needs 1.5 times less")),
         variant("l1-0.6+int8", Outcome.FAIL),
     ),
@@ -351,6 +360,27 @@ def test_real_reports_are_drawn(name: str) -> None:
     assert len(drawn) < 200_000
     assert drawn.count("<svg") == {"digits": 2, "rows": 1}[name]  # Of rows the class was named.
     assert len(page.markdown(Report.from_json(document))) < 20_000
+
+
+def test_the_patterns_are_shown_and_described() -> None:
+    outline = Outline(page.html(FULL))
+    (source,) = [v for tag, name, v in outline.attributes if (tag, name) == ("img", "src")]
+    assert base64.b64decode(source.partition(",")[2]) == DRAWING.png
+    (alt,) = [v for tag, name, v in outline.attributes if (tag, name) == ("img", "alt")]
+    assert alt == "Picture of the pattern patch@received, which sends images into class 3 frog"
+    assert "patch@received into 3 frog, size 0.0123" in outline.text
+
+
+def test_each_class_is_told_before_and_after_the_repaired_one_first() -> None:
+    text = seen(FULL)
+    rows = re.findall(r"(\d \w+)(?: repaired)? 90/90 100.0% (\d+)/90 [\d.]+%", text)
+    assert rows == [("3 frog", "80"), ("2 deer", "86"), ("1 dog", "88"), ("0 cat", "90")]
+    assert "3 frog repaired" in text
+    many = replace(variant("float32"), per_class=tuple(Rate(9, 10) for _ in range(50)))
+    other = replace(FULL, variants=(many,))
+    assert "30 more classes are not shown" in seen(other)
+    assert "not counted" not in seen(other)
+    assert "Accuracy of each class" not in seen(REFUSED)
 
 
 # --- Markdown -------------------------------------------------------------------------------------

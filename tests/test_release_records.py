@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
+from factories import variant
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -244,6 +245,7 @@ VARIANTS = st.builds(
     published=st.none() | NAMES,
     plan=RECORDS,
     searches=st.lists(RECORDS, max_size=2).map(tuple),
+    per_class=st.lists(rates(), max_size=3).map(tuple),
 )
 
 
@@ -259,6 +261,13 @@ def test_a_finding_is_read_as_it_was_written(finding: Finding) -> None:
 @given(VARIANTS, st.floats(0.5, 0.99))
 def test_a_variant_is_read_as_it_was_written(variant: Variant, confidence: float) -> None:
     assert Variant.from_json(through_text(variant.to_json(confidence))) == variant
+
+
+def test_counts_of_classes_that_do_not_fit_together_are_refused() -> None:
+    record = variant("float32").to_json(0.95)
+    for odd in ({"hits": [1], "trials": []}, {"hits": [2], "trials": [1]}):
+        with pytest.raises(ValueError, match=r".+"):
+            Variant.from_json({**record, "per_class": odd})
 
 
 def test_a_shown_trigger_that_calls_itself_inverted_is_read_as_it_was_written() -> None:

@@ -16,8 +16,11 @@ import pytest
 import torch
 from factories import PATCH, REPLAYED, REPORT, SEARCHED, SHA, variant
 
+from lmr_guard.classifier import Preprocessing
 from lmr_guard.contracts import Method, Rate, Suspicion
 from lmr_guard.errors import ConfigError, ExitCode, InputError, StageError
+from lmr_guard.localize.drawing import drawing
+from lmr_guard.localize.inversion import Pattern
 from lmr_guard.release.drills import DrilledAttack, DrillReport
 from lmr_guard.release.environment import _processor, environment
 from lmr_guard.release.policy import Policy
@@ -25,6 +28,7 @@ from lmr_guard.release.records import Outcome
 from lmr_guard.release.report import Report, suspicion_record, validate, write_json
 from lmr_guard.release.tables import COLUMNS, rows, summary_line, suspect_line
 
+SHAPE = Preprocessing(channels=1, height=16, width=16, mean=(0.0,), std=(1.0,))
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 DRILLED = DrillReport(
     model="model.safetensors",
@@ -258,6 +262,13 @@ SEARCHED_TOO = replace(
     triggers=(PATCH, REPLAYED, SEARCHED),
     weights_sha256=None,
     searches=({"by": "inversion"},),
+    per_class=(Rate(9, 10), Rate(0, 0)),
+)
+DRAWN = Suspicion(
+    3,
+    (1.0, 2.5),
+    Method.INVERSION,
+    drawings=(drawing(Pattern("warp", 3, 0.1, (torch.zeros(1, 2, 4, 4),)), SHAPE),),
 )
 
 
@@ -275,6 +286,7 @@ SEARCHED_TOO = replace(
         replace(REPORT, suspicion=Suspicion(None, (1.0,), Method.INVERSION), repair=None),
         replace(REPORT, suspicion=Suspicion(None, (), Method.NOT_LOOKED_FOR), repair=None),
         replace(BARE, variants=(SEARCHED_TOO,), notes=()),
+        replace(REPORT, suspicion=DRAWN),
         replace(BARE, policy=Policy(confidence=0.5, require=("int8",), accept_inverted=True)),
         replace(BARE, config={"classes": ("a", "b"), "shifts": ((1, 2),)}),
     ],
@@ -294,6 +306,15 @@ def test_a_suspicion_read_again_has_lost_nothing_but_its_patterns_and_class_name
     assert again == suspicion
     assert again is not None
     assert (again.patterns, again.classes) == ((), ())
+
+
+def test_a_drawing_that_is_no_small_picture_is_refused() -> None:
+    document = replace(REPORT, suspicion=DRAWN).to_json()
+    (kept,) = document["suspicion"]["drawings"]
+    for png in ("", "PHN2Zz4=", "\u00e9", "x" * 50_000):
+        document["suspicion"]["drawings"] = [{**kept, "png": png}]
+        with pytest.raises(InputError, match="expected a report of lmr-guard, got another: "):
+            Report.from_json(document)
 
 
 # --- the time -----------------------------------------------------------------------------------

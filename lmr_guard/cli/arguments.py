@@ -34,11 +34,13 @@ __all__ = [
     "MODEL",
     "NORMALISATION",
     "OUT",
+    "OUTPUT",
     "PATH",
     "POLICY",
     "RECOVERY",
     "REFIT",
     "SEED",
+    "STDOUT",
     "SUSPECT",
     "THREADS",
     "TRIGGERS",
@@ -59,6 +61,8 @@ DRILLED = "float32,int8,l1-0.2,l1-0.4,l1-0.6"
 """What a drill builds by default."""
 
 PATH = click.types.FuncParamType(Path)  # What cannot be a path, its reader tells.
+STDOUT = Path("-")
+"""What stands for standard output where a file may be named."""
 SEED = click.IntRange(0, (1 << 32) - 1)
 # More threads than that only get into one another's way.
 _COUNT = click.IntRange(1, max(64, 4 * (os.cpu_count() or 1)))
@@ -83,7 +87,7 @@ def numbers(kind: type[int] | type[float]) -> Callable[..., tuple[Any, ...] | No
 
 def record_place(_context: object, _option: object, path: Path | None) -> Path | None:
     """A callback that refuses, before the work, where the record could not be written after it."""
-    if path is not None:
+    if path is not None and path != STDOUT:
         publish.require_place(path)
     return path
 
@@ -116,6 +120,19 @@ CLASSES = click.option(
     help="Class folder names in the model's order, separated by commas; default: sorted.",
 )
 OUT = click.option("--out", type=PATH, required=True, help="New or empty folder.")
+OUTPUT = _all_of(
+    click.option(
+        "--json",
+        "json_file",
+        is_flag=False,
+        flag_value=str(STDOUT),
+        type=PATH,
+        callback=record_place,
+        metavar="[FILE]",
+        help="Write the record as JSON here; without FILE to standard output, and nothing else.",
+    ),
+    click.option("--quiet", is_flag=True, help="Print errors alone; the exit code is the answer."),
+)
 POLICY = click.option(
     "--policy",
     type=PATH,

@@ -16,17 +16,29 @@ from lmr_guard import demo, firedrill, foreign, pipeline, terminal
 from lmr_guard.cli import arguments
 from lmr_guard.contracts import Suspicion
 from lmr_guard.errors import ExitCode
+from lmr_guard.files import atomic
 from lmr_guard.firedrill import DrillSettings
 from lmr_guard.redteam import catalogue
 from lmr_guard.release import tables
 from lmr_guard.release.drills import DrillReport
-from lmr_guard.release.report import Report, suspicion_record, write_json
+from lmr_guard.release.report import Report, json_text, suspicion_record
 from lmr_guard.terminal import complain
 
 __all__ = ["demo_", "drill_", "repair", "run", "scan", "verify_"]
 
 
 # --- what the terminal shows --------------------------------------------------------------------
+
+
+def _hand_over(record: bytes, place: Path | None, *, quiet: bool) -> bool:
+    """Writes a record where ``OUTPUT`` says; returns whether anything else may be printed."""
+    if place == arguments.STDOUT:
+        terminal.decided(record.decode())
+        return False
+    if place is not None:
+        with atomic(place) as file:
+            file.write(record)
+    return not quiet
 
 
 def _show(report: Report) -> None:
@@ -80,6 +92,7 @@ def _show_suspicion(suspicion: Suspicion) -> None:
 @arguments.LISTENING
 @click.option("--compare", is_flag=True, help="Also build and measure the variants unrepaired.")
 @arguments.VARIANTS
+@arguments.OUTPUT
 @click.option(
     "--drill",
     "drills",
@@ -95,10 +108,12 @@ def run(
     patches: Sequence[str],
     folders: Sequence[str],
     drills: Sequence[Path],
+    json_file: Path | None,
+    quiet: bool,
     **options: Any,  # noqa: ANN401 - what click parsed
 ) -> int:
     """Repair CHECKPOINT, compress it, audit the files, and publish what passes."""
-    with terminal.progress() as progress:
+    with terminal.progress(quiet=quiet) as progress:
         report = pipeline.guard(
             checkpoint,
             clean,
@@ -109,8 +124,9 @@ def run(
             drills=[DrillReport.read(path) for path in drills],
             progress=progress,
         )
-    _show(report)
-    terminal.say(f"report: {out / 'report.json'}")
+    if _hand_over(json_text(report.to_json()), json_file, quiet=quiet):
+        _show(report)
+        terminal.say(f"report: {out / 'report.json'}")
     return report.exit_code
 
 
@@ -119,29 +135,23 @@ def run(
 @arguments.CLEAN
 @arguments.CLASSES
 @arguments.WORK
-@click.option(
-    "--json",
-    "json_file",
-    type=arguments.PATH,
-    callback=arguments.record_place,
-    help="Also write the scores and runs here.",
-)
+@arguments.OUTPUT
 def scan(
     *,
     checkpoint: Path,
     clean: Path,
     json_file: Path | None,
+    quiet: bool,
     **options: Any,  # noqa: ANN401 - what click parsed
 ) -> None:
     """Say which class of CHECKPOINT is suspect; changes and decides nothing."""
     arch, settings = arguments.architecture(options), arguments.settings(options)
-    with terminal.progress() as progress:
+    with terminal.progress(quiet=quiet) as progress:
         suspicion = pipeline.scan(
             checkpoint, clean, arch=arch, settings=settings, progress=progress
         )
-    if json_file is not None:
-        write_json(suspicion_record(suspicion), json_file)
-    _show_suspicion(suspicion)
+    if _hand_over(json_text(suspicion_record(suspicion)), json_file, quiet=quiet):
+        _show_suspicion(suspicion)
 
 
 @click.command()
@@ -199,6 +209,7 @@ def repair(
     help="Write the report here.",
 )
 @arguments.THREADS
+@arguments.OUTPUT
 def verify_(
     *,
     artefact: Path,
@@ -207,11 +218,13 @@ def verify_(
     folders: Sequence[str],
     reference: Path | None,
     report_file: Path | None,
+    json_file: Path | None,
+    quiet: bool,
     **options: Any,  # noqa: ANN401 - what click parsed
 ) -> int:
     """Audit any ONNX classifier: ARTEFACT takes pixels in [0, 1], or --mean and --std are set."""
     described = arguments.file_format(options)
-    with terminal.progress() as progress:
+    with terminal.progress(quiet=quiet) as progress:
         report = foreign.verify(
             artefact,
             clean,
@@ -223,7 +236,8 @@ def verify_(
         )
     if report_file is not None:
         report.write(report_file)
-    _show(report)
+    if _hand_over(json_text(report.to_json()), json_file, quiet=quiet):
+        _show(report)
     return report.exit_code
 
 

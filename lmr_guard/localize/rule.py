@@ -34,6 +34,7 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Method, Progress, Suspicion, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.localize import inversion, unlearning
+from lmr_guard.localize.drawing import drawing
 from lmr_guard.localize.drift import drift, lead, levelled
 from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
 from lmr_guard.localize.nearness import nearness
@@ -314,6 +315,7 @@ def _judge(
     votes = [search.leading == leading for search in deep]
     votes += [run.named == leading for run in (*agreeing, *runs) if run.reached]
     found = [record for search in (*deep, *looks) for record in search.records()]
+    patterns = () if target is None else _patterns((*deep, *looks), target, settings)
     return Suspicion(
         target=target,
         scores=tuple(round(float(score), 4) for score in scores),
@@ -324,8 +326,9 @@ def _judge(
             *(form.record() for form in drifted),
             *(run.record() for run in (*agreeing, *runs)),
         ),
-        patterns=() if target is None else _patterns((*deep, *looks), target, settings),
+        patterns=patterns,
         classes=repair.classes,
+        drawings=tuple(drawing(each, deep[0].model.preprocessing) for each in patterns),
     )
 
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was measured on a file and what it adds up to: findings, verdicts, variants."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Any, Self
@@ -136,7 +136,11 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One staged file and what was measured on its bytes."""
+    """One staged file and what was measured on its bytes.
+
+    ``per_class`` is the clean accuracy on the images of each class, in index order; empty in
+    reports of versions that did not count it.
+    """
 
     name: str
     sha256: str
@@ -150,6 +154,7 @@ class Variant:
     published: str | None = None
     plan: Mapping[str, object] = field(default_factory=dict)
     searches: tuple[Mapping[str, object], ...] = ()
+    per_class: tuple[Rate, ...] = ()
 
     @property
     def shown(self) -> tuple[TriggerResult, ...]:
@@ -183,6 +188,7 @@ class Variant:
             "published": self.published,
             "plan": self.plan,
             **({"searches": list(self.searches)} if self.searches else {}),
+            **({"per_class": _columns(self.per_class)} if self.per_class else {}),
         }
 
     @classmethod
@@ -213,7 +219,17 @@ class Variant:
             published=data["published"],
             plan=data["plan"],
             searches=tuple(data.get("searches", ())),
+            per_class=_rates(data["per_class"]) if "per_class" in data else (),
         )
+
+
+def _columns(rates: Sequence[Rate]) -> dict[str, list[int]]:
+    """Counts of many rates, with as few words as lines."""
+    return {"hits": [rate.hits for rate in rates], "trials": [rate.trials for rate in rates]}
+
+
+def _rates(data: Mapping[str, list[int]]) -> tuple[Rate, ...]:
+    return tuple(Rate(h, n) for h, n in zip(data["hits"], data["trials"], strict=True))
 
 
 def _bounded(rate: Rate, confidence: float) -> dict[str, float]:

@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Self
 
-from lmr_guard.contracts import Method, Rate, Repair, Source, Suspicion
+from lmr_guard.contracts import Drawing, Method, Rate, Repair, Source, Suspicion
 from lmr_guard.errors import ConfigError, ExitCode, InputError, StageError, first_line, printable
 from lmr_guard.files import atomic
 from lmr_guard.release.decision import decide
@@ -24,7 +24,15 @@ from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Outcome, Variant
 from lmr_guard.untrusted import LARGEST_RECORD, read_bytes
 
-__all__ = ["SCHEMA_VERSION", "Report", "suspicion_record", "utc", "validate", "write_json"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Report",
+    "json_text",
+    "suspicion_record",
+    "utc",
+    "validate",
+    "write_json",
+]
 
 SCHEMA_VERSION = "1.0"
 _READABLE = 160  # characters of what somebody else wrote that one line can hold
@@ -205,7 +213,7 @@ class Report:
     def _validated(self) -> bytes:
         document = self.to_json()
         validate(document)
-        return _text(document)
+        return json_text(document)
 
     def __repr__(self) -> str:
         """The whole report in one line."""
@@ -239,7 +247,9 @@ def _moment_from(text: str) -> datetime:
 def suspicion_record(suspicion: Suspicion) -> dict[str, Any]:
     """Plain data on a suspicion: its fields but those that do not count when two are compared."""
     fields = (field for field in dataclasses.fields(suspicion) if field.compare)
-    return {field.name: getattr(suspicion, field.name) for field in fields}
+    record = {field.name: getattr(suspicion, field.name) for field in fields}
+    drawings = [drawing.to_json() for drawing in record.pop("drawings")]
+    return record | ({"drawings": drawings} if drawings else {})
 
 
 def _suspicion_from(data: Mapping[str, Any]) -> Suspicion:
@@ -249,6 +259,7 @@ def _suspicion_from(data: Mapping[str, Any]) -> Suspicion:
         method=Method(data["method"]),
         agreement=data["agreement"],
         evidence=tuple(data["evidence"]),
+        drawings=tuple(Drawing.from_json(each) for each in data.get("drawings", ())),
     )
 
 
@@ -324,12 +335,13 @@ def write_json(content: object, path: Path) -> None:
     Raises:
         StageError: The file system refused.
     """
-    text = _text(content)
+    text = json_text(content)
     with atomic(path) as file:
         file.write(text)
 
 
-def _text(content: object) -> bytes:
+def json_text(content: object) -> bytes:
+    """A record as JSON text. Raises StageError where JSON cannot hold it."""
     try:
         text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
     except (RecursionError, TypeError, ValueError) as error:

@@ -46,7 +46,7 @@ from lmr_guard.contracts import (
 from lmr_guard.errors import InputError
 from lmr_guard.evidence import Evidence, check
 from lmr_guard.files import Artifact
-from lmr_guard.measure import against_pattern, against_trigger, predict, right
+from lmr_guard.measure import against_pattern, against_trigger, predict, right, right_per_class
 from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
 from lmr_guard.release.independence import independence
 from lmr_guard.release.policy import Policy
@@ -154,6 +154,7 @@ def verify(
         weights_sha256=build.weights_sha256,
         plan=build.plan,
         searches=evidence.searches,
+        per_class=right_per_class(logits, report),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from examples.lab.reliability.running import Ended
 from lmr_guard.errors import GuardError
 from lmr_guard.files import PREFIX, sha256_of
+from lmr_guard.release.page import PAGE
 from lmr_guard.release.report import Report
 
 __all__ = ["Held", "held", "leftovers", "untold"]
@@ -38,9 +39,9 @@ def held(out: Path) -> tuple[Held, list[str]]:
     except GuardError as error:
         return Held.WRONG, [f"a report that does not read: {error}"]
     promised = {str(variant.published): variant.sha256 for variant in report.published}
-    if faults := _differences(out, names - {"report.json"}, promised):
+    if faults := _differences(out, names - {"report.json", PAGE}, promised):
         return Held.WRONG, faults
-    missing = sorted(promised.keys() - names)
+    missing = sorted({PAGE, *promised} - names)
     if missing and not _is_taken_back(out, names | set(missing)):
         return Held.WRONG, [f"a report without {', '.join(missing)}"]
     return Held.BEGUN if missing else Held.WHOLE, []

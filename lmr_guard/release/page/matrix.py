@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Variants by triggers, before and after the repair: what a page's heat map shows."""
+"""Variants by triggers, and by classes, before and after the repair: a page's large tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +10,24 @@ from lmr_guard.release.page.reading import class_name
 from lmr_guard.release.records import Check, Outcome, Variant
 from lmr_guard.release.report import Report
 
-__all__ = ["HEAT", "Cell", "Column", "Matrix", "Row", "heat", "matrix"]
+__all__ = [
+    "HEAT",
+    "Cell",
+    "Classes",
+    "Column",
+    "Matrix",
+    "OneClass",
+    "Row",
+    "heat",
+    "matrix",
+    "per_class",
+]
 
 HEAT = (0.01, 0.05, 0.2, 0.5, 0.9)
 """Where one colour of the heat map ends and the next begins."""
 
+_MOST_CLASSES = 20
+_MOST_FORMS = 4
 _CHECKS = (Check.TRIALS, Check.ASR, Check.ELSEWHERE, Check.EXCESS)
 
 
@@ -166,3 +179,69 @@ def _cell(report: Report, form: Variant | None, column: tuple[str, str]) -> Cell
                 outcome=max(judged, default=None),
             )
     return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneClass:
+    """Clean accuracy on the images of one class.
+
+    Args:
+        name: As a page calls it.
+        suspect: Whether the repair was about it.
+        before: As received; None where that was not counted.
+        after: Of each variant.
+    """
+
+    name: str
+    suspect: bool
+    before: Rate | None
+    after: tuple[Rate, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classes:
+    """The suspect first, then the classes that lost most.
+
+    Args:
+        forms: Names of the variants: those that the verdict is about, four at most.
+        rows: Of at most 20 classes.
+        more: How many classes are not shown.
+    """
+
+    forms: tuple[str, ...]
+    rows: tuple[OneClass, ...]
+    more: int
+
+    @property
+    def before(self) -> bool:
+        """Whether the model as received was counted."""
+        return any(row.before is not None for row in self.rows)
+
+
+def per_class(report: Report) -> Classes | None:
+    """Clean accuracy of each class before and after; None where the report does not hold it."""
+    counted = [v for v in report.variants if v.per_class and v.name in report.required]
+    if not counted:
+        return None
+    count = len(counted[0].per_class)
+    forms = [v for v in counted if len(v.per_class) == count][:_MOST_FORMS]
+    received = report.received[0].per_class if report.received else ()
+    repaired = None if report.repair is None else report.repair.suspect
+    rows = [
+        OneClass(
+            name=class_name(report, index),
+            suspect=index == repaired,
+            before=received[index] if len(received) == count else None,
+            after=tuple(form.per_class[index] for form in forms),
+        )
+        for index in range(count)
+    ]
+    rows.sort(key=lambda row: (not row.suspect, min(r.value for r in row.after) - _had(row)))
+    names = tuple(form.name for form in forms)
+    return Classes(
+        forms=names, rows=tuple(rows[:_MOST_CLASSES]), more=max(0, count - _MOST_CLASSES)
+    )
+
+
+def _had(row: OneClass) -> float:
+    return 1.0 if row.before is None else row.before.value
