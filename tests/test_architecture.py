@@ -20,7 +20,7 @@ LAYERS = (
     {"redteam", "settings"},
     {"workshop"},
     {"foreign", "pipeline"},
-    {"demo", "firedrill", "hooks", "terminal"},
+    {"demo", "doctor", "firedrill", "hooks", "terminal"},
     {"cli"},
     {"__main__"},
     {""},  # lmr_guard itself, which may show the others to the user

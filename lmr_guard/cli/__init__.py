@@ -47,6 +47,8 @@ _HOMES = {
         "demo_",
         "Plant two sleeping backdoors into small digit networks and run the guard on them.",
     ),
+    "diff": _Home("diff", "diff", "Tell what changed from report A to report B."),
+    "doctor": _Home("doctor", "doctor", "Look at versions, ONNX Runtime, GPU, disk and threads."),
     "drill": _Home(
         "commands",
         "drill_",
