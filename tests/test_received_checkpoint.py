@@ -3,6 +3,7 @@
 """Checkpoints whole, wrapped, broken and hostile."""
 
 import io
+import json
 import os
 import pickle
 import tarfile
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import same, small_network
+from factories import same, small_network, write_onnx
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -53,6 +54,8 @@ def test_both_formats_give_the_same_weights(tmp_path: Path) -> None:
         lambda w: {f"_orig_mod.{name}": value for name, value in w.items()},
         lambda w: {f"module._orig_mod.{name}": value for name, value in w.items()},
         lambda w: {"net": {f"_orig_mod.module.{name}": value for name, value in w.items()}},
+        lambda w: {"epoch": 3, "weights": w},
+        lambda w: {"epoch": 3, "best": {"params": w, "score": 0.5}, "optimizer": {"state": {}}},
     ],
 )
 def test_wrappers_and_prefixes_are_peeled_off(
@@ -124,12 +127,29 @@ def write_sparse(path: Path) -> None:
     torch.save({"fc.weight": torch.eye(3).to_sparse()}, path)
 
 
+def write_pointer(path: Path) -> None:
+    oid = "sha256:" + 64 * "a"
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid {oid}\nsize 99\n")
+
+
+def write_toy_onnx(path: Path) -> None:
+    write_onnx(path)
+
+
 UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, r"expected a checkpoint file, got no such file"),
     "folder": (lambda path: path.mkdir(), r"expected a checkpoint file, got a folder"),
     "empty": (lambda path: path.touch(), r"expected a checkpoint, got an empty file"),
     "text": (lambda path: path.write_text("hello " * 99), r"truncated or no checkpoint"),
-    "json": (lambda path: path.write_text('{"a": 1}'), r"cannot read, or no checkpoint"),
+    "json": (lambda path: path.write_text('{"a": 1}'), r"expected weights, got a JSON file"),
+    "pointer": (write_pointer, r"got a git-lfs pointer; fetch the file: git lfs pull"),
+    "page": (lambda path: path.write_text("<!DOCTYPE html><html>"), r"got a web page; download"),
+    "onnx": (write_toy_onnx, r"expected weights, got an ONNX file"),
+    "keras": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" * 9), r"got an HDF5 file"),
+    "inner": (
+        lambda path: torch.save({"a": {"w": torch.ones(1)}, "b": {"w": torch.ones(1)}}, path),
+        r"expected one state dict, got a and b; keep the one that is meant",
+    ),
     "half": (write_half, r"truncated or no checkpoint \(RuntimeError: .*central directory"),
     "old half": (write_half_of_the_old_format, r"truncated or no checkpoint"),
     "module": (write_pickled_module, r"pickle that would import .*torch\.nn\.modules"),
@@ -197,6 +217,52 @@ def test_the_environment_cannot_lift_the_ban(
     write_pickled_module(tmp_path / "model.pt")
     with pytest.raises(InputError, match=r"would import torch\.nn"):
         read_weights(tmp_path / "model.pt")
+
+
+# --- several files ------------------------------------------------------------------------------
+
+
+def sharded(folder: Path, **more: str) -> Path:
+    """Two files and their index, as Hugging Face writes them."""
+    weights = small_network().state_dict()
+    names = {n: f"model-0000{1 + (i > 3)}-of-00002.safetensors" for i, n in enumerate(weights)}
+    for file in sorted(set(names.values())):
+        save_file({n: w for n, w in weights.items() if names[n] == file}, folder / file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 9}, "weight_map": names | more}))
+    torch.save(weights, folder / "whole.pt")
+    return index
+
+
+def test_an_index_is_read_with_all_its_files(tmp_path: Path) -> None:
+    assert same(read_weights(sharded(tmp_path)), read_weights(tmp_path / "whole.pt"))
+
+
+def test_a_part_says_which_index_to_give(tmp_path: Path) -> None:
+    index = sharded(tmp_path)
+    part = tmp_path / "model-00002-of-00002.safetensors"
+    told = r"expected all weights, got part 2 of 2; give the index 'model.safetensors.index.json'"
+    with pytest.raises(InputError, match=told + ": "):
+        read_weights(part)
+    index.unlink()
+    with pytest.raises(InputError, match=told + ", which is not beside it: "):
+        read_weights(part)
+
+
+@pytest.mark.parametrize("file", ["../a.safetensors", "/etc/passwd", "", "..", "a/b"])
+def test_an_index_names_files_beside_it_alone(tmp_path: Path, file: str) -> None:
+    with pytest.raises(InputError, match="expected an index that names files beside it, got"):
+        read_weights(sharded(tmp_path, more=file))
+
+
+def test_an_index_without_its_files_is_told(tmp_path: Path) -> None:
+    index = sharded(tmp_path)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(InputError, match=r"the 2 files that the index names .*none of model-00002"):
+        read_weights(index)
+    index = sharded(tmp_path, more="model-00001-of-00002.safetensors")
+    with pytest.raises(InputError, match=r"weights that the index names, got none of more in 'mod"):
+        read_weights(index)
 
 
 @pytest.mark.parametrize("kept", [9, 20, -9])

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever kind a caller hands in becomes the same records, or one clear line."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from factories import (
     white_png,
     write_images,
 )
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
@@ -64,6 +66,17 @@ def test_a_checkpoint_is_loaded_and_told_by_its_path_and_digest(
 def test_a_checkpoint_needs_an_architecture(row_files: Path) -> None:
     with pytest.raises(ConfigError, match="expected an arch beside a checkpoint, got none; name"):
         inputs.model(row_files / "model.safetensors", None, NOWHERE)
+
+
+def test_weights_in_several_files_are_told_by_their_own_digest(
+    row_files: Path, tmp_path: Path, trained: Classifier
+) -> None:
+    held = load_file(row_files / "model.safetensors")
+    save_file(held, tmp_path / "part")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(held, "part")}))
+    received = inputs.model(index, ARCHITECTURE, NOWHERE)
+    assert received.sha256 == weights_sha256(trained)
 
 
 @pytest.mark.parametrize("bare", [True, False], ids=["network", "classifier"])

@@ -2,13 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights that fit the architecture, or do not, and what is refused before it runs."""
 
+import re
 import sys
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from factories import same, small_network
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms.functional import normalize
@@ -272,3 +275,148 @@ def test_googlenet_is_loaded_without_its_auxiliary_heads(tmp_path: Path) -> None
     normalised = normalize(images, published.mean, published.std)
     assert torch.allclose(ours(images), theirs(normalised), atol=1e-4)
     assert isinstance(ours.clone().train()(images), Tensor)  # and no tuple of three
+
+
+# --- what torch itself takes --------------------------------------------------------------------
+
+
+def old_dense(name: str) -> str:
+    """As torchvision's first DenseNets were written."""
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name)
+
+
+def old_vit(name: str) -> str:
+    return name.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2.")
+
+
+@pytest.mark.parametrize("form", ["torch", "safetensors"])
+@pytest.mark.parametrize(
+    ("name", "size", "renamed"), [("densenet121", 32, old_dense), ("vit_b_32", 32, old_vit)]
+)
+def test_older_names_of_torchvision_are_taken(
+    tmp_path: Path, name: str, size: int, renamed: Callable[[str], str], form: str
+) -> None:
+    options = {"image_size": size} if name.startswith("vit") else {}
+    theirs = models.get_model(name, num_classes=3, **options).eval()
+    weights = OrderedDict((renamed(n), w) for n, w in theirs.state_dict().items())
+    assert weights.keys() != theirs.state_dict().keys()
+    path = tmp_path / f"a.{form}"
+    if form == "torch":
+        weights._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]
+        torch.save(weights, path)
+    else:
+        save_file(weights, path)
+    ours = classifier(path, Architecture(f"torchvision:{name}", input_size=(3, size, size)))
+    assert same(ours.network.state_dict(), theirs.state_dict())
+
+
+class Renamed(nn.Module):
+    """Knows how its weight was called in version 1, as modules with ``_version`` do."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+    def _load_from_state_dict(self, held, prefix, told, *rest):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN202
+        if told.get("version", 1) < 2:
+            held[f"{prefix}scale"] = 1 / held.pop(f"{prefix}gain")
+        super()._load_from_state_dict(held, prefix, told, *rest)
+
+
+def versioned(num_classes: int = 3) -> nn.Module:
+    return nn.Sequential(Renamed(), *small_network(num_classes))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+def test_a_module_decides_by_its_version_what_fits(folder: Path, prefix: str) -> None:
+    (folder / "nets.py").write_text("from test_received_load import versioned")
+    weights = versioned().state_dict()
+    weights["0.gain"] = 1 / (4 * weights.pop("0.scale"))
+    old = OrderedDict((f"{prefix}{n}", w) for n, w in weights.items())
+    versions = {n: told | {"version": 1} for n, told in weights._metadata.items()}  # type: ignore[attr-defined]
+    old._metadata = {f"{prefix}{n}".removesuffix("."): told for n, told in versions.items()}  # type: ignore[attr-defined]
+    torch.save(old, folder / "a.pt")
+    model = classifier(folder / "a.pt", Architecture("nets:versioned", input_size=(3, 9, 9)))
+    assert model.network.state_dict()["0.scale"] == 4
+
+
+# --- what stands around the network -------------------------------------------------------------
+
+
+def partly_compiled(name: str) -> str:
+    return name.replace("layer1.", "layer1._orig_mod.")
+
+
+@pytest.mark.parametrize(
+    ("around", "more", "left"),
+    [
+        ("model.{}", {"criterion.pos_weight": torch.ones(3)}, "criterion.pos_weight"),
+        ("module.{}", {"n_averaged": torch.tensor(3)}, "n_averaged"),
+        ("student.net.{}", {"ema": torch.ones(1), "loss.w": torch.ones(2)}, "ema, loss.w"),
+        ("module.model._orig_mod.{}", {}, None),
+        ("_forward_module.model.{}", {"metric.sum": torch.ones(1)}, "metric.sum"),
+    ],
+)
+def test_what_stands_around_a_network_is_left_out_and_named(
+    tmp_path: Path, around: str, more: dict[str, Tensor], left: str | None
+) -> None:
+    theirs = models.resnet18(num_classes=4)
+    weights = {around.format(partly_compiled(n)): w for n, w in theirs.state_dict().items()}
+    torch.save({"state_dict": weights | more}, tmp_path / "a.ckpt")
+    ours = classifier(tmp_path / "a.ckpt", Architecture("torchvision:resnet18"))
+    assert same(ours.network.state_dict(), theirs.state_dict())
+    told = f"{len(more)} entries of the checkpoint are no weights of the network: {left}."
+    assert ours.notes == ((told,) if left else ())
+
+
+def test_of_two_networks_in_a_file_the_user_says_which(folder: Path) -> None:
+    weights = small_network().state_dict()
+    both = {f"{who}.{n}": w for who in ("student", "teacher") for n, w in weights.items()}
+    torch.save(both, folder / "a.pt")
+    with pytest.raises(InputError, match=r"one set of weights, got student\., teacher\., each"):
+        classifier(folder / "a.pt", OWN)
+
+
+def test_under_the_prefix_keys_are_as_strict_as_ever(folder: Path) -> None:
+    weights = {f"model.{n}": w for n, w in small_network().state_dict().items()}
+    torch.save(weights | {"model.1.extra": torch.ones(1), "loss.w": torch.ones(1)}, folder / "a.pt")
+    with pytest.raises(InputError, match=r"got 1 unexpected \(1.extra\); check the architecture"):
+        classifier(folder / "a.pt", OWN)
+
+
+# --- tied weights, several files ----------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """Three layers of the same weights; K is read off a head whose own name may be left out."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.body = nn.Linear(27, 4)
+        self.first, self.head = nn.Linear(4, num_classes), nn.Linear(4, num_classes)
+        self.first.weight = self.head.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.body(x.flatten(1))
+        logits: Tensor = self.head(features) + self.first.bias
+        return logits
+
+
+def test_weights_that_layers_share_may_be_written_once(folder: Path) -> None:
+    (folder / "nets.py").write_text("from test_received_load import Tied")
+    theirs = Tied(7)
+    save_model(theirs, folder / "a.safetensors")
+    assert len(load_file(folder / "a.safetensors")) < len(theirs.state_dict())
+    model = classifier(folder / "a.safetensors", Architecture("nets:Tied", input_size=(3, 3, 3)))
+    assert same(model.network.state_dict(), theirs.state_dict())
+    config = Architecture("nets:Tied", input_size=(3, 3, 3), num_classes=2)
+    save_model(Tied(2), folder / "c.safetensors")
+    held = load_file(folder / "c.safetensors")
+    save_file({n: w for n, w in held.items() if w.shape != (2, 4)}, folder / "b.safetensors")
+    with pytest.raises(InputError, match=r"got 2 missing \(first.weight, head.weight\); check"):
+        classifier(folder / "b.safetensors", config)

@@ -13,7 +13,8 @@ import tarfile
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lmr_guard.errors import InputError, described, first_line, some
+from lmr_guard.errors import InputError, described, first_line, printable, some
+from lmr_guard.received.peeling import without_prefix
+from lmr_guard.received.recognised import other_kind
+from lmr_guard.received.shards import indexed, require_whole
 from lmr_guard.untrusted import apart, exhausted, in_words, require_regular
 
 __all__ = ["read_weights"]
@@ -29,6 +33,7 @@ __all__ = ["read_weights"]
 # Averaged weights stand beside those that they average: which of the two is meant, the user says.
 _WRAPPERS = ("state_dict", "model", "net", "model_state_dict", "state_dict_ema", "model_ema")
 _PREFIXES = ("module.", "_orig_mod.")
+_DEEPEST = 2  # dictionaries around the weights that are looked through
 _ADVICE = "ask for the bare state dict, best as safetensors"
 # What reading a torch checkpoint may take: weights are read, copied and written.
 _COPIES, _SPARE = 4, 1 << 29
@@ -53,8 +58,34 @@ def read_weights(path: Path, *, also: Sequence[str] = ()) -> dict[str, Tensor]:
     """
     if not require_regular(path, "a checkpoint file"):
         raise InputError(f"expected a checkpoint, got an empty file: {str(path)!r}")
-    payload = _read_safetensors(path) if _is_safetensors(path) else _converted(path)
-    return _without_prefixes(_state_dict(payload, path), (*_PREFIXES, *also))
+    require_whole(path)
+    return _without_prefixes(_read(path), (*_PREFIXES, *also))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The state dict of one file, or of all that an index names."""
+    if (files := indexed(path)) is not None:
+        found: dict[str, Tensor] = {}
+        for file, names in files.items():
+            shard = path.with_name(file)
+            require_regular(shard, "a part of a checkpoint")
+            held = _state_dict(_payload(shard), shard)
+            if absent := [name for name in names if name not in held]:
+                raise InputError(
+                    f"expected the weights that the index names, got none of {some(absent)} in "
+                    f"{file!r}: {str(path)!r}"
+                )
+            found |= {name: held[name] for name in names}
+        return found
+    return _state_dict(_payload(path), path)
+
+
+def _payload(path: Path) -> object:
+    if _is_safetensors(path):
+        return _read_safetensors(path)
+    if kind := other_kind(path):
+        raise InputError(f"expected weights, got {kind}: {str(path)!r}")
+    return _converted(path)
 
 
 def _converted(path: Path) -> object:
@@ -62,29 +93,48 @@ def _converted(path: Path) -> object:
     size = path.stat().st_size
     with tempfile.TemporaryDirectory(prefix="lmr-guard-", ignore_cleanup_errors=True) as folder:
         weights = Path(folder) / "weights.safetensors"
-        names = apart(
+        told = apart(
             _convert,
             path,
             weights,
             what=f"a checkpoint like {str(path)!r}",
             memory=_COPIES * size + _SPARE,
             seconds=_SECONDS + size / _SPEED,
-        )["names"]
+        )
         held = load_file(weights)
-    return {name: held[name] for name in names}
+    found = OrderedDict((name, held[name]) for name in told["names"])
+    if told["versions"]:
+        found._metadata = {  # type: ignore[attr-defined]
+            module: {"version": version} for module, version in told["versions"].items()
+        }
+    return found
 
 
-def _convert(path: Path, into: Path) -> dict[str, list[str]]:
-    """A torch checkpoint written as safetensors; its names, in the order of the checkpoint."""
+def _convert(path: Path, into: Path) -> dict[str, Any]:
+    """A torch checkpoint written as safetensors; its names, in the order of the checkpoint.
+
+    With them the versions of its modules, by which networks know older names of their weights.
+    """
     weights = _state_dict(_read_torch(path), path)
     save_file({name: value.detach().clone().contiguous() for name, value in weights.items()}, into)
-    return {"names": list(weights)}
+    return {"names": list(weights), "versions": _versions(weights)}
+
+
+def _versions(weights: object) -> dict[str, int]:
+    held = getattr(weights, "_metadata", None)
+    return {
+        module: told["version"]
+        for module, told in (held.items() if isinstance(held, dict) else ())
+        if isinstance(module, str) and isinstance(told, dict) and type(told.get("version")) is int
+    }
 
 
 def _is_safetensors(path: Path) -> bool:
     """A safetensors file is a little-endian header length and a JSON object of that length."""
     with path.open("rb") as file:
         start = file.read(9)
+    if start.startswith(b"version "):  # of git-lfs, in place of the file
+        return False
     length = int.from_bytes(start[:8], "little")
     return path.suffix == ".safetensors" or (
         start[8:] == b"{" and 8 + length <= path.stat().st_size
@@ -151,7 +201,7 @@ def _unsafe_content(path: Path, error: pickle.UnpicklingError) -> str:
 
 
 def _state_dict(payload: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401  # The file's.
-    payload = _unwrapped(_unwrapped(payload, path), path)
+    payload = _inner(_unwrapped(_unwrapped(payload, path), path), path)
     if not isinstance(payload, dict) or not payload:
         raise InputError(
             f"expected a state dict, names to tensors, got {described(payload)}; {_ADVICE}: "
@@ -163,7 +213,10 @@ def _state_dict(payload: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401 
                 f"expected a state dict, names to dense tensors, got {described(value)} at "
                 f"{name!r}; {_ADVICE}: {str(path)!r}"
             )
-    return dict(payload)
+    found = OrderedDict(payload)
+    if isinstance(versions := getattr(payload, "_metadata", None), dict):
+        found._metadata = versions  # type: ignore[attr-defined]
+    return found
 
 
 def _unwrapped(payload: Any, path: Path) -> Any:  # noqa: ANN401  # The file's.
@@ -171,11 +224,35 @@ def _unwrapped(payload: Any, path: Path) -> Any:  # noqa: ANN401  # The file's.
         return payload
     found = [name for name in _WRAPPERS if isinstance(payload.get(name), dict)]
     if len(found) > 1:
-        raise InputError(
-            f"expected one state dict, got {' and '.join(found)}; keep the one that is meant: "
-            f"{str(path)!r}"
-        )
+        raise _several(found, path)
     return payload[found[0]] if found else payload
+
+
+def _inner(payload: Any, path: Path) -> Any:  # noqa: ANN401  # The file's.
+    """The only dictionary of weights inside, whatever it is called."""
+    if not isinstance(payload, dict) or any(isinstance(v, Tensor) for v in payload.values()):
+        return payload
+    found = dict(_dictionaries(payload, "", _DEEPEST))
+    if len(found) > 1:
+        raise _several(list(found), path)
+    return next(iter(found.values()), payload)
+
+
+def _dictionaries(payload: dict[Any, Any], path: str, deep: int) -> Iterator[tuple[str, Any]]:
+    for name, value in payload.items():
+        if not isinstance(name, str) or not isinstance(value, dict) or not value:
+            continue
+        if all(isinstance(n, str) and _is_dense(v) for n, v in value.items()):
+            yield f"{path}{name}", value
+        elif deep:
+            yield from _dictionaries(value, f"{path}{name}.", deep - 1)
+
+
+def _several(names: Sequence[str], path: Path) -> InputError:
+    told = " and ".join(printable(name) for name in names[:4])
+    return InputError(
+        f"expected one state dict, got {told}; keep the one that is meant: {str(path)!r}"
+    )
 
 
 def _is_dense(value: object) -> bool:
@@ -192,5 +269,5 @@ def _is_dense(value: object) -> bool:
 def _without_prefixes(weights: dict[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:
     for prefix in (*prefixes,) * len(prefixes):  # in any order
         if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+            weights = without_prefix(weights, prefix)
     return weights

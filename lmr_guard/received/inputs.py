@@ -54,7 +54,7 @@ class Received:
     Args:
         classifier: In eval mode, on the device that it came on.
         name: Path of the checkpoint as the caller gave it, or what was in memory.
-        sha256: Digest of that file; of a model in memory that of its weights.
+        sha256: Digest of that file; of a model in memory, or in several files, that of its weights.
         origin: The architecture and what was said beside it; plain data for the report.
         notes: What a reader must know about how the model was read, one sentence each.
     """
@@ -90,7 +90,9 @@ def model(given: Model, arch: str | Architecture | None, clean: Images) -> Recei
     source = Architecture(arch) if isinstance(arch, str) else arch
     path = Path(given)
     made = load.classifier(path, source)
-    return Received(made, str(path), sha256_of(path), source.to_json(), made.notes)
+    # The digest of an index would say nothing about the weights.
+    digest = weights_sha256(made) if path.suffix.lower() == ".json" else sha256_of(path)
+    return Received(made, str(path), digest, source.to_json(), made.notes)
 
 
 def _in_memory(given: nn.Module, clean: Images) -> Received:

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights + architecture -> Classifier. The weights are somebody else's: see ``checkpoint``."""
 
+import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +23,15 @@ from lmr_guard.received.architectures import (
     native_input,
 )
 from lmr_guard.received.checkpoint import read_weights
+from lmr_guard.received.peeling import left_out, peeled
 
 __all__ = ["build", "classifier", "in_memory", "plain"]
 
 # What a training framework calls the network inside its own module; no network of the libraries
 # has all its weights under such a name, a user's own may.
 _PREFIXES = ("model.", "net.", "network.")
+# torch allowed dots in the names of modules once.
+_DENSE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.(\w+)$")
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
@@ -48,9 +53,11 @@ def classifier(checkpoint: Path, config: Architecture) -> Classifier:
     """
     library = config.source[0] in LIBRARIES
     weights = read_weights(checkpoint, also=_PREFIXES if library else ())
+    weights, left = peeled(_older_names(config, weights), _names(config, weights))
     network, shape, num_classes = build(config, weights)
     _fill(network, _without_auxiliary_heads(config, weights))
     model = Classifier(network, shape, num_classes).eval()
+    model.notes = (left_out(left),) if left else ()
     _fuse(model)
     model.requires_grad_(True)
     _require_logits(model, num_classes)
@@ -128,13 +135,23 @@ def build(
         return build_network(config, weights, num_classes), shape, num_classes
 
 
+def _names(config: Architecture, weights: Mapping[str, Tensor]) -> list[str]:
+    """What the network calls its weights, whatever its K and channels."""
+    with torch.random.fork_rng(devices=[]):
+        return list(build_network(config, weights, config.num_classes or 2).state_dict())
+
+
 def _classes(config: Architecture, probe: Classifier, weights: Mapping[str, Tensor]) -> int:
     """K, as the head in the weights has it; where they have none, as the network has it."""
     if config.source[0] in LIBRARIES:
         probe.to("meta")  # shapes only, at no cost; the user's own code may not run there
     outputs = _logits(probe).shape[1]
     name, head = find_head(probe, probe.example(), outputs)
-    own = fused.originals(name.removeprefix("network."))
+    aliases = (n for n, p in probe.named_parameters(remove_duplicate=False) if p is head.weight)
+    own = [
+        *fused.originals(name.removeprefix("network.")),
+        *(n[len("network.") :] for n in aliases),
+    ]
     held = (weights[each] for each in own if each in weights)
     found = next((w.shape[0] for w in held if w.ndim == head.weight.ndim), outputs)
     if config.num_classes not in {None, found}:
@@ -144,35 +161,37 @@ def _classes(config: Architecture, probe: Classifier, weights: Mapping[str, Tens
     return found
 
 
+def _older_names(config: Architecture, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of torchvision's first DenseNets under the names of today's."""
+    if not (config.source[0] == "torchvision" and config.source[1].startswith("densenet")):
+        return weights
+    for name in [each for each in weights if _DENSE.search(each)]:
+        weights[_DENSE.sub(r"\1\2.\3", name)] = weights.pop(name)
+    return weights
+
+
 # --- weights into the network -------------------------------------------------------------------
 
 
-def _without_auxiliary_heads(
-    config: Architecture, weights: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _without_auxiliary_heads(config: Architecture, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     has_them = config.source[0] == "torchvision" and config.source[1] in NORMALISED_TWICE
-    return {n: w for n, w in weights.items() if not (has_them and n.startswith(_AUXILIARY))}
+    for name in [n for n in weights if has_them and n.startswith(_AUXILIARY)]:
+        del weights[name]
+    return weights
 
 
 def _fill(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Strict loading, told in one line where it fails."""
+    """Strict loading, told in one line where it fails. What fits is torch's decision, not ours."""
     own = network.state_dict()
     common = [name for name in weights if name in own]
-    shapes = [
-        f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
-        for name in common
-        if weights[name].shape != own[name].shape
-    ]
     whole = [n for n in common if own[n].is_floating_point() and not weights[n].is_floating_point()]
     if whole:
         raise InputError(
             f"expected floating weights, got {weights[whole[0]].dtype} in {some(whole)}"
         )
-    missing = [] if shapes else _copy(network, {name: weights[name] for name in common})
-    unexpected = [name for name in weights if name not in own]
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    told = [f"{len(names)} {fault} ({some(names)})" for fault, names in faults.items() if names]
-    if told:
+    faults = _copy(network, weights)
+    if any(faults.values()):
+        told = [f"{len(names)} {fault} ({some(names)})" for fault, names in faults.items() if names]
         raise InputError(
             f"expected the weights of the architecture, got {', '.join(told)}; "
             "check the architecture, its stem and the class count"
@@ -182,16 +201,60 @@ def _fill(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
             raise InputError(f"expected finite weights, got NaN or infinity in {some([name])}")
 
 
-def _copy(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """Load what has the right shape; returns the names that are missing.
+def _copy(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Load weights; returns what is wrong with them, by fault, empty where they fit.
 
-    Some networks ask for the versions of their modules, which safetensors does not keep. Batch
-    counters are not missed: torch wrote none before 0.4.1, and inference reads none.
+    Networks know older names of their weights by the versions of their modules. A file may tell
+    these; safetensors does not, and then the newest are meant, or none.
+    """
+    newest = network.state_dict()._metadata  # type: ignore[attr-defined]
+    told = getattr(weights, "_metadata", None)
+    found: list[dict[str, list[str]]] = []
+    for versions in (told, newest, {}):
+        if versions is not None:
+            found.append(_tried(network, weights, versions))
+            if not any(found[-1].values()):
+                break
+    return min(found, key=lambda faults: sum(map(len, faults.values())))
+
+
+def _tried(
+    network: nn.Module, weights: Mapping[str, Tensor], versions: Mapping[str, object]
+) -> dict[str, list[str]]:
+    """What torch says of weights whose modules are of these versions.
+
+    Batch counters are not missed: torch wrote none before 0.4.1, and inference reads none. A
+    weight that two layers share is often written once.
     """
     versioned = OrderedDict(weights)
-    versioned._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
-    missing: list[str] = network.load_state_dict(versioned, strict=False).missing_keys
-    return [name for name in missing if not name.endswith(".num_batches_tracked")]
+    versioned._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
+    own = network.state_dict(keep_vars=True)
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+        for name in weights
+        if name in own and weights[name].shape != own[name].shape
+    ]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = network.load_state_dict(versioned, strict=False)
+    except (RuntimeError, ValueError) as error:
+        absent = [name for name in own if name not in weights]
+        return {
+            "missing": [] if shapes else absent,
+            "unexpected": [name for name in weights if name not in own],
+            "of another shape": shapes or [first_line(error)],
+        }
+    there = {id(value) for name, value in own.items() if name not in found.missing_keys}
+    return {
+        "missing": [
+            name
+            for name in found.missing_keys
+            if not name.endswith(".num_batches_tracked") and id(own.get(name)) not in there
+        ],
+        "unexpected": list(found.unexpected_keys),
+        "of another shape": [],
+    }
 
 
 def _logits(model: Classifier) -> Tensor:
