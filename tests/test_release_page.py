@@ -234,7 +234,7 @@ def test_the_verdict_comes_first_in_a_sentence() -> None:
         "✗ Refused Refused: float32: patch.png@9,9: ASR 40/324 (12.3%) into class 3, at most "
         "16.4% at 95% confidence. Nothing was published."
     ) in refused
-    assert "float32 must pass and could not be measured. Nothing was published." in nothing
+    assert "evaluated: float32 must pass and could not be measured. No trigger" in nothing
     assert "No trigger was tried at all." in nothing
 
 

@@ -64,9 +64,9 @@ def _verdict(report: Report) -> str:
         count = f"{len(shipped)} of {_asked(report)} variants"
         return f"Passed: {count} {'was' if len(shipped) == 1 else 'were'} published ({some})."
     why = _first_reason(required, report.verdict) or _missing(report)
-    if report.verdict is Outcome.FAIL:
-        return f"Refused: {why} Nothing was published."
-    return f"Too little was evaluated: {why} Nothing was published."
+    # An audit of one file publishes nothing, whatever it comes to.
+    ending = " Nothing was published." if report.received else ""
+    return f"{HEADLINES[report.verdict]}: {why}{ending}"
 
 
 def reasons(report: Report) -> tuple[tuple[str, Finding], ...]:
