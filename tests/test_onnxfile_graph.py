@@ -26,6 +26,8 @@ from torchvision.models import VisionTransformer as Vit
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 
+from lmr_guard.classifier import Classifier, Preprocessing
+from lmr_guard.onnxfile.export import export_onnx
 from lmr_guard.onnxfile.graph import branches
 from lmr_guard.onnxfile.predictor import OnnxPredictor
 
@@ -75,11 +77,16 @@ def deciding(folder: Path, body: str) -> Path:
     return write_onnx(folder / "m.onnx", f"flat = Flatten(pixels) {body}{LAST}", weights=WEIGHTS)
 
 
-def parsed(body: str, takes: str = "float[batch,1,2,2] pixels", more: str = "") -> onnx.ModelProto:
+def parsed(
+    body: str,
+    takes: str = "float[batch,1,2,2] pixels",
+    more: str = "",
+    weights: str = WEIGHTS,
+) -> onnx.ModelProto:
     """A model that nothing runs, with local functions of the domain ``own``."""
     return onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17, "own": 1]>'
-        f"g ({takes}) => (float[batch,3] logits) <{WEIGHTS}> {{ {body} }} {more}"
+        f"g ({takes}) => (float[batch,3] logits) <{weights}> {{ {body} }} {more}"
     )
 
 
@@ -106,6 +113,81 @@ def test_only_what_depends_on_the_image_is_a_decision(
 @pytest.mark.parametrize(("body", "expected"), STEPS)
 def test_steps_are_named(body: str, expected: dict[str, int]) -> None:
     assert branches(parsed(f"flat = Flatten(pixels) {body}{LAST}")) == expected
+
+
+# What an activation may do: an element chooses for itself.
+ACTIVATIONS = {
+    "hard shrink": "a = Abs(flat) b = LessOrEqual(a, T) y = Where(b, O, flat)",
+    "threshold": "b = Greater(flat, T) y = Where(b, flat, O)",
+    "soft shrink": "a = Abs(flat) b = Greater(a, T) s = Sign(flat) m = Mul(s, T) d = Sub(flat, m) "
+    "y = Where(b, d, O)",
+    "leaky": "b = GreaterOrEqual(flat, O) m = Mul(flat, T) y = Where(b, flat, m)",
+    "by a product": "b = Greater(flat, O) f = Cast<to=1>(b) y = Mul(flat, f)",
+    "by two": "b = Greater(flat, T) c = Less(flat, O) e = Or(b, c) n = Not(e) m = Exp(flat) "
+    "y = Where(n, flat, m)",
+    "twice": "b = Greater(flat, O) x = Where(b, flat, T) c = Greater(x, T) y = Where(c, x, O)",
+}
+# Whose outcome goes elsewhere, or that choose between what others are made of.
+CHOICES = {
+    "another value": (
+        "o = Relu(flat) r = MatMul(o, S) b = Greater(r, T) y = Where(b, r, flat)",
+        {"Greater": 1, "Where by pixels": 1},
+    ),
+    "another condition": (
+        "r = MatMul(flat, S) b = Greater(r, T) y = Where(b, flat, O)",
+        {"Greater": 1, "Where by pixels": 1},
+    ),
+    "a gate of another": (
+        "r = MatMul(flat, S) b = Greater(r, T) f = Cast<to=1>(b) y = Mul(f, flat)",
+        {"Greater": 1},
+    ),
+    "all by one of them": (
+        "r = ReduceMax(flat, One) b = Greater(r, T) y = Where(b, O, flat)",
+        {"Greater": 1, "Where by pixels": 1},
+    ),
+    "used twice": (
+        "b = Greater(flat, T) x = Where(b, flat, O) f = Cast<to=1>(b) z = MatMul(f, S) "
+        "y = Add(x, z)",
+        {"Greater": 1},
+    ),
+    "nothing but a step": ("b = Greater(flat, T) y = Where(b, T, O)", {"Greater": 1}),
+    "a sum of steps": (
+        "b = Greater(flat, T) f = Cast<to=1>(b) g = Mul(f, T) y = Add(g, T)",
+        {"Greater": 1},
+    ),
+}
+SQUARE = ", float[1] O = {0.0}, float[4,4] S = {1,0,0,0,0,1,0,0,0,0,1,0,0,0,0,1}"
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_element_may_choose_for_itself(name: str) -> None:
+    body = f"flat = Flatten(pixels) {ACTIVATIONS[name]}{LAST}"
+    assert branches(parsed(body, weights=WEIGHTS + SQUARE)) == {}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_chooses_for_others_is_named(name: str) -> None:
+    body, expected = CHOICES[name]
+    whole = f"flat = Flatten(pixels) {body}{LAST}"
+    assert branches(parsed(whole, weights=WEIGHTS + SQUARE)) == expected
+
+
+def test_a_step_that_is_put_out_is_named() -> None:
+    body = "flat = Flatten(pixels) y = MatMul(flat, W) b = Greater(y, T) logits = Cast<to=1>(b)"
+    assert branches(parsed(body)) == {"Greater": 1}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [nn.Hardshrink(), nn.Threshold(0.1, 0.0), nn.Softshrink(), nn.Softplus(), nn.Hardtanh()],
+)
+def test_activations_of_torch_that_choose_are_exported(function: nn.Module, tmp_path: Path) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3), function, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    shape = Preprocessing(channels=1, height=8, width=8, mean=(0.0,), std=(1.0,))
+    export_onnx(Classifier(network, shape, 3).eval(), tmp_path / "a.onnx")
+    assert OnnxPredictor(tmp_path / "a.onnx").branches == {}
 
 
 def test_dice_are_told(tmp_path: Path) -> None:

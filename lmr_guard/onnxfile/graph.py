@@ -14,6 +14,11 @@ the nodes, in whatever order they stand, and through local functions. They are o
 * repeated: constants, as often as there are images, such as class tokens. What can count them,
   a sum for one, makes a size of them.
 
+An activation may choose by comparison, as Hardshrink or a leaky one that is written as Where does:
+what decides and what is chosen are then made element by element of one and the same value, and
+constants. The outcome of a comparison may go nowhere else: what chooses between other values is a
+branch.
+
 Not seen is arithmetic that imitates a decision: a steep sigmoid, a coarse quantisation, images of
 one batch that are mixed. Position embeddings and paddings that are fitted to the image at run time
 (Swin exported by TorchScript with a free height and width, the TensorFlow-like padding of timm's
@@ -22,7 +27,7 @@ one batch that are mixed. Position embeddings and paddings that are fitted to th
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import TYPE_CHECKING
 
@@ -103,6 +108,15 @@ _ALLOWED = {
     "com.ms.internal.nhwc": _LAYOUTS,
 }
 
+# --- activations that choose --------------------------------------------------------------------
+
+# What compares, and what is made of comparisons: named, unless an element chooses for itself.
+_DECIDING = frozenset(
+    {"And", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Sign", "Xor"}
+)
+# Each element of the result is made of one element of each input.
+_ELEMENTWISE = (_CURVES | _PAIRS | _DECIDING | {"Cast"}) - {"SwiGLU"}
+
 # --- what else the check knows about operators --------------------------------------------------
 
 _CHANCE = frozenset(
@@ -155,6 +169,14 @@ class _Values:
 
     kinds: dict[str, _Kind]
     numbers: Numbers
+    origins: dict[str, str] = field(default_factory=dict)
+    """What a value was made of element by element, where it was."""
+    steps: dict[str, frozenset[tuple[int, str]]] = field(default_factory=dict)
+    """Outcomes of comparisons, and the nodes that made them, by place and name."""
+
+    def pixels(self, names: Iterable[str]) -> list[str]:
+        """Those that are made of pixels."""
+        return [n for n in names if self.kinds.get(n, _Kind.CONSTANT) & _Kind.PIXELS]
 
     def given(self, node: "NodeProto") -> list[tuple[str, _Kind]]:
         """Role and kind of each input."""
@@ -183,12 +205,18 @@ def branches(model: "ModelProto") -> dict[str, int]:
     weights = {tensor.name for tensor in flat.graph.initializer}
     inputs = [value.name for value in flat.graph.input if value.name not in weights]
     values = _Values(dict.fromkeys(inputs, _Kind.PIXELS), whole_numbers(flat, nodes))
-    for node in nodes:
-        name = _forbidden(node, values) or _misplaced(node, values)
+    branching = set[tuple[int, str]]()
+    for place, node in enumerate(nodes):
+        chooses = _chooses_for_itself(node, values, place)
+        if not chooses:
+            branching.update(*(values.steps.get(name, ()) for name in node.input))
+        name = _forbidden(node, values) or (None if chooses else _misplaced(node, values))
         found.update([name] if name else [])
         kind = _kind(node, values)
         for output in node.output:
             values.kinds[output] = values.kinds.get(output, _Kind.CONSTANT) | kind
+    branching.update(*(values.steps.get(value.name, ()) for value in flat.graph.output))
+    found.update(name for _, name in branching)
     found.update(_inside(flat.graph, functions, values))
     # Calls of functions that were not put in place: the functions themselves are named.
     calls = {f"{function.domain}.{function.name}" for function in functions}
@@ -272,6 +300,30 @@ def _misplaced(node: "NodeProto", values: _Values) -> str | None:
     if any(kind & sizes.get(role, _Kind.SIZE | _Kind.PLACE) for role, kind in given):
         return f"{_label(node)} by a size"
     return _step(node)
+
+
+def _chooses_for_itself(node: "NodeProto", values: _Values, place: int) -> bool:
+    """Whether a node is a part of an activation that may choose; notes what its outputs are."""
+    given = values.pixels(node.input)
+    roots = {values.origins.get(name, name) for name in given}
+    others = {values.kinds.get(name, _Kind.CONSTANT) for name in node.input} - {_Kind.CONSTANT}
+    plain = node.domain in _ONNX and node.op_type in _ELEMENTWISE
+    odd = node.op_type != "Where" and any(
+        role != "d" and kind & _Kind.PIXELS for role, kind in values.given(node)
+    )
+    if not plain or odd or len(roots) != 1 or any(not kind & _Kind.PIXELS for kind in others):
+        return False
+    made = frozenset[tuple[int, str]]().union(*(values.steps.get(n, ()) for n in given))
+    deciding = node.op_type in _DECIDING
+    chosen = values.pixels(node.input[1:] if node.op_type == "Where" else node.input)
+    step = deciding or all(name in values.steps for name in chosen)
+    if not step and node.op_type == "Cast" and _step(node):
+        return False
+    for output in node.output:
+        (values.origins[output],) = roots
+        if step:
+            values.steps[output] = made | ({(place, _label(node))} if deciding else frozenset())
+    return True
 
 
 def _step(node: "NodeProto") -> str | None:
