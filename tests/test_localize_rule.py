@@ -58,6 +58,7 @@ def test_the_class_of_a_backdoored_network_and_nobody_on_an_honest_one(
     assert found.target == 3
     assert max(found.scores) == found.scores[3] > 2
     assert found.patterns
+    assert [drawn.name for drawn in found.drawings] == [each.name for each in found.patterns]
     honest = rule.suspect(clean_network, digits.repair, LocalizeSettings(), seeded())
     assert honest.target is None
     assert honest.patterns == ()

@@ -222,7 +222,8 @@ def suspect(
     )
     why = stillness([search for search in deep if search.form == "received"])
     if why is None or found.target is not None:
-        return found
+        shape = received.preprocessing
+        return replace(found, drawings=tuple(drawing(each, shape) for each in found.patterns))
     return hindered(why, repair.classes, found)
 
 
@@ -315,7 +316,6 @@ def _judge(
     votes = [search.leading == leading for search in deep]
     votes += [run.named == leading for run in (*agreeing, *runs) if run.reached]
     found = [record for search in (*deep, *looks) for record in search.records()]
-    patterns = () if target is None else _patterns((*deep, *looks), target, settings)
     return Suspicion(
         target=target,
         scores=tuple(round(float(score), 4) for score in scores),
@@ -326,9 +326,8 @@ def _judge(
             *(form.record() for form in drifted),
             *(run.record() for run in (*agreeing, *runs)),
         ),
-        patterns=patterns,
+        patterns=() if target is None else _patterns((*deep, *looks), target, settings),
         classes=repair.classes,
-        drawings=tuple(drawing(each, deep[0].model.preprocessing) for each in patterns),
     )
 
 
