@@ -30,10 +30,10 @@ from modules import ROOT
 from prometheus_client.parser import text_string_to_metric_families
 from referencing import Registry, Resource
 
-from lmr_guard.contracts import Achieved, Rate
+from lmr_guard.contracts import Achieved, Rate, TriggerResult
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.release import formats
-from lmr_guard.release.formats import Beside, Format, shared
+from lmr_guard.release.formats import Beside, Format, metrics, shared
 from lmr_guard.release.formats.sarif import RULES
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
@@ -217,12 +217,29 @@ def strict(text: str) -> Any:  # noqa: ANN401 - whatever JSON holds
     return json.loads(text, parse_constant=refuse)
 
 
+def require_metrics(text: str) -> dict[str, float]:
+    """Flat, numbers only, names that every tracker takes, of each variant the same measures."""
+    found = json.loads(text, object_pairs_hook=lambda pairs: pairs)
+    names = [name for name, _ in found]
+    assert len(set(names)) == len(names)
+    assert names[:3] == [f"lmr_guard_{what}" for what in ("passed", "verdict", "published")]
+    assert all(re.fullmatch("[0-9A-Za-z_]{1,250}", name) for name in names)
+    values: dict[str, float] = strict(text)
+    assert all(type(value) is float for value in values.values())
+    own = [name.removeprefix("ca_") for name in names if name.startswith("ca_")]
+    for measure in ("lower_ca", "upper_asr", "verdict", "bytes"):
+        assert all(f"{measure}_{name}" in values for name in own)
+    assert (values["lmr_guard_passed"] == 1) == (values["lmr_guard_verdict"] == 0)
+    return values
+
+
 REQUIRE: dict[Format, Callable[[str], Any]] = {
     Format.SARIF: require_sarif,
     Format.JUNIT: require_junit,
     Format.IN_TOTO: require_intoto,
     Format.CYCLONEDX: require_cyclonedx,
     Format.PROMETHEUS: require_prometheus,
+    Format.METRICS: require_metrics,
 }
 
 
@@ -254,6 +271,7 @@ def test_a_real_report_meets_each_schema(format_: Format) -> None:
         (Format.IN_TOTO, '"passedTests"', '"testsPassed"'),
         (Format.JUNIT, 'failures="1"', 'failures="0"'),
         (Format.PROMETHEUS, 'model="', "model="),
+        (Format.METRICS, '"upper_asr_float32"', '"asr_float32"'),
     ],
 )
 def test_the_schemas_refuse_what_is_wrong(format_: Format, right: str, wrong: str) -> None:
@@ -659,3 +677,53 @@ def test_a_folder_that_may_not_be_written_is_one_line(
     with pytest.raises(StageError, match="Permission denied"):
         formats.write(REPORT, tmp_path, Format.JUNIT)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- metrics ------------------------------------------------------------------------------------
+
+
+def test_metrics_are_the_numbers_of_the_report() -> None:
+    """Of several triggers the worst counts; patterns that searches found are in no rate."""
+    other = replace(PATCH, name="other", asr=Rate(30, 40))
+    pruned = replace(
+        variant("l1-0.4+int8", Outcome.FAIL), triggers=(PATCH, other, REPLAYED, SEARCHED)
+    )
+    found = metrics.values(replace(REFUSED, variants=(variant("int8"), pruned)))
+    confidence = REFUSED.policy.confidence
+    assert found["asr_int8"] == PATCH.asr.value
+    assert found["upper_asr_int8"] == PATCH.asr.upper(confidence)
+    assert found["ca_l1_0_4_int8"] == pruned.clean_accuracy.value
+    assert found["lower_ca_l1_0_4_int8"] == pruned.clean_accuracy.lower(confidence)
+    assert found["asr_l1_0_4_int8"] == 0.75
+    assert found["upper_asr_l1_0_4_int8"] == Rate(30, 40).upper(confidence)
+    assert found["strangeness_l1_0_4_int8"] == SEARCHED.strangeness
+    assert "strangeness_int8" not in found
+    assert (found["verdict_int8"], found["verdict_l1_0_4_int8"]) == (0, 2)
+    assert (found["lmr_guard_passed"], found["lmr_guard_verdict"]) == (0, 2)
+
+
+@pytest.mark.parametrize("triggers", [(), (replace(PATCH, asr=Rate(0, 0)),), (REPLAYED,)])
+def test_metrics_take_an_untried_trigger_for_the_worst(triggers: tuple[TriggerResult, ...]) -> None:
+    found = metrics.values(replace(REPORT, variants=(replace(variant("int8"), triggers=triggers),)))
+    assert "asr_int8" not in found
+    assert found["upper_asr_int8"] == 1
+
+
+def test_no_variant_hides_another_s_numbers() -> None:
+    """A name that flattens to another's, or to a measure of another, takes nothing away."""
+    names = ("int8", "int-8", "int_8", "upper_asr_int8", "-", "int8")
+    each = [replace(variant("int8"), name=name, bytes=100 + n) for n, name in enumerate(names)]
+    found = metrics.values(replace(REPORT, variants=tuple(each)))
+    sizes = {name: value for name, value in found.items() if name.startswith("bytes_")}
+    assert sorted(sizes.values()) == [100 + n for n in range(len(names))]
+    assert (sizes["bytes_int8"], sizes["bytes_int_8"], sizes["bytes_int_8_2"]) == (100, 101, 102)
+
+
+def test_only_earlier_metrics_are_replaced(tmp_path: Path) -> None:
+    for report in (REPORT, REFUSED):
+        path = formats.write(report, tmp_path, Format.METRICS)
+        assert path.name == "metrics.json"
+        require_metrics(path.read_text())
+    path.write_text('{\n  "accuracy": 1.0\n}\n')
+    with pytest.raises(ConfigError, match="expected nothing or an earlier record"):
+        formats.write(REPORT, tmp_path, Format.METRICS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.files import atomic
-from lmr_guard.release.formats import cyclonedx, intoto, junit, prometheus, sarif
+from lmr_guard.release.formats import cyclonedx, intoto, junit, metrics, prometheus, sarif
 from lmr_guard.release.formats.shared import TOOL, Beside
 from lmr_guard.release.report import Report
 from lmr_guard.untrusted import LARGEST_RECORD, read_bytes, require_path, shown
@@ -24,6 +24,7 @@ class Format(StrEnum):
     IN_TOTO = "in-toto"
     CYCLONEDX = "cyclonedx"
     PROMETHEUS = "prometheus"
+    METRICS = "metrics"
 
 
 FILE_NAMES = {
@@ -32,6 +33,7 @@ FILE_NAMES = {
     Format.IN_TOTO: "statement.json",
     Format.CYCLONEDX: "bom.cdx.json",
     Format.PROMETHEUS: "lmr_guard.prom",
+    Format.METRICS: "metrics.json",
 }
 """How each is called in a folder."""
 
@@ -39,6 +41,7 @@ FILE_NAMES = {
 _BEGINNINGS = (
     f'<?xml version="1.0" encoding="UTF-8"?>\n<testsuites name="{TOOL}"'.encode(),
     b"# HELP lmr_guard_",
+    metrics.BEGINNING,
 )
 _KINDS = frozenset({sarif.SCHEMA, cyclonedx.SCHEMA, intoto.PREDICATE})
 
@@ -63,6 +66,8 @@ def of(report: Report, format_: Format, beside: Beside | None = None) -> str:
             return cyclonedx.of(report, beside)
         case Format.PROMETHEUS:
             return prometheus.of(report)
+        case Format.METRICS:
+            return metrics.of(report)
 
 
 def write(report: Report, place: Path, format_: Format, beside: Beside | None = None) -> Path:

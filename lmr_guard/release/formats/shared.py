@@ -34,6 +34,7 @@ __all__ = [
     "number",
     "policy_json",
     "relative_uri",
+    "untaken",
     "version",
 ]
 
@@ -122,12 +123,12 @@ class Case:
 def named(variants: Sequence[Variant]) -> list[tuple[str, Variant]]:
     """The variants under names that can be shown, each once whatever the report calls them."""
     taken: set[str] = set()
-    return [(_untaken(printable(variant.name), taken), variant) for variant in variants]
+    return [(untaken(printable(variant.name), taken), variant) for variant in variants]
 
 
-def _untaken(base: str, taken: set[str]) -> str:
+def untaken(base: str, taken: set[str], numbered_as: str = "{base} ({count})") -> str:
     """``base``, or with the first number that makes another name of it; it is taken then."""
-    numbered = (f"{base} ({count})" for count in itertools.count(2))
+    numbered = (numbered_as.format(base=base, count=count) for count in itertools.count(2))
     name = next(name for name in itertools.chain([base], numbered) if name not in taken)
     taken.add(name)
     return name
@@ -167,7 +168,7 @@ def _numbered(listed: Sequence[Case]) -> Iterator[Case]:
     taken: set[str] = set()
     for case in listed:
         about = "" if case.about is None else f":{printable(case.about)}"
-        label = _untaken(f"{case.check}{about}", taken)
+        label = untaken(f"{case.check}{about}", taken)
         yield replace(case, count=seen[case.check, case.about], label=label)
         seen[case.check, case.about] += 1
 
