@@ -3,6 +3,7 @@
 PYTHON ?= python3
 OUT ?= lmr-guard-demo
 WORKERS ?= 2
+HOSTS := hosts,mlflow,torchao,nncf,olive
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -58,7 +59,7 @@ $(STAMP): pyproject.toml constraints.txt
 		exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt pip setuptools wheel
-	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[dev,timm]"
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[dev,timm,$(HOSTS)]"
 	@touch $@
 
 # The tools stand apart: nothing that ships depends on them.

@@ -20,12 +20,15 @@ from factories import (
 )
 
 from lmr_guard.classifier import Classifier
+from lmr_guard.compress.recipes import parse
 from lmr_guard.contracts import Clean, Labelled, TriggerResult
 from lmr_guard.evidence import Patch
 from lmr_guard.measure import accuracy, against_trigger
+from lmr_guard.pipeline import guard
 from lmr_guard.received.parts import split
 from lmr_guard.redteam import badnets
 from lmr_guard.redteam.training import Planted, Schedule, fit_clean
+from lmr_guard.settings import Settings
 
 ATTACKER_IMAGES = 900
 SCHEDULE = Schedule(epochs=12, lr=0.1, batch=64, shift=1)
@@ -116,6 +119,18 @@ def row_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(row_images(420, seed=1), folder / "clean")
     white_png(folder / "patch.png", 1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def row_release(row_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the guard published of ``row_files``: float32 and int8, with a report that passed."""
+    out = tmp_path_factory.mktemp("published") / "release"
+    patch = Patch(torch.ones(1, 1, 1), x=3, y=3, target=2)
+    settings = Settings(recipes=parse(["float32", "int8"]), listening=None, threads=1)
+    model, clean = row_files / "model.safetensors", row_files / "clean"
+    report = guard(model, clean, out, [patch], arch="factories:row_architecture", settings=settings)
+    assert [variant.name for variant in report.published] == ["float32", "int8"]
+    return out
 
 
 @pytest.fixture(scope="session")

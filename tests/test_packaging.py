@@ -94,6 +94,40 @@ def test_the_licence_is_named_and_included(wheel: Path) -> None:
     assert fields["Requires-Python"] == ">=3.11"
 
 
+def test_the_base_install_pulls_no_other_tool(wheel: Path) -> None:
+    with ZipFile(wheel) as archive:
+        (metadata,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        fields = Parser().parsestr(archive.read(metadata).decode())
+    needs = [Requirement(line) for line in fields.get_all("Requires-Dist", [])]
+    base = {r.name for r in needs if not r.marker or r.marker.evaluate({"extra": ""})}
+    for extra in ("mlflow", "torchao", "nncf", "olive"):
+        own = {r.name for r in needs if r.marker and r.marker.evaluate({"extra": extra})} - base
+        assert any(name.startswith(extra) for name in own), extra
+    assert base == {Requirement(line).name for line in wanted_on_this_platform()}
+
+
+def wanted_on_this_platform() -> list[str]:
+    """The dependencies that everybody gets."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [Requirement(line) for line in project["dependencies"]]
+    return [str(line) for line in lines if not line.marker or line.marker.evaluate()]
+
+
+def test_importing_every_module_loads_no_other_tool() -> None:
+    """Each is loaded when it is used, so that a hook can be imported without its tool."""
+    names = sorted(name for name in module_files() if not name.endswith("__main__"))
+    probe = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "print(*{n.partition('.')[0] for n in sys.modules})\n"
+    )
+    command = [sys.executable, "-c", probe, *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "lmr_guard" in done.stdout.split()
+    assert not {"mlflow", "torchao", "nncf", "olive", "dagster"} & set(done.stdout.split())
+
+
 def requirements() -> list[Requirement]:
     """All direct dependencies, the extras included."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
