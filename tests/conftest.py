@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks that several tests look at and none may change, trained once a session."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -29,6 +30,11 @@ from lmr_guard.received.parts import split
 from lmr_guard.redteam import badnets
 from lmr_guard.redteam.training import Planted, Schedule, fit_clean
 from lmr_guard.settings import Settings
+
+# Other tools tell their makers that they are used; not that our tests run.
+for _tool in ("DAGSTER", "MLFLOW", "OLIVE"):
+    os.environ[f"{_tool}_DISABLE_TELEMETRY"] = "1"
+os.environ["DVC_NO_ANALYTICS"] = "1"
 
 ATTACKER_IMAGES = 900
 SCHEDULE = Schedule(epochs=12, lr=0.1, batch=64, shift=1)
