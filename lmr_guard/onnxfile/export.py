@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.errors import StageError, first_line
@@ -18,7 +18,7 @@ from lmr_guard.onnxfile.predictor import OnnxPredictor
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["export_onnx", "require_parity"]
+__all__ = ["export_onnx", "require_parity", "write_module"]
 
 _TOLERANCE = 1e-4
 
@@ -52,15 +52,7 @@ def export_onnx(
         raise StageError("expected a classifier in eval mode, got train mode; call .eval() first")
     model = classifier.as_received().cpu()
     likely = classifier.ending.kind in {"probabilities", "sigmoids"}
-    proto = _trace(model, "probabilities" if likely else "logits")
-    found = branches(proto)
-    if found:
-        raise StageError(
-            f"expected a graph that runs the same for every image, got {listed(found)}; "
-            "a branch on the input, or chance, can hide a backdoor from every measurement"
-        )
-    with atomic(path) as file:
-        file.write(proto.SerializeToString(deterministic=True))
+    _write(_trace(model, "probabilities" if likely else "logits"), path)
     try:
         predictor = _compared(model, path, shown, tolerance)
     except BaseException:
@@ -103,14 +95,43 @@ def _compared(
     return predictor
 
 
+def write_module(model: nn.Module, example: Tensor, path: Path, output: str) -> None:
+    """Writes a module as one ONNX file that takes ``pixels`` in any batch; nothing is compared.
+
+    Args:
+        model: On the CPU.
+        example: What it takes, a batch of 2: one of 1 would be frozen in by older exporters.
+        path: Written complete or not at all.
+        output: What the file calls its answer.
+
+    Raises:
+        StageError: See ``export_onnx``.
+    """
+    _write(_exported(model, example, output), path)
+
+
+def _write(proto: "ModelProto", path: Path) -> None:
+    found = branches(proto)
+    if found:
+        raise StageError(
+            f"expected a graph that runs the same for every image, got {listed(found)}; "
+            "a branch on the input, or chance, can hide a backdoor from every measurement"
+        )
+    with atomic(path) as file:
+        file.write(proto.SerializeToString(deterministic=True))
+
+
 def _trace(model: Classifier, output: str) -> "ModelProto":
+    return _exported(model, model.example(2), output)
+
+
+def _exported(model: nn.Module, example: Tensor, output: str) -> "ModelProto":
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 model,
-                # A batch of 1 would be frozen into the graph by older exporters.
-                (model.example(2),),
+                (example,),
                 input_names=["pixels"],
                 output_names=[output],
                 dynamic_shapes=({0: "batch"},),
