@@ -20,6 +20,7 @@ _LETTER = 7.0  # width of one, at the size that the style sheet gives labels
 _WIDE = 420.0  # that the longest bar may be
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 670.0, 20.0, 300.0
+_NARROW = 1e-6  # range, or its share of the numbers, that no chart can show
 _LABEL = 15.0  # height of one
 
 
@@ -260,12 +261,12 @@ def _hits(
 def ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
     """Round numbers that enclose a range, evenly apart, ``most`` intervals at most, at least one.
 
-    >>> ticks(0.912, 0.987), ticks(0, 313.2), ticks(1, 1)
-    ((0.9, 0.92, 0.94, 0.96, 0.98, 1.0), (0.0, 100.0, 200.0, 300.0, 400.0), (1.0, 1.5))
+    >>> ticks(0.912, 0.987), ticks(0, 313.2), ticks(3, 3)
+    ((0.9, 0.92, 0.94, 0.96, 0.98, 1.0), (0.0, 100.0, 200.0, 300.0, 400.0), (3.0, 3.5, 4.0, 4.5))
     """
     span = high - low
-    if not span > 0:
-        span = abs(high) / 2 or 1.0
+    if span <= _NARROW * max(1.0, abs(high)):
+        span = abs(high) / 2 if abs(high) > _NARROW else 1.0
         high = low + span
     power = 10.0 ** math.floor(math.log10(span / most))
     for factor in (1, 2, 5, 10, 20):
