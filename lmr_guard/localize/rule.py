@@ -222,8 +222,9 @@ def suspect(
     )
     why = stillness([search for search in deep if search.form == "received"])
     if why is None or found.target is not None:
-        shape = received.preprocessing
-        return replace(found, drawings=tuple(drawing(each, shape) for each in found.patterns))
+        patterns = [each for each in found.patterns if isinstance(each, inversion.Pattern)]
+        drawn = tuple(drawing(each, received.preprocessing) for each in patterns)
+        return replace(found, drawings=drawn)
     return hindered(why, repair.classes, found)
 
 
