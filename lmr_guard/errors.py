@@ -14,8 +14,11 @@ Messages follow one grammar: *expected …, got …; what to do*. Below the exce
 somebody else's names, values and errors look in one line of a message.
 """
 
+import re
 from collections.abc import Iterable
 from enum import IntEnum
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 __all__ = [
     "ConfigError",
@@ -83,6 +86,8 @@ def described(value: object) -> str:
     """What a value is, without its content: its type, of a tensor its layout and shape."""
     from torch import Tensor  # torch takes long to load, and not every error needs it
 
+    if isinstance(value, Tensor) and value.is_quantized:
+        return f"a quantised tensor of shape {tuple(value.shape)}"
     if isinstance(value, Tensor):
         return f"a {value.layout} tensor of shape {tuple(value.shape)}"
     return f"{'an empty ' if value == {} else ''}{type(value).__name__}"
@@ -90,7 +95,7 @@ def described(value: object) -> str:
 
 def first_line(error: Exception) -> str:
     """The first line of an error, in a length that can be read."""
-    lines = str(error).strip().splitlines()
+    lines = _COLOURS.sub("", str(error)).strip().splitlines()
     return f"{type(error).__name__}: {printable(lines[0][:160])}" if lines else type(error).__name__
 
 

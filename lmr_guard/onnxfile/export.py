@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A classifier written as one self-contained ONNX file, checked against torch."""
 
+import copy
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["export_onnx", "require_parity", "write_module"]
 
 _TOLERANCE = 1e-4
+_TIMES = 2.0  # as far from float64 as torch is in float32
+_CLASH = "is already registered"
 
 
 def export_onnx(
@@ -40,19 +44,25 @@ def export_onnx(
     Args:
         classifier: In eval mode; left as it is.
         path: Written only when everything below holds.
-        shown: Pixels (N, C, H, W) to compare on too, each alone and all together.
+        shown: Clean pixels (N, C, H, W) to compare on, each alone, two, five and all together;
+            None compares on uniform random pixels in batches of 1, 2 and 5.
         tolerance: Largest difference between torch and ONNX Runtime (CPU), as a share of the
-            largest output, on uniform random pixels in batches of 1, 2 and 5.
+            largest output. Where torch itself is further than that from what it computes in
+            float64, ONNX Runtime may be twice as far as torch, as long as no decision moves.
 
     Raises:
-        StageError: Train mode, a network that cannot be exported, a graph that decides by what
-            the image shows, outputs that differ or are not finite, or a full disk.
+        StageError: Train mode, a network that cannot be exported or that answers the same images
+            in two ways, a graph that decides by what the image shows, outputs that differ or are
+            not finite, or a full disk.
     """
     if any(module.training for module in classifier.modules()):
         raise StageError("expected a classifier in eval mode, got train mode; call .eval() first")
     model = classifier.as_received().cpu()
     likely = classifier.ending.kind in {"probabilities", "sigmoids"}
-    _write(_trace(model, "probabilities" if likely else "logits"), path)
+    proto = _trace(model, "probabilities" if likely else "logits")
+    _require_one_way(proto)
+    _require_steady(model, model.example() if shown is None else shown)
+    _write(proto, path)
     try:
         predictor = _compared(model, path, shown, tolerance)
     except BaseException:
@@ -86,12 +96,12 @@ def _compared(
 ) -> OnnxPredictor:
     predictor = OnnxPredictor(path)
     generator = torch.Generator().manual_seed(0)
-    for batch in (1, 2, 5):
-        pixels = torch.rand(model.example(batch).shape, generator=generator)
+    if shown is None:
+        batches = [torch.rand(model.example(n).shape, generator=generator) for n in (1, 2, 5)]
+    else:
+        batches = [*shown.split(1), shown[:2], shown[:5], shown]
+    for pixels in batches:
         _require_alike(model, predictor, pixels, tolerance)
-    if shown is not None:
-        for pixels in (*shown.split(1), shown):
-            _require_alike(model, predictor, pixels, tolerance)
     return predictor
 
 
@@ -107,16 +117,21 @@ def write_module(model: nn.Module, example: Tensor, path: Path, output: str) -> 
     Raises:
         StageError: See ``export_onnx``.
     """
-    _write(_exported(model, example, output), path)
+    proto = _exported(model, example, output)
+    _require_one_way(proto)
+    _write(proto, path)
 
 
-def _write(proto: "ModelProto", path: Path) -> None:
+def _require_one_way(proto: "ModelProto") -> None:
     found = branches(proto)
     if found:
         raise StageError(
             f"expected a graph that runs the same for every image, got {listed(found)}; "
             "a branch on the input, or chance, can hide a backdoor from every measurement"
         )
+
+
+def _write(proto: "ModelProto", path: Path) -> None:
     with atomic(path) as file:
         file.write(proto.SerializeToString(deterministic=True))
 
@@ -127,26 +142,56 @@ def _trace(model: Classifier, output: str) -> "ModelProto":
 
 def _exported(model: nn.Module, example: Tensor, output: str) -> "ModelProto":
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                model,
-                (example,),
-                input_names=["pixels"],
-                output_names=[output],
-                dynamic_shapes=({0: "batch"},),
-                external_data=False,
-                verbose=False,
-            )
+        try:
+            program = _program(model, example, output)
+        except RuntimeError as error:
+            if _CLASH not in str(_deepest(error)):
+                raise
+            # Names of our own buffers meet those that the exporter gives to results.
+            program = _program(nn.Sequential(model), example, output)
     except RuntimeError as error:
         raise StageError(
-            f"expected a network that exports to ONNX, got {first_line(error)}"
+            f"expected a network that exports to ONNX, got {first_line(_deepest(error))}"
         ) from error
     if program is None:
         raise StageError("expected an ONNX program from the exporter, got none")
     proto: ModelProto = program.model_proto
     _forget_origin(proto)
     return proto
+
+
+def _program(model: nn.Module, example: Tensor, output: str) -> "torch.onnx.ONNXProgram | None":
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.onnx.export(
+            model,
+            (example,),
+            input_names=["pixels"],
+            output_names=[output],
+            dynamic_shapes=({0: "batch"},),
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _deepest(error: BaseException) -> Exception:
+    """What an error was caused by, first of all: the exporter wraps it in advice of many lines."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error if isinstance(error, Exception) else RuntimeError(str(error))
+
+
+@torch.no_grad()
+def _require_steady(model: Classifier, pixels: Tensor) -> None:
+    """Refuses a network that is random at inference, or that answers by how often it was asked."""
+    with torch.random.fork_rng(devices=[]):
+        first, second = model(pixels), model(pixels)
+    apart = (first - second).abs().max() > _TOLERANCE * first.abs().max()
+    if bool(apart):
+        raise StageError(
+            "expected a network that answers the same images alike, got other outputs when asked "
+            "again; it draws at random, or counts, at inference: switch that off"
+        )
 
 
 def _forget_origin(proto: "ModelProto") -> None:
@@ -158,16 +203,23 @@ def _forget_origin(proto: "ModelProto") -> None:
     del proto.metadata_props[:]
 
 
+@torch.no_grad()
 def _require_alike(
     model: Classifier, predictor: OnnxPredictor, pixels: Tensor, tolerance: float
 ) -> None:
-    with torch.no_grad():
-        expected = model(pixels)
-    difference = float((predictor(pixels) - expected).abs().max())
+    expected, got = model(pixels), predictor(pixels)
+    difference = float((got - expected).abs().max())
     scale = max(float(expected.abs().max()), 1e-6)
     # Written so that a NaN on either side does not pass.
-    if not difference <= tolerance * scale:
-        raise StageError(
-            f"expected ONNX Runtime within {tolerance:g} of torch at batch {len(pixels)}, got "
-            f"a difference of {difference:.3g} at outputs up to {scale:.3g}"
-        )
+    if difference <= tolerance * scale:
+        return
+    exact = copy.deepcopy(model).double()(pixels.double())
+    own, theirs = (float((each - exact).abs().max()) for each in (expected, got))
+    moved = int((got.argmax(dim=1) != expected.argmax(dim=1)).sum())
+    if theirs <= _TIMES * own and math.isfinite(own) and not moved:
+        return
+    raise StageError(
+        f"expected ONNX Runtime within {tolerance:g} of torch at batch {len(pixels)}, got "
+        f"a difference of {difference:.3g} at outputs up to {scale:.3g}, where torch itself is "
+        f"{own:.3g} from float64; {moved} of {len(pixels)} decisions move"
+    )

@@ -210,7 +210,8 @@ def _copy(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, list[s
     newest = network.state_dict()._metadata  # type: ignore[attr-defined]
     told = getattr(weights, "_metadata", None)
     found: list[dict[str, list[str]]] = []
-    for versions in (told, newest, {}):
+    asked: tuple[Mapping[str, object] | None, ...] = (told, newest, {})
+    for versions in asked:
         if versions is not None:
             found.append(_tried(network, weights, versions))
             if not any(found[-1].values()):

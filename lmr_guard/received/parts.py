@@ -257,7 +257,7 @@ def _circles(table: Tensor) -> list[dict[int, int]]:
 
 def _at_least(hits: int, trials: int) -> float:
     """How likely a fair coin falls on one side so often."""
-    return sum(math.comb(trials, i) for i in range(hits, trials + 1)) / 2**trials
+    return float(sum(math.comb(trials, i) for i in range(hits, trials + 1)) / 2**trials)
 
 
 def _mean_over_classes(landed: Tensor, data: Labelled) -> float:
