@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lmr_guard.classifier import Classifier, find_head
 from lmr_guard.compress.whole import Whole, described, layers, left_whole
-from lmr_guard.errors import StageError
+from lmr_guard.errors import StageError, some
 
 __all__ = ["UNFIT", "Group", "Groups", "LayerCut", "cut", "masked"]
 
@@ -221,8 +221,9 @@ def _gone(groups: Iterable[Group], cuts: Iterable[LayerCut]) -> Iterator[tuple[G
         group = by_layer.get(item.layer)
         if group is None or not set(item.channels) <= set(range(group.channels)):
             raise StageError(
-                f"expected a cut of one of the layers {sorted(by_layer)} within its channels, "
-                f"got {item}; the plan was made for another network"
+                f"expected a cut of one of {len(by_layer)} layers ({some(sorted(by_layer))}) "
+                f"within its channels, got {len(item.channels)} of {item.layer}; the plan was made for "
+                "another network"
             )
         gone = torch.zeros(group.channels, dtype=torch.bool)
         gone[list(item.channels)] = True

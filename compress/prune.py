@@ -17,7 +17,7 @@ from lmr_guard.compress.norms import reestimate_bn
 from lmr_guard.compress.recipes import PruneL1, Shares
 from lmr_guard.compress.whole import Whole
 from lmr_guard.contracts import Achieved, Labelled, Progress, silent
-from lmr_guard.errors import ConfigError, StageError
+from lmr_guard.errors import ConfigError, StageError, some
 
 __all__ = [
     "FEWEST",
@@ -180,9 +180,11 @@ def apply(plan: PrunePlan, classifier: Classifier) -> Classifier:
         ) from error
     left = {layer: _outputs(pruned, layer) for layer in wanted}
     if left != wanted or logits.shape[1] != classifier.num_classes:
+        odd = [f"{n} {left[n]} for {count}" for n, count in wanted.items() if left[n] != count]
         raise StageError(
-            f"expected the channels {wanted} to be left, got {left} and {logits.shape[1]} logits; "
-            "this architecture cannot be pruned, leave the recipe out"
+            f"expected the planned channels and {classifier.num_classes} logits to be left, got "
+            f"{logits.shape[1]} logits and of {len(odd)} layers other channels ({some(odd)}); this "
+            "architecture cannot be pruned, leave the recipe out"
         )
     return pruned
 

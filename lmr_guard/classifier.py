@@ -199,7 +199,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def find_head(
-    model: nn.Module, example: Tensor, num_classes: int
+    model: nn.Module, example: Tensor, num_classes: int, *, told: bool = True
 ) -> tuple[str, nn.Linear | nn.Conv2d]:
     """The layer that yields the classes: the last Linear or 1x1 convolution that runs.
 
@@ -207,6 +207,7 @@ def find_head(
         model: Any classifier; run once in eval mode, left as it was.
         example: Input of ``model``, batch of at least 2.
         num_classes: K.
+        told: Whether the user knows of this K, so that an error may speak of it.
 
     Returns:
         Its qualified name in ``model`` and the layer.
@@ -242,7 +243,8 @@ def find_head(
     ):
         return name, last
     found = f"{name}: {last}" if ran else "no linear or convolution layer"
+    outputs = f"with {num_classes} outputs" if told else "with an output for each class"
     raise InputError(
-        f"expected a head, a last Linear or 1x1 Conv2d with {num_classes} outputs, got {found}; "
+        f"expected a head, a last Linear or 1x1 Conv2d {outputs}, got {found}; "
         "check the class count, or use an architecture that ends in such a layer"
     )

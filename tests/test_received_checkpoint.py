@@ -127,6 +127,12 @@ def write_sparse(path: Path) -> None:
     torch.save({"fc.weight": torch.eye(3).to_sparse()}, path)
 
 
+def write_quantised(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save({"a": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)}, path)
+
+
 def write_pointer(path: Path) -> None:
     oid = "sha256:" + 64 * "a"
     path.write_text(f"version https://git-lfs.github.com/spec/v1\noid {oid}\nsize 99\n")
@@ -174,6 +180,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "expanded": (write_expanded, r"dense tensors, got a torch.strided tensor of shape \(10{12},\)"),
     "sparse": (write_sparse, r"dense tensors, got a torch.sparse_coo tensor of shape \(3, 3\)"),
+    "quantised": (write_quantised, r"dense tensors, got a quantised tensor of shape \(3,\) at"),
     "meta": (
         lambda path: torch.save({"a": torch.zeros(2, device="meta")}, path),
         r"dense tensors, got a torch.strided tensor",

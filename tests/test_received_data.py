@@ -366,6 +366,14 @@ def test_layouts_that_are_not_one_folder_per_class(tmp_path: Path) -> None:
         read_folder(tmp_path / "single", EIGHT)
 
 
+@pytest.mark.parametrize("parts", [("Train", "TEST"), ("Training", "Validation"), ("train", "Val")])
+def test_parts_are_told_however_they_are_spelled(tmp_path: Path, parts: tuple[str, str]) -> None:
+    for part in parts:
+        fill(tmp_path / part / "cats", 3)
+    with pytest.raises(InputError, match=f"got the parts {', '.join(sorted(parts))} in"):
+        read_folder(tmp_path, EIGHT)
+
+
 def test_a_folder_of_splits_is_told_from_one_of_classes(tmp_path: Path) -> None:
     for part in ("train", "test"):
         fill(tmp_path / "data" / part / "cats", 3)

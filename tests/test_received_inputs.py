@@ -415,6 +415,14 @@ def test_few_images_of_exchanged_classes_are_told_from_two_parts() -> None:
         inputs.understood(given, mixed)
 
 
+@pytest.mark.parametrize(
+    "given", [NOWHERE, row_images(6), (torch.zeros(2, 1, 4, 4), torch.ones(2))]
+)
+def test_a_single_output_is_told(given: Path | Labelled | tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(InputError, match=r"one output for each class, got one in all, as of a sig"):
+        inputs.images(given, SEEN, 1)
+
+
 def test_a_class_without_an_image_is_told() -> None:
     images = torch.zeros(9, 1, 4, 4, dtype=torch.uint8)
     with pytest.raises(InputError, match="expected images of every class, got none of c; give"):

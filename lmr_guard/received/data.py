@@ -212,7 +212,9 @@ def _class_folders(root: Path, classes: Sequence[str], passed: Passed) -> list[s
             f"{layout}, got {len(entries)} files and no folder in {str(root)!r}; put every image "
             "into a folder named after its class"
         )
-    if _SPLITS.issuperset(found) and any(e.is_dir() for n in found for e in _entries(root / n)):
+    if _SPLITS.issuperset(name.lower() for name in found) and any(
+        e.is_dir() for n in found for e in _entries(root / n)
+    ):
         raise InputError(
             f"{layout}, got the parts {listed(found)} in {str(root)!r}; give one of them, "
             f"such as {str(root / found[0])!r}"

@@ -163,9 +163,14 @@ def images(
         progress: Told of every image of a folder.
 
     Raises:
-        InputError: See ``data.read_folder``.
+        InputError: See ``data.read_folder``; or the model has a single output.
         ConfigError: Tensors of other shapes, types or ranges, or of another number of classes.
     """
+    if num_classes == 1:
+        raise InputError(
+            "expected a model with one output for each class, got one in all, as of a sigmoid that "
+            "tells two classes; give it two: (0, z) for the logit z"
+        )
     if isinstance(given, Path | str):
         return data.read_folder(
             Path(given),

@@ -146,7 +146,7 @@ def _classes(config: Architecture, probe: Classifier, weights: Mapping[str, Tens
     if config.source[0] in LIBRARIES:
         probe.to("meta")  # shapes only, at no cost; the user's own code may not run there
     outputs = _logits(probe).shape[1]
-    name, head = find_head(probe, probe.example(), outputs)
+    name, head = find_head(probe, probe.example(), outputs, told=config.num_classes is not None)
     aliases = (n for n, p in probe.named_parameters(remove_duplicate=False) if p is head.weight)
     own = [
         *fused.originals(name.removeprefix("network.")),
@@ -157,7 +157,10 @@ def _classes(config: Architecture, probe: Classifier, weights: Mapping[str, Tens
     if config.num_classes not in {None, found}:
         raise InputError(f"expected {config.num_classes} classes, got {found} in the weights")
     if found < 2:
-        raise InputError(f"expected a head of at least 2 classes, got {found}")
+        raise InputError(
+            f"expected a head of at least 2 classes, got {found}; where a sigmoid tells two, give "
+            "the head two rows: zeros, and its own"
+        )
     return found
 
 
