@@ -222,8 +222,8 @@ def _gone(groups: Iterable[Group], cuts: Iterable[LayerCut]) -> Iterator[tuple[G
         if group is None or not set(item.channels) <= set(range(group.channels)):
             raise StageError(
                 f"expected a cut of one of {len(by_layer)} layers ({some(sorted(by_layer))}) "
-                f"within its channels, got {len(item.channels)} of {item.layer}; the plan was made for "
-                "another network"
+                f"within its channels, got {len(item.channels)} of {item.layer}; the plan was "
+                "made for another network"
             )
         gone = torch.zeros(group.channels, dtype=torch.bool)
         gone[list(item.channels)] = True

@@ -181,9 +181,10 @@ def apply(plan: PrunePlan, classifier: Classifier) -> Classifier:
     left = {layer: _outputs(pruned, layer) for layer in wanted}
     if left != wanted or logits.shape[1] != classifier.num_classes:
         odd = [f"{n} {left[n]} for {count}" for n, count in wanted.items() if left[n] != count]
+        if logits.shape[1] != classifier.num_classes:
+            odd.insert(0, f"logits {logits.shape[1]} for {classifier.num_classes}")
         raise StageError(
-            f"expected the planned channels and {classifier.num_classes} logits to be left, got "
-            f"{logits.shape[1]} logits and of {len(odd)} layers other channels ({some(odd)}); this "
+            f"expected the planned channels and all logits to be left, got {some(odd)}; this "
             "architecture cannot be pruned, leave the recipe out"
         )
     return pruned

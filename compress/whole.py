@@ -20,7 +20,7 @@ from lmr_guard.errors import some
 
 __all__ = ["Whole", "described", "layers", "left_whole"]
 
-UNSEEN = "torch-pruning does not see what it is coupled to"
+_UNSEEN = "torch-pruning does not see what it is coupled to"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def left_whole(
         if own and group.channels > 1:
             # A group may hold only a part of what a layer puts out, as of a gated one.
             found.append(replace(group, channels=max(group.channels, *own)))
-    rest = (Whole(n.rpartition(".")[0], c, UNSEEN, (n,)) for n, c in left.items())
+    rest = (Whole(n.rpartition(".")[0], c, _UNSEEN, (n,)) for n, c in left.items())
     return (*found, *rest)
 
 

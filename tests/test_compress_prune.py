@@ -272,7 +272,7 @@ def test_a_plan_that_does_not_fit_is_refused(cuts: tuple[LayerCut, ...], message
 
 def test_cutting_the_classes_is_refused() -> None:
     plan = prune.PrunePlan(0.5, "uniform", (LayerCut("network.8", (0,)),))
-    with pytest.raises(StageError, match="and 4 logits"):
+    with pytest.raises(StageError, match=r"got logits 4 for 5; this arch"):
         prune.apply(plan, classifier("plain"))
     with pytest.raises(StageError, match="made for another network"):
         prune.masks(classifier("plain"), plan)

@@ -20,8 +20,12 @@ from lmr_guard.errors import some
 __all__ = ["fuse", "note", "originals"]
 
 # What a layer's weight is kept as, by the older functions and by the newer ones.
-_ORIGINALS = ("weight_v", "weight_orig", "parametrizations.weight.original1")
-_ORIGINALS += ("parametrizations.weight.original",)
+_ORIGINALS = (
+    "weight_v",
+    "weight_orig",
+    "parametrizations.weight.original1",
+    "parametrizations.weight.original",
+)
 
 
 def fuse(network: nn.Module) -> tuple[str, ...]:

@@ -17,7 +17,12 @@ from lmr_guard.errors import InputError, some
 __all__ = ["left_out", "peeled", "without_prefix"]
 
 # What wrappers call the module that they wrap, anywhere in a name.
-_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS: tuple[str, ...] = (
+    "_orig_mod",
+    "module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+)
 _WRAPPERS += ("_forward_module", "_dp_wrapped_module")
 _LEAST = 0.5  # of the network's names
 
