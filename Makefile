@@ -64,7 +64,8 @@ $(APART)/%/.installed: Makefile
 
 hosts: $(STAMP) $(patsubst %,$(APART)/%/.installed,dvc kfp airflow) ## Run the steps for other tools in these tools; writes docs/hosts.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "hosts or not hosts" --junitxml=.make/hosts.xml \
-		tests/test_hooks_mlflow.py tests/test_examples_pipelines_dagster.py \
+		tests/test_hooks_mlflow.py tests/test_hooks_torchao.py tests/test_hooks_nncf.py \
+		tests/test_hooks_olive.py tests/test_examples_pipelines_dagster.py \
 		tests/test_examples_pipelines_hosts.py
 	$(BIN)/python tests/hosts_record.py .make/hosts.xml docs/hosts.json
 

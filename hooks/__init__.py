@@ -5,6 +5,8 @@
 * ``repair``: ``pre_quantize`` and ``pre_prune`` repair a model before another tool compresses it.
 * ``export_gate``: ``onnx_export_gate`` holds up ``torch.onnx.export`` unless a passing verdict is
   about the weights; ``verify_model`` makes one.
+* ``mlflow``, ``torchao``, ``nncf``, ``olive``: for these tools, each an extra, not loaded here; see
+  ``docs/hosts.md``.
 """
 
 from lmr_guard.hooks.export_gate import onnx_export_gate, verify_model

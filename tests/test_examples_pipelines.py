@@ -140,3 +140,58 @@ def test_every_command_of_gitlab_s_jobs_has_options_that_there_are() -> None:
 def test_the_readme_names_every_file() -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert all(path.name in text for path in HOSTS)
+
+
+def test_every_command_of_dvc_s_stages_has_options_that_there_are() -> None:
+    stages = parsed(FOLDER / "dvc" / "dvc.yaml")["stages"]
+    lines = [line for stage in stages.values() for line in stage["cmd"].split("&&")]
+    words = [line.split() for line in lines if line.startswith("lmr-guard")]
+    assert [each[1] for each in words] == ["run", "attest", "admit"]
+    for each in words:
+        shown = subprocess.run(
+            [sys.executable, "-m", "lmr_guard", each[1], "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        asked = {word for word in each if word.startswith("--")}
+        assert asked <= set(re.findall(r"--[a-z-]+", shown))
+    used = set(re.findall(r"\$\{(\w+)\}", (FOLDER / "dvc" / "dvc.yaml").read_text()))
+    assert used == set(parsed(FOLDER / "dvc" / "params.yaml"))
+
+
+OWN_HOSTS = ("dvc/dvc.yaml", "dagster_check.py", "kfp_component.py", "airflow_dag.py")
+
+
+@pytest.mark.parametrize("name", OWN_HOSTS)
+def test_an_example_is_short_and_named_where_users_look(name: str) -> None:
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    without = re.sub(r'""".*?"""', "", text, flags=re.DOTALL)
+    own = [line for line in without.splitlines() if line.strip() and line.strip()[0] != "#"]
+    assert 0 < len(own) <= 25
+    assert f"`{name}`" in (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert name.split("/", maxsplit=1)[0] in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+NAMES = {
+    "airflow": "Airflow",
+    "dagster": "Dagster",
+    "dvc": "DVC",
+    "kfp": "Kubeflow Pipelines",
+    "mlflow": "MLflow",
+    "nncf": "NNCF",
+    "olive": "Olive",
+    "torchao": "torchao PT2E",
+}
+
+
+def test_the_record_of_the_hosts_is_of_the_versions_that_are_named() -> None:
+    """`make hosts` writes it; what the README says was tried is what it ran, all of it passed."""
+    record = json.loads((ROOT / "docs" / "hosts.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pins = f"{(ROOT / 'constraints.txt').read_text()}\n{(ROOT / 'Makefile').read_text()}"
+    assert set(record["hosts"]) == set(NAMES)
+    for host, told in record["hosts"].items():
+        assert told["passed"] == told["tests"] > 0, host
+        assert f"| {NAMES[host]} | {told['version']} |" in readme, host
+        assert re.search(rf"{host}\S*=={re.escape(told['version'])}\b", pins), host
