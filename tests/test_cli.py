@@ -189,7 +189,7 @@ BAD_INPUT: dict[str, tuple[Change, int, str]] = {
     "truncated torch": (cut_short_torch, 5, "expected a torch checkpoint, got a file that is trun"),
     "pickled module": (pickled_module, 5, "expected weights only, got a pickle that would import"),
     "wrong class count": (option("--num-classes", "7"), 5, "expected 7 classes, got 3 in the we"),
-    "no head": (headless, 5, "expected a head, a last Linear or 1x1 Conv2d with 3 outputs, got"),
+    "no head": (headless, 5, "expected a head, a last Linear or 1x1 Conv2d with an output "),
     "NaN weights": (weights_changed(not_a_number), 5, "expected finite weights, got NaN or infin"),
     "other weights": (
         weights_changed(lambda weights: weights.popitem()),

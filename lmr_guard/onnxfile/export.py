@@ -44,11 +44,11 @@ def export_onnx(
     Args:
         classifier: In eval mode; left as it is.
         path: Written only when everything below holds.
-        shown: Clean pixels (N, C, H, W) to compare on, each alone, two, five and all together;
-            None compares on uniform random pixels in batches of 1, 2 and 5.
+        shown: Clean pixels (N, C, H, W) to compare on too, each alone and all together.
         tolerance: Largest difference between torch and ONNX Runtime (CPU), as a share of the
-            largest output. Where torch itself is further than that from what it computes in
-            float64, ONNX Runtime may be twice as far as torch, as long as no decision moves.
+            largest output, on uniform random pixels in batches of 1, 2 and 5. Where torch itself
+            is further than that from what it computes in float64, ONNX Runtime may be twice as
+            far as torch, as long as no decision moves.
 
     Raises:
         StageError: Train mode, a network that cannot be exported or that answers the same images
@@ -96,11 +96,9 @@ def _compared(
 ) -> OnnxPredictor:
     predictor = OnnxPredictor(path)
     generator = torch.Generator().manual_seed(0)
-    if shown is None:
-        batches = [torch.rand(model.example(n).shape, generator=generator) for n in (1, 2, 5)]
-    else:
-        batches = [*shown.split(1), shown[:2], shown[:5], shown]
-    for pixels in batches:
+    # Noise too: it shows what a network does with pixels that no clean image has.
+    batches = [torch.rand(model.example(n).shape, generator=generator) for n in (1, 2, 5)]
+    for pixels in (*batches, *(() if shown is None else (*shown.split(1), shown))):
         _require_alike(model, predictor, pixels, tolerance)
     return predictor
 
