@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Labelled, Method, Progress, Suspicion, silent
+from lmr_guard.contracts import Drawing, Labelled, Method, Progress, Suspicion, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.localize import inversion, unlearning
 from lmr_guard.localize.drawing import drawing
@@ -178,7 +178,7 @@ def suspect(
     forms: Sequence[tuple[str, Classifier]] = (),
     progress: Progress = silent,
 ) -> Suspicion:
-    """The class that patterns reach with strangely little, or clean images drift to, or None.
+    """The class that patterns reach with strangely little, or None.
 
     Args:
         classifier: As received; not touched. See ``telling.hindrance`` for what should not be
@@ -222,10 +222,14 @@ def suspect(
     )
     why = stillness([search for search in deep if search.form == "received"])
     if why is None or found.target is not None:
-        patterns = [each for each in found.patterns if isinstance(each, inversion.Pattern)]
-        drawn = tuple(drawing(each, received.preprocessing) for each in patterns)
-        return replace(found, drawings=drawn)
+        return replace(found, drawings=_drawn(found, received))
     return hindered(why, repair.classes, found)
+
+
+def _drawn(found: Suspicion, received: Classifier) -> tuple[Drawing, ...]:
+    """What the suspect's patterns look like; drawn are only those that a search here found."""
+    patterns = [each for each in found.patterns if isinstance(each, inversion.Pattern)]
+    return tuple(drawing(each, received.preprocessing) for each in patterns)
 
 
 def _is_cut(form: Classifier, received: Classifier) -> bool:
