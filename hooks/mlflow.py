@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from lmr_guard.errors import ConfigError, ExportRefused, InputError, printable, some
 from lmr_guard.files import sha256_of
 from lmr_guard.hooks import host
+from lmr_guard.release import page
 from lmr_guard.release.admit import admit
 from lmr_guard.release.formats import metrics
 from lmr_guard.release.formats.shared import is_plain
@@ -47,7 +48,7 @@ _RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 def log_release(
     folder: Path | str, *, run_id: str | None = None, artifact_path: str = "lmr-guard"
 ) -> Report:
-    """Logs metrics, tags, ``report.json`` and the published files, whatever the verdict.
+    """Logs metrics, tags, the report with its page, and the published files, whatever the verdict.
 
     Args:
         folder: What ``lmr_guard.guard`` or ``lmr-guard run`` wrote.
@@ -75,6 +76,8 @@ def log_release(
         client.set_tag(run, name, text)
     for path in (place / _REPORT, *files):
         client.log_artifact(run, str(path), artifact_path)
+    # Drawn anew: the page beside a report is signed by nobody.
+    client.log_text(run, page.html(report), f"{artifact_path}/{page.PAGE}")
     return report
 
 

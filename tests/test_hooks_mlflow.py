@@ -126,7 +126,7 @@ def test_a_refusal_is_logged_too_and_not_registered(
     log_release(release)
     assert store.get_run(run).data.metrics["lmr_guard_passed"] == 0
     assert store.get_run(run).data.tags["lmr_guard.verdict"] == "fail"
-    assert files(store, run) == {"lmr-guard/report.json"}
+    assert files(store, run) == {"lmr-guard/report.html", "lmr-guard/report.json"}
     with pytest.raises(ExportRefused, match="a report that published a file, got none with") as no:
         register_model(release, "classifier")
     assert no.value.exit_code is ExitCode.REFUSED

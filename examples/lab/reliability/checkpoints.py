@@ -146,7 +146,7 @@ def _payloads(good: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, object]]:
     yield "a number", 3
     yield "nothing", None
     yield "an empty dict", {}
-    yield "dicts in dicts", {"a": {"b": {"c": good}}}
+    yield "dicts in dicts", {"a": {"b": {"c": {"d": good}}}}
     yield "text for a tensor", {**good, "head.bias": "0"}
     yield "a name that is no text in UTF-8", {**good, "\udcff": torch.ones(1)}
 

@@ -209,7 +209,8 @@ def _behaviour() -> Iterator[Case]:
     )
     yield _graph(
         "a decision",
-        f"{plain} c = Greater(y, t) n = Neg(y) logits = Where(c, y, n)",
+        f"{plain} m = ReduceMax<keepdims=0>(y) c = Greater(m, t) n = Neg(y) "
+        "logits = Where(c, y, n)",
         "float t = {-1}",
         (1, 3, 5),
     )

@@ -94,6 +94,7 @@ def _architecture() -> Callable[[Draws], dict[str, Any]]:
             "num_classes": (None, 10, 1, -1, 1 << 70)[draws[0] % 5],
             **{"input_size": size, "mean": mean, "std": std},
             "stem": stems[draws[1] % len(stems)],
+            "upright": draws[2] % 2 == 0,
         }
 
     return make
