@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,18 @@ def test_a_run_without_evidence_fails_the_step(tmp_path: Path, row_files: Path) 
     assert summary.startswith("### lmr-guard: incomplete\n")
 
 
+def require_options(words: Sequence[str]) -> None:
+    """Fails where a command line of ours has an option that its command does not know."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "lmr_guard", words[1], "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    asked = {word for word in words if word.startswith("--")}
+    assert asked <= set(re.findall(r"--[a-z-]+", shown))
+
+
 def test_an_input_is_never_run(tmp_path: Path, row_files: Path) -> None:
     hostile = "model.safetensors; touch run $(touch run) `touch run`"
     code, outputs, summary = acted(tmp_path, row_files, MODEL=hostile, ARGUMENTS="; touch run")
@@ -126,15 +139,7 @@ def test_every_command_of_gitlab_s_jobs_has_options_that_there_are() -> None:
     ]
     assert [shlex.split(line)[1] for line in lines] == ["run", "attest", "admit"]
     for line in lines:
-        words = shlex.split(line)
-        shown = subprocess.run(
-            [sys.executable, "-m", "lmr_guard", words[1], "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        asked = {word for word in words if word.startswith("--")}
-        assert asked <= set(re.findall(r"--[a-z-]+", shown))
+        require_options(shlex.split(line))
 
 
 def test_the_readme_names_every_file() -> None:
@@ -148,14 +153,7 @@ def test_every_command_of_dvc_s_stages_has_options_that_there_are() -> None:
     words = [line.split() for line in lines if line.startswith("lmr-guard")]
     assert [each[1] for each in words] == ["run", "attest", "admit"]
     for each in words:
-        shown = subprocess.run(
-            [sys.executable, "-m", "lmr_guard", each[1], "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        asked = {word for word in each if word.startswith("--")}
-        assert asked <= set(re.findall(r"--[a-z-]+", shown))
+        require_options(each)
     used = set(re.findall(r"\$\{(\w+)\}", (FOLDER / "dvc" / "dvc.yaml").read_text()))
     assert used == set(parsed(FOLDER / "dvc" / "params.yaml"))
 

@@ -335,6 +335,16 @@ def test_another_provider_than_asked_is_incomplete(honest: Path) -> None:
     assert variant.provider == "CPUExecutionProvider"
 
 
+@pytest.mark.parametrize(("whole", "outcome"), [("", INCOMPLETE), ("conv not cut: why", PASS)])
+def test_what_can_be_cut_everywhere_falls_short_by_whole_channels_alone(
+    whole: str, outcome: Outcome, tmp_path: Path
+) -> None:
+    path = write_onnx(tmp_path / "m.onnx", TOY_BODY, weights=TOY_HONEST)
+    asked, done = Achieved(channel_sparsity=0.4), Achieved(channel_sparsity=0.37)
+    build = Build(name="float32", asked=asked, achieved=done, whole=whole)
+    assert finding(judged(path, build=build), "achieved").outcome is outcome
+
+
 QUANTISED = """
     flat = Flatten(pixels) q = QuantizeLinear(flat, S, Z) d = DequantizeLinear(q, S, Z)
     logits = MatMul(d, W)"""

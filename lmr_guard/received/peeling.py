@@ -22,8 +22,9 @@ _WRAPPERS: tuple[str, ...] = (
     "module",
     "_fsdp_wrapped_module",
     "_checkpoint_wrapped_module",
+    "_forward_module",
+    "_dp_wrapped_module",
 )
-_WRAPPERS += ("_forward_module", "_dp_wrapped_module")
 _LEAST = 0.5  # of the network's names
 
 

@@ -54,7 +54,8 @@ from lmr_guard.release.records import Build, Check, Finding, Outcome, Variant, V
 
 __all__ = ["verify"]
 
-_SPARSITY_SLACK = (0.02, 0.1)  # and as a share of what was asked
+# Channels are whole; and, as a share of what was asked, where some layers could not be cut.
+_ROUNDED, _UNCUT = 0.02, 0.1
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinear", "Integer")
 # Images that replays are measured on: enough for bounds of a few points.
 _REPLAYED = 500
@@ -103,7 +104,7 @@ def verify(
     Args:
         artifact: The staged file, with the digest it had when it was staged.
         build: How it was made. Channel and parameter sparsity may fall short of what was asked
-            by 0.02, for channels are whole, or by a tenth, for few networks can be cut everywhere.
+            by 0.02, for channels are whole, and where ``whole`` names layers by a tenth of it.
         report: The part of the clean images that numbers are reported on.
         evidence: What the file is tried with; none is INCOMPLETE.
         policy: The limits.
@@ -246,7 +247,7 @@ def _logits(witness: _Witness) -> Finding:
 
 
 def _achieved(done: Achieved, build: Build, predictor: OnnxPredictor) -> Iterator[Finding]:
-    asked, (least, share) = build.asked, _SPARSITY_SLACK
+    asked, share = build.asked, _UNCUT if build.whole else 0.0
     if asked is None:
         return
     quantised = any(part in op for op in predictor.operators for part in _QUANTISED)
@@ -256,7 +257,7 @@ def _achieved(done: Achieved, build: Build, predictor: OnnxPredictor) -> Iterato
             ("channel sparsity", done.channel_sparsity, asked.channel_sparsity),
             ("parameter sparsity", done.parameter_sparsity, asked.parameter_sparsity),
         )
-        if got < wanted - max(least, share * wanted)
+        if got < wanted - max(_ROUNDED, share * wanted)
     ]
     if short and build.whole:
         short.append(build.whole)
