@@ -22,8 +22,7 @@ from lmr_guard.errors import ConfigError
 from lmr_guard.files import save_weights
 from lmr_guard.pipeline import Measured
 from lmr_guard.received import inputs
-from lmr_guard.received.architectures import Architecture
-from lmr_guard.received.inputs import Images, Model, Received
+from lmr_guard.received.inputs import Images, Model, Received, Source
 from lmr_guard.received.parts import divide, split
 from lmr_guard.redteam import catalogue
 from lmr_guard.redteam.catalogue import Attack
@@ -78,7 +77,7 @@ def drill(
     clean: Images,
     out: Path | str,
     *,
-    arch: str | Architecture | None = None,
+    arch: Source | None = None,
     plan: DrillSettings | None = None,
     settings: Settings | None = None,
     progress: Progress = silent,

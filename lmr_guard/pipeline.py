@@ -21,8 +21,7 @@ from lmr_guard.errors import StageError
 from lmr_guard.evidence import Known, require_any
 from lmr_guard.files import save_weights
 from lmr_guard.received import inputs
-from lmr_guard.received.architectures import Architecture
-from lmr_guard.received.inputs import Images, Model, Received
+from lmr_guard.received.inputs import Images, Model, Received, Source
 from lmr_guard.received.parts import divide
 from lmr_guard.release import page, publish, remarks
 from lmr_guard.release.decision import decide
@@ -55,7 +54,7 @@ def guard(
     out: Path | str,
     triggers: Sequence[Known] = (),
     *,
-    arch: str | Architecture | None = None,
+    arch: Source | None = None,
     settings: Settings | None = None,
     drills: Sequence[DrillReport] = (),
     progress: Progress = silent,
@@ -63,11 +62,11 @@ def guard(
     """Repair, compress, audit and publish one model, or refuse.
 
     Args:
-        model: A checkpoint or a network in memory; not touched. See ``received.inputs``.
+        model: A checkpoint, an ONNX file, or a network; not touched. See ``received.inputs``.
         clean: A folder that holds one folder of clean images per class, or images and labels.
         out: Appears complete, with report.json, its page and what was published, or not at all.
         triggers: What to audit with; no stage but ``verify`` sees them.
-        arch: What a checkpoint belongs to: torchvision:NAME, timm:NAME, package.module:factory.
+        arch: torchvision:NAME, timm:NAME or package.module:factory; see ``received.inputs``.
         settings: How; None takes all defaults.
         drills: What drills on the same weights came to; they decide nothing.
         progress: Told how far each step is.
@@ -76,7 +75,7 @@ def guard(
         What stands in report.json. A refusal is a report whose ``verdict`` is no PASS.
 
     Raises:
-        ExportRefused: No evidence at all was given; nothing was written.
+        ExportRefused: No evidence at all, or see ``received.inputs``; nothing was written.
         ConfigError, InputError, StageError: See the stages; nothing was written.
     """
     how, into = settings or Settings(), Path(out)
@@ -116,7 +115,7 @@ def scan(
     model: Model,
     clean: Images,
     *,
-    arch: str | Architecture | None = None,
+    arch: Source | None = None,
     settings: Settings | None = None,
     progress: Progress = silent,
 ) -> Suspicion:
@@ -136,7 +135,7 @@ def repair(
     clean: Images,
     out: Path | str | None = None,
     *,
-    arch: str | Architecture | None = None,
+    arch: Source | None = None,
     settings: Settings | None = None,
     progress: Progress = silent,
 ) -> "Repaired":
@@ -215,7 +214,7 @@ class Measured:
 
 def read_model(
     model: Model,
-    arch: str | Architecture | None,
+    arch: Source | None,
     clean: Images,
     settings: Settings,
     drills: Sequence[DrillReport] = (),

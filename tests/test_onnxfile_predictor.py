@@ -10,7 +10,7 @@ import torch
 from factories import TOY_BACKDOOR, TOY_BODY, toy_images, write_onnx
 
 from lmr_guard.classifier import Preprocessing
-from lmr_guard.errors import InputError
+from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.files import sha256_of
 from lmr_guard.onnxfile.functions import MOST_NODES
 from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
@@ -56,23 +56,116 @@ def test_cuda_runs_where_there_is_one(tmp_path: Path) -> None:
 
 WRONG = [
     ({"takes": "float[batch,4] pixels", "body": "logits = MatMul(pixels, W)"}, "4]"),
-    ({"takes": "double[batch,1,2,2] pixels", "body": "flat = Flatten(pixels) c = Cast<to=1>(flat)"
-      " logits = MatMul(c, W)"}, r"tensor\(double\)"),
+    ({"takes": "int32[batch,1,2,2] pixels", "body": "flat = Flatten(pixels) c = Cast<to=1>(flat)"
+      " logits = MatMul(c, W)"}, r"tensor\(int32\)"),
     ({"gives": "float[batch,1,3] logits", "body": TOY_BODY.replace("logits", "y")
       + " logits = Unsqueeze(y, A)", "weights": "float[4,3] W = {1,0,0,0,1,0,0,0,1,0,0,0},"
       " int64[1] A = {1}"}, "outputs logits .* 1, 3"),
     ({"takes": "float[batch,1,2,2] pixels, float[3] more", "body": TOY_BODY.replace("logits", "y")
       + " logits = Add(y, more)"}, "more tensor"),
-    ({"gives": "float[batch,3] logits, float[batch,4] flat"}, "flat tensor"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "got"), WRONG)
 def test_another_signature_is_refused(changes: dict[str, str], got: str, tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "m.onnx", **changes)
-    with pytest.raises(InputError, match=rf"one float input .*, got .*{got}") as caught:
+    with pytest.raises(InputError, match=rf"one float or uint8 input .*, got .*{got}") as caught:
         OnnxPredictor(path)
     assert "\n" not in str(caught.value)
+
+
+TWO = {"gives": "float[batch,3] logits, float[batch,4] flat"}
+
+
+def test_one_of_several_outputs_is_named(tmp_path: Path) -> None:
+    path, images = write_onnx(tmp_path / "m.onnx", **TWO), toy_images(6)
+    with pytest.raises(ConfigError, match="got 2: logits, flat; name the one with the logits"):
+        OnnxPredictor(path)
+    with pytest.raises(ConfigError, match="one of logits, flat, got 'nobody'"):
+        OnnxPredictor(path, Session(output="nobody"))
+    named = OnnxPredictor(path, Session(output="logits"))
+    assert torch.equal(named(images.pixels).argmax(dim=1), images.labels)
+    assert OnnxPredictor(path, Session(output="flat")).num_classes == 4
+
+
+def test_the_only_output_of_rank_two_is_taken(tmp_path: Path) -> None:
+    gives = "float[batch,1,2,2] shown, float[batch,3] logits"
+    body = "shown = Relu(pixels) " + TOY_BODY
+    path, images = write_onnx(tmp_path / "m.onnx", body=body, gives=gives), toy_images(6)
+    predictor = OnnxPredictor(path)
+    assert predictor.output == "logits"
+    assert torch.equal(predictor(images.pixels).argmax(dim=1), images.labels)
+
+
+LAST = "first = Transpose<perm=[0,3,1,2]>(pixels) flat = Flatten(first) logits = MatMul(flat, W)"
+
+
+@pytest.mark.parametrize(
+    ("takes", "body"),
+    [
+        ("float[batch,2,2,1] pixels", LAST),
+        ("uint8[batch,2,2,1] pixels", LAST.replace("Flatten(first)", "Cast<to=1>(f)")
+         .replace("flat =", "f = Flatten(first) flat =")),
+        ("float16[1,1,2,2] pixels", "c = Cast<to=1>(pixels) flat = Flatten(c) "
+         "logits = MatMul(flat, W)"),
+        ("double[batch,1,2,2] pixels", "c = Cast<to=1>(pixels) flat = Flatten(c) "
+         "logits = MatMul(flat, W)"),
+    ],
+)  # fmt: skip
+def test_images_go_in_as_the_file_takes_them(tmp_path: Path, takes: str, body: str) -> None:
+    predictor = OnnxPredictor(write_onnx(tmp_path / "m.onnx", takes=takes, body=body))
+    images = toy_images(7)
+    got = predictor(images.pixels)
+    assert predictor.shape[1:] == (1, 2, 2)
+    assert got.dtype == torch.float32
+    expected = images.images if "uint8" in takes else images.pixels
+    lit = expected.flatten(1).float()[:, :3]
+    assert torch.allclose(got, lit, rtol=1e-3)
+
+
+def test_half_precision_comes_out_as_float(tmp_path: Path) -> None:
+    body = TOY_BODY.replace("logits", "y") + " logits = Cast<to=10>(y)"
+    path = write_onnx(tmp_path / "m.onnx", body=body, gives="float16[batch,3] logits")
+    assert OnnxPredictor(path)(toy_images(3).pixels).dtype == torch.float32
+
+
+def test_a_layout_that_cannot_be_told_is_said(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx", takes="float[batch,a,b,c] pixels", body=LAST)
+    assert not OnnxPredictor(path).channels_last
+    predictor = OnnxPredictor(path, Session(layout="nhwc"))
+    images = toy_images(6)
+    assert torch.equal(predictor(images.pixels).argmax(dim=1), images.labels)
+
+
+def test_bytes_are_not_normalised(tmp_path: Path) -> None:
+    body = LAST.replace("Flatten(first)", "Cast<to=1>(f)").replace(
+        "flat =", "f = Flatten(first) flat ="
+    )
+    path = write_onnx(tmp_path / "m.onnx", takes="uint8[batch,2,2,1] pixels", body=body)
+    shape = Preprocessing(channels=1, height=2, width=2, mean=(0.5,), std=(0.5,))
+    with pytest.raises(ConfigError, match="no mean and std beside an input of bytes"):
+        OnnxPredictor(path, Session(preprocessing=shape))
+
+
+def test_a_map_of_classes_is_told_how_to_avoid(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    path = tmp_path / "m.onnx"
+    zipped = helper.make_node(
+        "ZipMap", ["y"], ["mapped"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]
+    )
+    flat = helper.make_node("Flatten", ["pixels"], ["y"])
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 1, 1, 3])
+    kind = helper.make_map_type_proto(
+        TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    )
+    mapped = helper.make_value_info("mapped", helper.make_sequence_type_proto(kind))
+    graph = helper.make_graph([flat, zipped], "g", [pixels], [mapped])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="export it with zipmap=False"):
+        OnnxPredictor(path)
 
 
 def test_a_graph_that_onnx_runtime_refuses_is_one_line(tmp_path: Path) -> None:

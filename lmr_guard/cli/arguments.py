@@ -16,11 +16,13 @@ from lmr_guard.compress import recipes
 from lmr_guard.compress.recipes import Refit, with_refit
 from lmr_guard.errors import ConfigError
 from lmr_guard.evidence import Known, PatchFile, TriggeredFolder
-from lmr_guard.foreign import FileFormat
 from lmr_guard.localize import ListeningSettings
 from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
 from lmr_guard.localize.telling import FEWEST_STEPS
+from lmr_guard.onnxfile.fileformat import FileFormat
+from lmr_guard.received import converted
 from lmr_guard.received.architectures import Architecture
+from lmr_guard.received.inputs import Source
 from lmr_guard.release import publish
 from lmr_guard.release.policy import Policy, policy_from_toml
 from lmr_guard.settings import Settings
@@ -30,6 +32,7 @@ __all__ = [
     "CLEAN",
     "DISTIL",
     "DRILLED",
+    "LAYOUT",
     "LISTENING",
     "MODEL",
     "NORMALISATION",
@@ -160,12 +163,23 @@ NORMALISATION = _all_of(
     click.option("--mean", callback=numbers(float), help="Normalisation, e.g. 0.5,0.5,0.5."),
     click.option("--std", callback=numbers(float), help="Normalisation, e.g. 0.2,0.2,0.2."),
 )
+LAYOUT = _all_of(
+    click.option(
+        "--layout",
+        type=click.Choice(["auto", "nchw", "nhwc"]),
+        default="auto",
+        show_default=True,
+        help="Of an ONNX file: whether channels come first or last.",
+    ),
+    click.option(
+        "--logits", metavar="NAME", help="Of an ONNX file with several outputs: which to read."
+    ),
+)
 MODEL = _all_of(
     click.argument("checkpoint", type=PATH),
     click.option(
         "--arch",
-        required=True,
-        help="torchvision:NAME, timm:NAME, or package.module:factory.",
+        help="torchvision:NAME, timm:NAME, or package.module:factory; an ONNX file needs none.",
     ),
     click.option("--num-classes", type=int, help="K; default: read off the checkpoint."),
     click.option(
@@ -181,6 +195,7 @@ MODEL = _all_of(
         default="native",
         help="cifar: 3x3 first convolution without pooling, for small images.",
     ),
+    LAYOUT,
 )
 VARIANTS = click.option(
     "--variants",
@@ -255,19 +270,38 @@ WORK = _all_of(
 )
 
 
-def architecture(options: dict[str, Any]) -> Architecture:
+def architecture(checkpoint: Path, options: dict[str, Any]) -> Source:
     """What ``MODEL`` says beside the checkpoint; its entries leave ``options``."""
-    size = options["input_size"]
+    size, arch = options["input_size"], options.pop("arch")
     if size is not None and len(size) != 3:
         raise ConfigError(f"expected --input-size C,H,W, got {len(size)} numbers")
-    names = ("num_classes", "input_size", "mean", "std", "stem", "upright")
-    return Architecture(options.pop("arch"), **{name: options.pop(name) for name in names})
+    layout, logits = options.pop("layout"), options.pop("logits")
+    names = ("num_classes", "input_size", "mean", "std", "upright")
+    named = {name: options.pop(name) for name in names}
+    stem = options.pop("stem")
+    onnx = converted.is_onnx(checkpoint)
+    if not onnx and (layout != "auto" or logits is not None):
+        raise ConfigError("expected --layout and --logits with an ONNX file only, got another file")
+    if arch is not None:
+        return Architecture(arch, stem=stem, **named)
+    if not onnx:
+        raise ConfigError(
+            "expected --arch beside a checkpoint, got none; name its architecture, or give an ONNX "
+            "file, called .onnx"
+        )
+    if named.pop("num_classes") is not None or stem != "native":
+        raise ConfigError("expected --num-classes and --stem with --arch only, got no --arch")
+    return FileFormat(size=named.pop("input_size"), layout=layout, output=logits, **named)
 
 
 def file_format(options: dict[str, Any]) -> FileFormat:
     """What is said about an ONNX file; its entries leave ``options``."""
-    names = ("mean", "std", "classes", "upright")
-    return FileFormat(size=options.pop("input_size"), **{n: options.pop(n) for n in names})
+    names = ("mean", "std", "classes", "layout", "upright")
+    return FileFormat(
+        size=options.pop("input_size"),
+        output=options.pop("logits"),
+        **{n: options.pop(n) for n in names},
+    )
 
 
 def settings(options: dict[str, Any], *, drilled: bool = False) -> Settings:

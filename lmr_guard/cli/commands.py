@@ -119,7 +119,7 @@ def run(
             clean,
             out,
             arguments.triggers(patches, folders),
-            arch=arguments.architecture(options),
+            arch=arguments.architecture(checkpoint, options),
             settings=arguments.settings(options),
             drills=[DrillReport.read(path) for path in drills],
             progress=progress,
@@ -145,7 +145,7 @@ def scan(
     **options: Any,  # noqa: ANN401 - what click parsed
 ) -> None:
     """Say which class of CHECKPOINT is suspect; changes and decides nothing."""
-    arch, settings = arguments.architecture(options), arguments.settings(options)
+    arch, settings = arguments.architecture(checkpoint, options), arguments.settings(options)
     with terminal.progress(quiet=quiet) as progress:
         suspicion = pipeline.scan(
             checkpoint, clean, arch=arch, settings=settings, progress=progress
@@ -169,7 +169,7 @@ def repair(
     **options: Any,  # noqa: ANN401 - what click parsed
 ) -> int:
     """Localize and repel only: writes repaired.safetensors, which no verdict covers."""
-    arch, settings = arguments.architecture(options), arguments.settings(options)
+    arch, settings = arguments.architecture(checkpoint, options), arguments.settings(options)
     with terminal.progress() as progress:
         repaired = pipeline.repair(
             checkpoint, clean, out, arch=arch, settings=settings, progress=progress
@@ -195,6 +195,7 @@ def repair(
 @arguments.POLICY
 @arguments.TRIGGERS
 @arguments.NORMALISATION
+@arguments.LAYOUT
 @click.option(
     "--input-size", callback=arguments.numbers(int), metavar="C,H,W", help="For free axes."
 )
@@ -278,7 +279,7 @@ def drill_(
     **options: Any,  # noqa: ANN401 - what click parsed
 ) -> int:
     """Fire drill: plant backdoors into copies of CHECKPOINT and see what the guard catches."""
-    arch = arguments.architecture(options)
+    arch = arguments.architecture(checkpoint, options)
     planned = ("attacks", "target", "epochs", "keep_models")
     plan = DrillSettings(**{name: options.pop(name) for name in planned})
     settings = arguments.settings(options, drilled=True)

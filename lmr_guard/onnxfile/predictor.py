@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lmr_guard.classifier import Preprocessing
-from lmr_guard.errors import InputError, first_line
+from lmr_guard.errors import ConfigError, InputError, first_line, some
 from lmr_guard.onnxfile.functions import EXPANDING, MOST_NODES
 from lmr_guard.onnxfile.inspect import branches, companions, inventory, read_model
 from lmr_guard.untrusted import apart, require_regular, shown
@@ -22,7 +23,16 @@ from lmr_guard.untrusted import apart, require_regular, shown
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, RunOptions
 
-__all__ = ["OnnxPredictor", "Session", "try_apart"]
+__all__ = ["Layout", "OnnxPredictor", "Session", "try_apart"]
+
+Layout = Literal["auto", "nchw", "nhwc"]
+
+_FLOATS = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+}
+_BYTES = "tensor(uint8)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +45,17 @@ class Session:
         preprocessing: Mean and std to apply first, for a foreign file that expects normalised
             images; None where the file takes pixels in [0, 1].
         patience: Seconds that a batch may take; None waits for ever. See ``try_apart``.
+        layout: Where the channels stand; ``auto`` takes them to be last where the last axis has
+            1 or 3 entries and the others have more.
+        output: Name of the output with the logits; None takes the only one of shape (N, K).
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int | None = None
     preprocessing: Preprocessing | None = None
     patience: float | None = None
+    layout: Layout = "auto"
+    output: str | None = None
 
 
 # What opening a foreign file may take: the graph in memory several times, and one picture.
@@ -55,8 +70,8 @@ class OnnxPredictor:
     The file is read once: digest, inspection and session come from the same bytes.
 
     Args:
-        path: Any ONNX file with one float32 NCHW input and one (N, K) output. External data
-            must lie in the file's own folder.
+        path: Any ONNX file with one input of images, floats or bytes (0 to 255), channels first
+            or last, and an output (N, K). External data must lie in the file's own folder.
         session: How it is run; None runs it as a ``Session`` of all defaults.
 
     Attributes:
@@ -67,11 +82,14 @@ class OnnxPredictor:
         branches: The findings of ``branches``.
         requested: The provider asked for.
         provider: The provider that runs.
-        shape: (N, C, H, W) of the input, None where dynamic.
+        shape: (N, C, H, W) of the input, wherever its channels stand; None where dynamic.
+        channels_last: Whether the file takes (N, H, W, C).
+        output: Name of the output that is read.
         num_classes: K, or None where the file does not say.
 
     Raises:
         InputError: Not such a file; one line says why.
+        ConfigError: It has several outputs (N, K) and none is named, or has none of that name.
     """
 
     def __init__(self, path: Path, session: Session | None = None) -> None:
@@ -92,7 +110,14 @@ class OnnxPredictor:
         self.requested = "CUDAExecutionProvider" if how.device == "cuda" else "CPUExecutionProvider"
         self._session = _session(path, runnable, self.requested, how.threads)
         self.provider: str = self._session.get_providers()[0]
-        self._input, self.shape, self.num_classes = _signature(path, self._session)
+        given, found = _signature(path, self._session, how.output)
+        self._input, self._kind, self.output = given.name, given.type, found.name
+        self.shape, self.channels_last = _arranged(_sizes(given), how.layout)
+        self.num_classes = _sizes(found)[1]
+        if self._kind == _BYTES and how.preprocessing is not None:
+            raise ConfigError(
+                f"expected no mean and std beside an input of bytes, got both: {path}; drop them"
+            )
         if (self.shape[0] or 1) > _LARGEST_BATCH:
             raise InputError(
                 f"expected a batch of at most {_LARGEST_BATCH}, got {self.shape[0]} in {path}; "
@@ -117,10 +142,10 @@ class OnnxPredictor:
     def _run(self, chunk: Tensor, size: int) -> Tensor:
         missing = size - len(chunk) if self.shape[0] else 0
         filler = chunk[-1:].expand(missing, -1, -1, -1)
-        array = torch.cat([chunk, filler]).detach().float().cpu().contiguous().numpy()
+        array = self._arranged(torch.cat([chunk, filler]).detach().float().cpu())
         try:
             with _deadline(self._patience) as options:
-                (logits,) = self._session.run(None, {self._input: array}, options)
+                (logits,) = self._session.run([self.output], {self._input: array}, options)
         except Exception as error:  # ONNX Runtime's errors share no base class.
             raise InputError(
                 f"expected {self.path} to run, got {first_line(error)}; export it again"
@@ -129,7 +154,15 @@ class OnnxPredictor:
             raise InputError(
                 f"expected {len(array)} rows of logits from {self.path}, got {len(logits)}"
             )
-        return torch.from_numpy(logits)[: len(chunk)]
+        return torch.from_numpy(logits)[: len(chunk)].float()
+
+    def _arranged(self, pixels: Tensor) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
+        """Float32 pixels (N, C, H, W) in the type and order that the file takes."""
+        if self._kind == _BYTES:
+            pixels = (pixels * 255).round().clamp(0, 255)
+        if self.channels_last:
+            pixels = pixels.permute(0, 2, 3, 1)
+        return pixels.contiguous().numpy().astype(_FLOATS.get(self._kind, np.uint8), copy=False)
 
     def _require_shape(self, pixels: Tensor) -> None:
         got = tuple(pixels.shape[1:])
@@ -146,12 +179,17 @@ def _too_large(path: Path, told: str) -> InputError:
     return InputError(f"expected a graph of at most {MOST_NODES} nodes, got {told}: {path}")
 
 
-def try_apart(path: Path) -> None:
+def try_apart(path: Path, session: Session | None = None) -> None:
     """Opens a file that somebody else made, and runs it once, in a process of its own.
+
+    Args:
+        path: See ``OnnxPredictor``.
+        session: Its layout and output are kept, the rest is not.
 
     Raises:
         InputError: It takes far more memory or time than its size explains, or breaks off; or
             see ``OnnxPredictor``.
+        ConfigError: See ``OnnxPredictor``.
     """
     # Libraries that are loaded here do not count as what the file takes.
     import onnx  # noqa: F401
@@ -162,7 +200,12 @@ def try_apart(path: Path) -> None:
     memory, seconds = _allowed(count)
     count += apart(_beside, path, what=what, memory=memory, seconds=seconds)["bytes"]
     memory, seconds = _allowed(count)
-    apart(_opened_once, path, what=what, memory=memory, seconds=seconds)
+    how = session or Session()
+    told = apart(
+        _opened_once, path, how.layout, how.output, what=what, memory=memory, seconds=seconds
+    )
+    if "usage" in told:
+        raise ConfigError(told["usage"])
 
 
 def _allowed(count: int) -> tuple[int, float]:
@@ -175,9 +218,12 @@ def _beside(path: Path) -> dict[str, int]:
     return {"bytes": sum(companion.stat().st_size for companion in companions(path))}
 
 
-def _opened_once(path: Path) -> dict[str, None]:
+def _opened_once(path: Path, layout: Layout, output: str | None) -> dict[str, str]:
     """Opens a file, and shows it one grey picture where it says how large that must be."""
-    predictor = OnnxPredictor(path, Session(threads=1))
+    try:
+        predictor = OnnxPredictor(path, Session(threads=1, layout=layout, output=output))
+    except ConfigError as error:
+        return {"usage": str(error)}
     size = [side for side in predictor.shape[1:] if side is not None]
     if len(size) == 3:
         predictor(torch.full((1, *size), 0.5))
@@ -225,27 +271,44 @@ def _session(path: Path, data: bytes, provider: str, threads: int | None) -> "In
         raise InputError(f"expected a valid ONNX model, got {first_line(error)}: {path}") from error
 
 
-def _signature(
-    path: Path, session: "InferenceSession"
-) -> tuple[str, tuple[int | None, ...], int | None]:
+def _signature(path: Path, session: "InferenceSession", wanted: str | None) -> tuple[Any, Any]:
+    """The input of images, and the output with the logits."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    if not (
-        len(inputs) == len(outputs) == 1
-        and _is_float(inputs[0], rank=4)
-        and _is_float(outputs[0], rank=2)
-    ):
+    rows = [value for value in outputs if value.type in _FLOATS and len(value.shape or ()) == 2]
+    images = inputs and (inputs[0].type in _FLOATS or inputs[0].type == _BYTES)
+    if len(inputs) != 1 or not images or len(inputs[0].shape or ()) != 4 or not rows:
         got = "; ".join(
             f"{side} " + ", ".join(f"{v.name} {v.type} {v.shape}" for v in values)
             for side, values in (("inputs", inputs), ("outputs", outputs))
         )
+        mapped = any(value.type.startswith("seq(map") for value in outputs)
+        advice = "; export it with zipmap=False" if mapped else ""
         raise InputError(
-            f"expected one float input (N, C, H, W) and one float output (N, K), got {got}: {path}"
+            "expected one float or uint8 input (N, C, H, W) or (N, H, W, C) and a float output "
+            f"(N, K), got {got}: {path}{advice}"
         )
-    return inputs[0].name, _sizes(inputs[0]), _sizes(outputs[0])[1]
+    names = [value.name for value in rows]
+    if wanted is not None and wanted not in names:
+        raise ConfigError(
+            f"expected the name of an output (N, K), one of {some(names)}, got {wanted!r}: {path}"
+        )
+    if wanted is None and len(rows) > 1:
+        raise ConfigError(
+            f"expected one output (N, K), got {len(rows)}: {some(names)}; name the one with the "
+            f"logits: {path}"
+        )
+    return inputs[0], rows[0 if wanted is None else names.index(wanted)]
 
 
-def _is_float(value: Any, rank: int) -> bool:  # noqa: ANN401 - NodeArg is not exported
-    return value.type == "tensor(float)" and len(value.shape) == rank
+def _arranged(sizes: tuple[int | None, ...], layout: Layout) -> tuple[tuple[int | None, ...], bool]:
+    """(N, C, H, W), and whether the channels come last in the file."""
+    last = layout == "nhwc"
+    n, *rest = sizes
+    if layout == "auto":
+        least = rest[2] or 0
+        larger = all(size is None or size > least for size in rest[:2])
+        last = rest[0] not in {1, 3} and least in {1, 3} and larger
+    return (n, rest[2], rest[0], rest[1]) if last else sizes, last
 
 
 def _sizes(value: Any) -> tuple[int | None, ...]:  # noqa: ANN401 - NodeArg is not exported

@@ -3,7 +3,8 @@
 """What a caller hands in, whatever kind it is of, as the records that the stages work on.
 
 ============  =================================================================================
-model         a checkpoint and its architecture; a ``Classifier``; a bare network in memory
+model         a checkpoint and its architecture; an ONNX file; a ``Classifier``; a bare network in
+              memory
 clean images  a folder per class; a tensor of images and one of labels; ``Labelled``
 triggers      a ``Trigger``; a ``PatchFile`` or ``TriggeredFolder`` that is still to be read
 ============  =================================================================================
@@ -22,14 +23,17 @@ from lmr_guard.errors import ConfigError, InputError, described
 from lmr_guard.evidence import Known, PatchFile, Triggered, TriggeredFolder, check
 from lmr_guard.files import sha256_of
 from lmr_guard.measure import predict
-from lmr_guard.received import data, ending, load
+from lmr_guard.onnxfile.fileformat import FileFormat
+from lmr_guard.received import converted, data, ending, load
 from lmr_guard.received.architectures import Architecture, described_input
+from lmr_guard.received.converted import OnnxOrigin
 from lmr_guard.received.parts import check_agreement, check_order
 
 __all__ = [
     "Images",
     "Model",
     "Received",
+    "Source",
     "images",
     "model",
     "require_every_class",
@@ -38,8 +42,11 @@ __all__ = [
 ]
 
 Model = Path | str | nn.Module
-"""A checkpoint, a ``Classifier``, or a network that maps images (N, C, H, W) to logits or to
-probabilities (N, K)."""
+"""A checkpoint, a file called ``.onnx``, a ``Classifier``, or a network that maps images
+(N, C, H, W) to logits or to probabilities (N, K)."""
+
+Source = str | Architecture | FileFormat
+"""What a checkpoint belongs to, or what an ONNX file does not say itself."""
 
 Images = Path | str | Labelled | tuple[Tensor, Tensor]
 """A folder that holds one per class, or images (N, C, H, W) and their labels (N,)."""
@@ -57,6 +64,7 @@ class Received:
         sha256: Digest of that file; of a model in memory, or in several files, that of its weights.
         origin: The architecture and what was said beside it; plain data for the report.
         notes: What a reader must know about how the model was read, one sentence each.
+        file: The ONNX file that it was read back from; None for other kinds.
     """
 
     classifier: Classifier
@@ -64,9 +72,10 @@ class Received:
     sha256: str
     origin: Mapping[str, object]
     notes: tuple[str, ...] = ()
+    file: OnnxOrigin | None = None
 
 
-def model(given: Model, arch: str | Architecture | None, clean: Images) -> Received:
+def model(given: Model, arch: Source | None, clean: Images) -> Received:
     """The model as a classifier; what is in memory is copied, never touched.
 
     A network in memory that is no ``Classifier`` may tell its input in ``default_cfg``, as timm's
@@ -74,25 +83,45 @@ def model(given: Model, arch: str | Architecture | None, clean: Images) -> Recei
 
     Args:
         given: See ``Model``.
-        arch: What a checkpoint belongs to; None with a model in memory.
+        arch: What a checkpoint belongs to; what an ONNX file does not say itself, where there is
+            such; None with a model in memory.
         clean: Looked at for its size alone.
 
     Raises:
-        ConfigError: ``arch`` is missing or superfluous, or nobody says the size of the images.
-        InputError: See ``load.classifier``.
+        ConfigError: ``arch`` is missing or superfluous, or nobody says the size of the images; or
+            see ``converted.read``.
+        ExportRefused, InputError: See ``load.classifier`` and ``converted.read``.
     """
     if isinstance(given, nn.Module):
         if arch is not None:
             raise ConfigError(f"expected no arch beside a model in memory, got {arch!r}")
         return _in_memory(given, clean)
+    if converted.is_onnx(Path(given)):
+        return _from_onnx(Path(given), arch)
     if arch is None:
         raise ConfigError("expected an arch beside a checkpoint, got none; name its architecture")
+    if isinstance(arch, FileFormat):
+        raise ConfigError(
+            f"expected an ONNX file beside a FileFormat, got {str(given)!r}; name its architecture"
+        )
     source = Architecture(arch) if isinstance(arch, str) else arch
     path = Path(given)
     made = load.classifier(path, source)
     # The digest of an index would say nothing about the weights.
     digest = weights_sha256(made) if path.suffix.lower() == ".json" else sha256_of(path)
     return Received(made, str(path), digest, source.to_json(), made.notes)
+
+
+def _from_onnx(path: Path, said: Source | None) -> Received:
+    if isinstance(said, str | Architecture):
+        raise ConfigError(
+            f"expected no arch beside an ONNX file, which holds its network, got {said!r}; "
+            "leave it out"
+        )
+    if said is not None and said.classes is not None:
+        raise ConfigError("expected the classes in the settings, got them in a FileFormat")
+    classifier, origin = converted.read(path, said or FileFormat())
+    return Received(classifier, str(path), origin.sha256, origin.to_json(), file=origin)
 
 
 def _in_memory(given: nn.Module, clean: Images) -> Received:
@@ -263,17 +292,21 @@ def understood(given: Received, clean: Clean) -> Received:
     """The model with logits of usual size, once it is seen to recognise the images.
 
     Args:
-        given: As read; not touched.
+        given: As read; not touched. One that was read back from an ONNX file is first held
+            against the file, on ``repair`` and ``select``.
         clean: ``repair``, and both ``repair`` and ``select``, must be of the model's classes in its
             order; ``select`` shows what it puts out, see ``ending``.
 
     Raises:
         InputError: The images are not of the model's classes, in its order.
+        ConfigError: See ``converted.OnnxOrigin.compared``.
     """
     model = given.classifier.clone()
+    both = clean.repair.joined(clean.select)
+    if given.file is not None:
+        given = replace(given, notes=(*given.notes, given.file.compared(model, both)))
     logits = predict(model, clean.repair)
     check_agreement(logits, clean.repair)
-    both = clean.repair.joined(clean.select)
     check_order(torch.cat([logits, predict(model, clean.select)]), both)
     classifier = ending.understood(model, clean.select)
     notes = (*given.notes, *clean.repair.notes, *ending.described(classifier.ending))

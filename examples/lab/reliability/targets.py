@@ -95,6 +95,7 @@ def _architecture() -> Callable[[Draws], dict[str, Any]]:
             **{"input_size": size, "mean": mean, "std": std},
             "stem": stems[draws[1] % len(stems)],
             "upright": draws[2] % 2 == 0,
+            **{"layout": "auto", "logits": None},
         }
 
     return make
@@ -106,7 +107,7 @@ def _describe(options: dict[str, Any]) -> object:
     for name, kind in (("input_size", int), ("mean", float), ("std", float)):
         parse = arguments.numbers(kind)
         options[name] = parse(None, click.Option([f"--{name}"]), options[name])
-    return arguments.architecture(options)
+    return arguments.architecture(Path("model.safetensors"), options)
 
 
 # --- records and settings -----------------------------------------------------------------------
