@@ -3,14 +3,13 @@
 """Which channels of a network must go together, traced once and kept as plain data.
 
 torch-pruning finds the coupling (residual sums, depthwise convolutions, concatenations,
-flattening) and cuts. Here its answer is kept as index tables, so that masks follow from new
-weights without tracing again.
+flattening). Here its answer is kept as index tables, so that masks and cuts follow from new
+weights without tracing again. Where it cannot follow a network, see ``consecutive``.
 """
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
@@ -19,10 +18,21 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lmr_guard.classifier import Classifier, find_head
-from lmr_guard.compress.whole import Whole, described, layers, left_whole
-from lmr_guard.errors import StageError, some
+from lmr_guard.compress.consecutive import proposed
+from lmr_guard.compress.tables import (
+    Group,
+    LayerCut,
+    Slice,
+    cut,
+    depthwise,
+    maskable,
+    masks,
+    slices,
+)
+from lmr_guard.compress.whole import UNSEEN, Whole, described, layers, left_whole
+from lmr_guard.errors import StageError
 
-__all__ = ["UNFIT", "Group", "Groups", "LayerCut", "cut", "masked"]
+__all__ = ["UNFIT", "Group", "Groups", "LayerCut", "masked"]
 
 # What torch-pruning, or a network that it cut wrongly, raises.
 UNFIT = (
@@ -37,60 +47,7 @@ UNFIT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LayerCut:
-    """Output channels of one layer that go, together with all that is coupled to them.
-
-    Args:
-        layer: Qualified name in the classifier, e.g. ``"network.layer1.0.conv1"``.
-        channels: Positions in the uncut layer, ascending.
-    """
-
-    layer: str
-    channels: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Slice:
-    """Along ``dim`` of a parameter, entry ``positions[i]`` lives by root channel ``roots[i]``."""
-
-    parameter: str
-    dim: int
-    positions: Tensor
-    roots: Tensor
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Group:
-    """Channels that can only go together, named by the root layer that ranks them.
-
-    Args:
-        layer: The root: a convolution or linear layer.
-        channels: Its output channels.
-        fold: How many channels form one unit: a grouped convolution must lose the same
-            channels of each of its groups. 1 elsewhere.
-        slices: Every parameter entry that goes with a channel.
-    """
-
-    layer: str
-    channels: int
-    fold: int
-    slices: tuple[_Slice, ...]
-
-    @property
-    def units(self) -> int:
-        """What can be cut one by one."""
-        return self.channels // self.fold
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Names of the weights that put the channels out."""
-        produced = (s.parameter for s in self.slices if s.dim == 0)
-        return tuple(name for name in produced if name.endswith("weight"))
-
-    def expand(self, units: Sequence[int]) -> tuple[int, ...]:
-        """The channels of these units, ascending."""
-        return tuple(sorted(u + block * self.units for block in range(self.fold) for u in units))
+_SHOWN = 8  # images that the statistics of a batch are taken on
 
 
 class Groups:
@@ -101,13 +58,14 @@ class Groups:
     parameters), because cutting them changes what the other channels compute, or because
     torch-pruning does not know them. What remains is tried once: a cut and a masked copy must
     give the same logits; a group that fails is skipped too. ``whole`` holds all channels that stay
-    for such reasons, those of layers among them that torch-pruning has not in any group.
+    for such reasons, those of layers among them that torch-pruning has not in any group. Of a
+    network that torch-pruning cannot follow at all, what ``consecutive`` proposes is tried.
 
     Args:
         classifier: Traced on a copy; left as it is.
 
     Raises:
-        StageError: The network could not be traced, or nothing in it can be cut.
+        StageError: Nothing in the network can be cut.
         InputError: No head was found.
     """
 
@@ -115,12 +73,18 @@ class Groups:
         # On the CPU: reduced-precision convolutions of an accelerator would blur the trial.
         model = classifier.clone().cpu()
         name, head = find_head(model, model.example(), model.num_classes)
-        found, skipped = _trace(model, head)
-        self.all = _faithful(model, found)
-        skipped += [_unfaithful(group) for group in found if group not in self.all]
+        unseen = UNSEEN
+        try:
+            found, skipped = _trace(model, head)
+            self.all = _faithful(model, found)
+            skipped += [_unfaithful(group) for group in found if group not in self.all]
+        except UNFIT as error:
+            # What is proposed is a guess: one that fails says nothing about its layers.
+            self.all, skipped = _faithful(model, proposed(model, head)), []
+            unseen = f"torch-pruning cannot follow this network ({error!r})"
         self.skipped: tuple[str, ...] = tuple(group.layer for group in skipped)
-        cut = (weight for group in self.all for weight in group.weights)
-        self.whole: tuple[Whole, ...] = left_whole(layers(model, name), cut, skipped)
+        gone = (weight for group in self.all for weight in group.weights)
+        self.whole: tuple[Whole, ...] = left_whole(layers(model, name), gone, skipped, unseen)
         self._forms = {name: p.detach().to("meta") for name, p in model.named_parameters()}
         if not self.all:
             raise StageError(
@@ -173,7 +137,15 @@ class Groups:
         Raises:
             StageError: A cut names a layer that is no root, or a channel that it has not.
         """
-        return _masks(self.all, self._forms, cuts)
+        return masks(self.all, self._forms, cuts)
+
+    def cut(self, classifier: Classifier, cuts: Iterable[LayerCut]) -> Classifier:
+        """A copy of a network of this structure whose channels are really gone, in eval mode.
+
+        Raises:
+            StageError: As for ``masks``.
+        """
+        return cut(classifier, self.all, cuts)
 
 
 def masked(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -181,85 +153,65 @@ def masked(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str
     return {name: state[name] * mask.to(state[name]) for name, mask in masks.items()}
 
 
-def cut(classifier: Classifier, cuts: Iterable[LayerCut]) -> Classifier:
-    """A copy whose channels are really gone; nothing is checked (``prune.apply`` does).
-
-    Raises:
-        StageError: torch-pruning cannot handle the network or the cuts.
-    """
-    model = classifier.clone()
-    with _tracing():
-        graph = _graph(model)
-        for item in cuts:
-            layer = model.get_submodule(item.layer)
-            prune = graph.get_pruner_of_module(layer).prune_out_channels
-            graph.get_pruning_group(layer, prune, list(item.channels)).prune()
-    return model
-
-
-def _masks(
-    groups: Iterable[Group], forms: Mapping[str, Tensor], cuts: Iterable[LayerCut]
-) -> dict[str, Tensor]:
-    """Masks of parameters that have the shapes and dtypes of ``forms``, on the CPU."""
-    kept: dict[tuple[str, int], Tensor] = {}
-    for group, gone in _gone(groups, cuts):
-        for s in group.slices:
-            form = forms[s.parameter]
-            size = form.shape[s.dim]
-            keep = kept.setdefault((s.parameter, s.dim), torch.ones(size, dtype=form.dtype))
-            keep[s.positions[gone[s.roots]]] = 0
-    masks: dict[str, Tensor] = {}
-    for (name, dim), keep in kept.items():
-        mask = keep.view([-1 if d == dim else 1 for d in range(forms[name].ndim)])
-        masks[name] = masks[name] * mask if name in masks else mask
-    return masks
-
-
-def _gone(groups: Iterable[Group], cuts: Iterable[LayerCut]) -> Iterator[tuple[Group, Tensor]]:
-    by_layer = {group.layer: group for group in groups}
-    for item in cuts:
-        group = by_layer.get(item.layer)
-        if group is None or not set(item.channels) <= set(range(group.channels)):
-            raise StageError(
-                f"expected a cut of one of {len(by_layer)} layers ({some(sorted(by_layer))}) "
-                f"within its channels, got {len(item.channels)} of {item.layer}; the plan was "
-                "made for another network"
-            )
-        gone = torch.zeros(group.channels, dtype=torch.bool)
-        gone[list(item.channels)] = True
-        yield group, gone
-
-
 def _faithful(model: Classifier, found: list[Group]) -> tuple[Group, ...]:
-    """The groups for which cutting equals masking."""
-    if _cut_is_mask(model, found):
+    """The groups for which cutting equals masking, each and all together."""
+    lively = _lively(model)
+    if _cut_is_mask(lively, found):
         return tuple(found)
-    good = [group for group in found if _cut_is_mask(model, [group])]
-    if not _cut_is_mask(model, good):
-        raise StageError(
-            "expected cutting to equal masking, got other logits from groups that are fine "
-            "one by one; leave pruning out for this architecture"
-        )
+    good: list[Group] = []
+    for group in found:
+        if _cut_is_mask(lively, [*good, group]):
+            good.append(group)
     return tuple(good)
+
+
+@torch.no_grad()
+def _lively(model: Classifier) -> Classifier:
+    """A copy whose every channel moves the logits, for what is coupled does not hang on weights.
+
+    In the network itself a layer scale, a norm that was never trained or a sleeping channel may
+    hide a cut that is wrong.
+    """
+    twin, drawn = model.clone(), torch.Generator().manual_seed(0)
+    for name, value in twin.named_parameters():
+        if value.ndim > 1:
+            value.normal_(std=value[0].numel() ** -0.5, generator=drawn)
+        elif name.endswith("bias"):
+            value.normal_(std=0.1, generator=drawn)
+        else:
+            value.uniform_(0.5, 1.5, generator=drawn)
+    norms = [module for module in twin.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    try:
+        twin(_noise(twin, _SHOWN))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.eval().momentum = momentum
+    return twin
+
+
+def _noise(model: Classifier, count: int) -> Tensor:
+    shape = model.example(count).shape
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
 def _cut_is_mask(model: Classifier, groups: list[Group]) -> bool:
     # Every third unit but not the first: an index table that is off must show.
     cuts = [LayerCut(g.layer, g.expand(range(1, g.units, 3))) for g in groups]
-    example = model.example()
-    pixels = torch.linspace(0, 1, example.numel()).view_as(example)
-    uncut = model(pixels)
+    pixels = _noise(model, 2)
     state = dict(model.named_parameters())
     try:
-        own = masked(state, _masks(groups, state, cuts))
+        own = masked(state, masks(groups, state, cuts))
         expected = torch.func.functional_call(model, own, (pixels,))
-        got = cut(model, cuts)(pixels)
+        got = cut(model, groups, cuts)(pixels)
     except (StageError, *UNFIT):
         return False
     if got.shape != expected.shape:
         return False
-    tolerance = 1e-3 * (expected - uncut).abs().max() + 1e-5 * expected.abs().max()
+    tolerance = 1e-3 * (expected - model(pixels)).abs().max() + 1e-5 * expected.abs().max()
     return bool((got - expected).abs().max() <= tolerance)
 
 
@@ -269,20 +221,11 @@ def _tracing() -> Iterator[None]:
 
     It warns about what it does not understand and goes on; the trial in ``Groups`` decides. Only
     a search that does not end (torchvision's Swin) must stop at once: it eats all memory.
-
-    Raises:
-        StageError: torch-pruning cannot handle the network.
     """
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="Maximum recursive depth")
-        try:
-            yield
-        except UNFIT as error:
-            raise StageError(
-                f"expected a network that torch-pruning can handle, got {error!r}; "
-                "leave pruning out for this architecture"
-            ) from error
+        yield
 
 
 def _graph(model: Classifier) -> Any:  # noqa: ANN401 - torch-pruning has no types
@@ -331,44 +274,22 @@ def _unfaithful(group: Group) -> Whole:
 def _read(graph: Any, raw: Any, names: Mapping[nn.Module, str]) -> Group | str:  # noqa: ANN401
     """A group that masks can describe, or why they cannot."""
     root = raw[0].dep.target.module
-    slices: list[_Slice] = []
+    found: list[Slice] = []
     fold = 1
     for item in raw.items:
         module = item.dep.target.module
         if not isinstance(module, nn.Module):
             return "coupled to a parameter that is no layer's"
-        if next(module.parameters(), None) is None:
+        if next(module.parameters(), None) is None and not isinstance(module, _BatchNorm):
             continue
         produced = graph.is_out_channel_pruning_fn(item.dep.handler)
-        if not _maskable(module):
+        if not maskable(module):
             return f"coupled to {type(module).__name__}"
-        if isinstance(module, nn.Conv1d | nn.Conv2d) and not _depthwise(module):
+        if isinstance(module, nn.Conv1d | nn.Conv2d) and not depthwise(module):
             fold = max(fold, module.groups)
-        slices += _slices(module, names[module], produced, item.idxs, item.root_idxs)
-    return Group(names[root], len(raw[0].idxs), fold, tuple(slices))
-
-
-def _maskable(module: nn.Module) -> bool:
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Linear, _BatchNorm, nn.PReLU)
-    return isinstance(module, kinds) and not getattr(module, "transposed", False)
-
-
-def _depthwise(module: nn.Conv1d | nn.Conv2d) -> bool:
-    return module.groups == module.out_channels > 1
-
-
-def _slices(
-    module: nn.Module, name: str, produced: bool, positions: list[int], roots: list[int]
-) -> list[_Slice]:
-    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
-        return []
-    at, by = torch.tensor(positions), torch.tensor(roots)
-    if produced:
-        owned = [key for key, _ in module.named_parameters(recurse=False)]
-        return [_Slice(f"{name}.{key}", 0, at, by) for key in owned]
-    # A grouped convolution holds only the input columns of one group; folded cuts repeat.
-    columns = dict(module.named_parameters(recurse=False))["weight"].shape[1]
-    return [_Slice(f"{name}.weight", 1, at % columns, by)]
+        own, by = torch.tensor(item.idxs), torch.tensor(item.root_idxs)
+        found += slices(module, names[module], produced, own, by)
+    return Group(names[root], len(raw[0].idxs), fold, tuple(found))
 
 
 def _norms(weight: Tensor, fold: int) -> Tensor:

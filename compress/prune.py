@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress.annealing import annealed
 from lmr_guard.compress.damage import Damage, measured
-from lmr_guard.compress.groups import UNFIT, Groups, LayerCut, cut
+from lmr_guard.compress.groups import UNFIT, Groups, LayerCut
 from lmr_guard.compress.norms import reestimate_bn
 from lmr_guard.compress.recipes import PruneL1, Shares
 from lmr_guard.compress.whole import Whole
@@ -160,8 +160,13 @@ def masks(classifier: Classifier, plan: PrunePlan) -> dict[str, Tensor]:
     return {name: mask.to(classifier.device) for name, mask in found.items()}
 
 
-def apply(plan: PrunePlan, classifier: Classifier) -> Classifier:
+def apply(plan: PrunePlan, classifier: Classifier, groups: Groups | None = None) -> Classifier:
     """A new classifier whose planned channels are really gone.
+
+    Args:
+        plan: What goes.
+        classifier: Left as it is.
+        groups: Its traced structure, where the caller has it already.
 
     Raises:
         StageError: The plan is empty or does not fit, or less was removed than planned, or the
@@ -171,7 +176,7 @@ def apply(plan: PrunePlan, classifier: Classifier) -> Classifier:
         raise StageError("expected a plan that cuts something, got an empty one; plan anew")
     wanted = {item.layer: _left(classifier, item) for item in plan.cuts}
     try:
-        pruned = cut(classifier, plan.cuts)
+        pruned = (groups or Groups(classifier)).cut(classifier, plan.cuts)
         with torch.no_grad():
             logits = pruned(pruned.example())
     except UNFIT as error:

@@ -78,7 +78,8 @@ def refit(
     pixels = _images(model, repair).to(model.device)
     layers = _layers(model, pixels[:1])
     wanted = _outputs(model, layers, pixels, generator)
-    masks = (groups or Groups(classifier)).masks(plan.cuts)
+    groups = groups or Groups(classifier)
+    masks = groups.masks(plan.cuts)
     state = dict(model.named_parameters())
     for name, mask in masks.items():
         state[name].mul_(mask.to(state[name]))
@@ -96,7 +97,7 @@ def refit(
 
     with _hooked(layer.register_forward_pre_hook(solve(name)) for name, layer in layers.items()):
         model(pixels)
-    return apply(plan, model)
+    return apply(plan, model, groups)
 
 
 def _images(model: Classifier, repair: Labelled) -> Tensor:

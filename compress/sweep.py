@@ -129,7 +129,7 @@ class Cutter:
                     steps=step.distil,
                 )
         else:
-            pruned = prune.apply(plan, model)
+            pruned = prune.apply(plan, model, groups)
             if step.reestimate_bn:
                 pruned = prune.reestimate_bn(pruned, clean.repair)
         achieved = prune.achieved(model, pruned, groups=groups)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from lmr_guard.classifier import Classifier
 from lmr_guard.errors import some
 
-__all__ = ["Whole", "described", "layers", "left_whole"]
+__all__ = ["UNSEEN", "Whole", "described", "layers", "left_whole"]
 
-_UNSEEN = "torch-pruning does not see what it is coupled to"
+UNSEEN = "torch-pruning does not see what it is coupled to"
+"""Why a layer stays whole that is in no group of a network that was traced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,10 @@ def _gradients(outputs: Tensor, wanted: list[Tensor]) -> Sequence[Tensor | None]
 
 
 def left_whole(
-    counted: Mapping[str, int], cut: Iterable[str], groups: Sequence[Whole]
+    counted: Mapping[str, int],
+    cut: Iterable[str],
+    groups: Sequence[Whole],
+    unseen: str = UNSEEN,
 ) -> tuple[Whole, ...]:
     """What of the counted layers stays whole, each once.
 
@@ -96,6 +100,7 @@ def left_whole(
         cut: Names of the weights that lose channels.
         groups: Those that were looked at and cannot be cut; one of a single channel, or unit, is
             passed over: it has nothing to lose.
+        unseen: Why the others stay whole.
 
     >>> a = Whole("a", 8, "feeds a LayerNorm", ("a.weight", "b.weight"))
     >>> counted = {"a.weight": 8, "b.weight": 8, "c.weight": 4, "d.weight": 6}
@@ -112,7 +117,7 @@ def left_whole(
         if own and group.channels > 1:
             # A group may hold only a part of what a layer puts out, as of a gated one.
             found.append(replace(group, channels=max(group.channels, *own)))
-    rest = (Whole(n.rpartition(".")[0], c, _UNSEEN, (n,)) for n, c in left.items())
+    rest = (Whole(n.rpartition(".")[0], c, unseen, (n,)) for n, c in left.items())
     return (*found, *rest)
 
 

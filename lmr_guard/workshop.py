@@ -300,10 +300,9 @@ def searched_forms(
     for ratio in dict.fromkeys(ratios[len(ratios) // 4 :: max(1, len(ratios) // 2)][:2]):
         step = PruneL1(ratio=ratio, shares="uniform")
         try:
-            plan = prune.plan(
-                classifier, step, clean.select, torch.Generator(), groups=structure.groups()
-            )
-            pruned = prune.reestimate_bn(prune.apply(plan, classifier), clean.repair)
+            groups = structure.groups()
+            plan = prune.plan(classifier, step, clean.select, torch.Generator(), groups=groups)
+            pruned = prune.reestimate_bn(prune.apply(plan, classifier, groups), clean.repair)
         except StageError:
             break
         found.append((f"l1-{ratio:g}", pruned))

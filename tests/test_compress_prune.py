@@ -20,6 +20,7 @@ from cuttable import (
     uniform,
     wrap,
 )
+from factories import seeded
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -272,15 +273,14 @@ def test_a_plan_that_does_not_fit_is_refused(cuts: tuple[LayerCut, ...], message
 
 def test_cutting_the_classes_is_refused() -> None:
     plan = prune.PrunePlan(0.5, "uniform", (LayerCut("network.8", (0,)),))
-    with pytest.raises(StageError, match=r"got logits 4 for 5; this arch"):
-        prune.apply(plan, classifier("plain"))
-    with pytest.raises(StageError, match="made for another network"):
-        prune.masks(classifier("plain"), plan)
+    for use in (prune.apply, lambda plan, model: prune.masks(model, plan)):
+        with pytest.raises(StageError, match=r"got 1 of network.8; the plan was made for another"):
+            use(plan, classifier("plain"))
 
 
 def test_cutting_attention_is_refused() -> None:
     plan = prune.PrunePlan(0.5, "uniform", (LayerCut("network.conv_proj", (0,)),))
-    with pytest.raises(StageError, match=r"plan to fit|can handle"):
+    with pytest.raises(StageError, match=r"got 1 of network.conv_proj; the plan was made"):
         prune.apply(plan, classifier("vit"))
 
 
@@ -293,17 +293,80 @@ def test_frozen_weights_are_no_silent_no_op() -> None:
 
 
 @pytest.mark.parametrize(
-    "network",
+    ("network", "root", "stays"),
     [
-        lambda: ShuffleNetV2([4, 8, 4], [8, 16, 32, 64, 64], num_classes=K),
-        lambda: SwinTransformer([2, 2], 8, [2, 2], [1, 1], [4, 4], num_classes=K),
+        (
+            lambda: ShuffleNetV2([4, 8, 4], [8, 16, 32, 64, 64], num_classes=K),
+            "network.stage3.3.branch2.0",
+            "network.stage3.3.branch2.5",
+        ),
+        (
+            lambda: SwinTransformer([2, 2], 8, [2, 2], [1, 1], [4, 4], num_classes=K),
+            "network.features.1.0.mlp.0",
+            "network.features.1.0.attn.qkv",
+        ),
     ],
 )
-def test_networks_beyond_torch_pruning_are_an_error_not_a_wrong_cut(
-    network: Callable[[], nn.Module],
+def test_of_networks_beyond_torch_pruning_consecutive_layers_are_cut_and_the_rest_named(
+    network: Callable[[], nn.Module], root: str, stays: str
 ) -> None:
-    with pytest.raises(StageError, match="leave pruning out for this architecture"):
-        Groups(wrap(network()))
+    model = wrap(seeded(network))
+    nn.init.normal_(model.get_submodule(find_head(model, model.example(), K)[0]).weight)
+    groups = Groups(model)
+    assert root in {group.layer for group in groups.all}
+    assert groups.skipped == ()
+    (why,) = {whole.why for whole in groups.whole}
+    assert why.startswith("torch-pruning cannot follow this network (")
+    assert stays in {whole.layer for whole in groups.whole}
+    plan = uniform(model)
+    pruned = prune.apply(plan, model, groups)
+    done = prune.achieved(model, pruned, groups=groups)
+    assert 0.1 < done.channel_sparsity < 0.3
+    assert done.parameter_sparsity > 0.1
+    with torch.no_grad():
+        got = pruned(noise().pixels)
+    assert_close(got, masked_logits(model, groups.masks(plan.cuts), noise().pixels))
+
+
+class Ghost(nn.Module):
+    """One of two halves is made of the other, and a sum couples them crosswise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.cheap = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.beside, self.last = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 6, 1)
+        self.head = nn.Linear(6, K)
+
+    def forward(self, images: Tensor) -> Tensor:
+        half = torch.relu(self.first(images))
+        both = torch.cat([half, self.cheap(half)], dim=1) + self.beside(images)
+        logits: Tensor = self.head(torch.relu(self.last(both)).mean(dim=(2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_a_wrong_coupling_is_found_out_in_a_network_whose_channels_do_nothing(asleep: bool) -> None:
+    model = wrap(seeded(Ghost))
+    if asleep:
+        with torch.no_grad():
+            model.get_parameter("network.last.weight").zero_()
+    groups = Groups(model)
+    assert [group.layer for group in groups.all] == ["network.last"]
+    assert [whole.why for whole in groups.whole] == [
+        "cutting it changes what the other channels compute"
+    ]
+
+
+def test_batch_norms_that_learn_nothing_are_cut_too() -> None:
+    body = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.ReLU()]
+    model = wrap(
+        seeded(lambda: nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, K)))
+    )
+    pruned = prune.apply(uniform(model, 0.5), model)
+    assert pruned.get_buffer("network.1.running_mean").shape == (4,)
+    with torch.no_grad():
+        got = pruned(noise().pixels)
+    assert_close(got, masked_logits(model, prune.masks(model, uniform(model, 0.5)), noise().pixels))
 
 
 def test_nothing_to_cut_is_an_error() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lmr_guard.classifier import Classifier, Preprocessing
-from lmr_guard.compress.groups import Groups, LayerCut, cut
+from lmr_guard.compress.groups import Groups, LayerCut
 from lmr_guard.compress.quantize import rounded
 from lmr_guard.compress.recipes import parse, standard
 from lmr_guard.compress.twins import PrunedTwin, RoundedTwin, round_weights, twins
@@ -151,7 +151,7 @@ def test_the_pruned_twin_is_the_cut_network(
     twin = PrunedTwin(groups, ratio, ratio)
     cuts = weakest(groups, state(clean_network), ratio)
     assert cuts
-    small = cut(clean_network, cuts)
+    small = groups.cut(clean_network, cuts)
     before, after = (sum(p.numel() for p in m.parameters()) for m in (clean_network, small))
     assert after < before
     torch.testing.assert_close(
