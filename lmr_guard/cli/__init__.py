@@ -54,6 +54,11 @@ _HOMES = {
         "drill_",
         "Fire drill: plant backdoors into copies of CHECKPOINT and see what the guard catches.",
     ),
+    "init": _Home(
+        "init",
+        "init",
+        "Look at CHECKPOINT and images; write a policy, and say how to run and for how long.",
+    ),
     "repair": _Home(
         "commands",
         "repair",

@@ -41,6 +41,7 @@ from lmr_guard.training import within_area
 __all__ = [
     "DEEP",
     "LOOK",
+    "RUGGED",
     "SPACES",
     "Found",
     "InversionSettings",
@@ -458,3 +459,6 @@ _SPACES: Mapping[Space, _Kind] = MappingProxyType(
         "warp": _Kind(0.25, 0.05, True, _draw_warp, _project_norm, _apply_warp),
     }
 )
+
+RUGGED: frozenset[Space] = frozenset(space for space, kind in _SPACES.items() if kind.rugged)
+"""Spaces in which all starts are made, for it depends on the start where a search ends."""

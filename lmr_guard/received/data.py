@@ -27,9 +27,10 @@ from lmr_guard.received.leavings import Passed, is_leaving
 from lmr_guard.received.oddities import Kind, Oddities
 from lmr_guard.untrusted import require_path
 
-__all__ = ["listed", "read_folder", "read_image"]
+__all__ = ["common_size", "listed", "read_folder", "read_image"]
 
 _SPLITS = frozenset({"eval", "test", "train", "training", "val", "valid", "validation"})
+_LOOKED_AT = 20  # of each class, for their size
 _PARTS = ("repair", "select", "report")
 
 
@@ -75,6 +76,27 @@ def read_folder(
         seen.count(image, kind)
         progress("reading images", i + 1, len(paths))
     return Labelled(images, labels.long(), tuple(names), (*passed.notes(), *seen.notes()))
+
+
+def common_size(root: Path, classes: Sequence[str] | None = None) -> tuple[int, int] | None:
+    """(rows, columns) of the images of a folder where all that are looked at have the same.
+
+    Args:
+        root: See ``read_folder``.
+        classes: See ``read_folder``.
+
+    Raises:
+        InputError: The layout is another one, or an image does not open.
+        ConfigError: ``classes`` names one twice.
+    """
+    passed, found = Passed(), set[tuple[int, int]]()
+    names = _class_names(root, classes, None, passed)
+    with pictures.quiet():
+        for name in names:
+            for path in _image_files(root, name, names, passed)[:_LOOKED_AT]:
+                with pictures.opened(path) as image:
+                    found.add((image.height, image.width))
+    return found.pop() if len(found) == 1 else None
 
 
 def read_image(path: Path, preprocessing: Preprocessing) -> Tensor:
