@@ -14,7 +14,13 @@ from typing import Any, TextIO
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
 
 from lmr_guard.contracts import Progress, silent
@@ -154,9 +160,11 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
         return
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
     )
     with Bars(*columns, console=console, transient=True) as bars:
         tasks: dict[str, Any] = {}
@@ -173,12 +181,20 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
 
 def _logged() -> Progress:
     start = last = time.monotonic()
+    begun: dict[str, tuple[float, int]] = {}
 
     def observe(step: str, done: int, total: int, /) -> None:
         nonlocal last
         now = time.monotonic()
+        first, before = begun.setdefault(step, (now, done))
         if now - last >= QUIET:
             last = now
-            complain(f"{timedelta(seconds=round(now - start))} {step} {done}/{total}", 0)
+            told = f"{timedelta(seconds=round(now - start))} {step} {done}/{total}"
+            if before < done < total:
+                left = (now - first) * (total - done) / (done - before)
+                told += f", about {timedelta(seconds=round(left))} left of this step"
+            complain(told, 0)
+        if done == total:
+            begun.pop(step)
 
     return observe

@@ -91,8 +91,8 @@ def test_a_log_gets_a_line_now_and_then(
             now[0] = 100.0 + seconds
             progress("search int8", seconds, 4000)
     assert capsys.readouterr().err.splitlines() == [
-        "lmr-guard: 0:00:20 search int8 20/4000",
-        "lmr-guard: 1:01:40 search int8 3700/4000",
+        "lmr-guard: 0:00:20 search int8 20/4000, about 1:06:20 left of this step",
+        "lmr-guard: 1:01:40 search int8 3700/4000, about 0:05:00 left of this step",
     ]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from lmr_guard import terminal
+from lmr_guard.cli.helping import Helpful
 from lmr_guard.errors import ExitCode, printable
 from lmr_guard.release import admit as admission
 from lmr_guard.release.policy import policy_from_toml
@@ -18,7 +19,7 @@ __all__ = ["admit"]
 _PATH = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(cls=Helpful)
 @click.argument("file", type=_PATH)
 @click.option(
     "--report",

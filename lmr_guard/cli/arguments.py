@@ -12,6 +12,7 @@ import click
 import torch
 
 from lmr_guard import repel
+from lmr_guard.cli.helping import Place
 from lmr_guard.compress import recipes
 from lmr_guard.compress.recipes import Refit, with_refit
 from lmr_guard.errors import ConfigError
@@ -63,7 +64,7 @@ _Option = Callable[[_Command], _Command]
 DRILLED = "float32,int8,l1-0.2,l1-0.4,l1-0.6"
 """What a drill builds by default."""
 
-PATH = click.types.FuncParamType(Path)  # What cannot be a path, its reader tells.
+PATH = Place()
 STDOUT = Path("-")
 """What stands for standard output where a file may be named."""
 SEED = click.IntRange(0, (1 << 32) - 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from lmr_guard import terminal
+from lmr_guard.cli.helping import Helpful
 from lmr_guard.errors import ConfigError, ExitCode
 from lmr_guard.release import formats
 from lmr_guard.release.formats.checked import problems
@@ -18,7 +19,7 @@ _PATH = click.Path(path_type=Path)
 _STDOUT = Path("-")
 
 
-@click.command()
+@click.command(cls=Helpful)
 @click.argument("report_file", metavar="[REPORT]", type=_PATH, required=False)
 @click.option(
     "--format",

@@ -14,6 +14,7 @@ import torch
 
 from lmr_guard import demo, firedrill, foreign, pipeline, terminal
 from lmr_guard.cli import arguments
+from lmr_guard.cli.helping import Helpful
 from lmr_guard.contracts import Suspicion
 from lmr_guard.errors import ExitCode
 from lmr_guard.files import atomic
@@ -69,7 +70,7 @@ def _show_suspicion(suspicion: Suspicion) -> None:
 # --- the commands -------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(cls=Helpful)
 @arguments.MODEL
 @arguments.CLEAN
 @arguments.CLASSES
@@ -130,7 +131,7 @@ def run(
     return report.exit_code
 
 
-@click.command()
+@click.command(cls=Helpful)
 @arguments.MODEL
 @arguments.CLEAN
 @arguments.CLASSES
@@ -154,7 +155,7 @@ def scan(
         _show_suspicion(suspicion)
 
 
-@click.command()
+@click.command(cls=Helpful)
 @arguments.MODEL
 @arguments.CLEAN
 @arguments.CLASSES
@@ -188,7 +189,7 @@ def repair(
     return ExitCode.PASSED
 
 
-@click.command(name="verify")
+@click.command(name="verify", cls=Helpful)
 @click.argument("artefact", type=arguments.PATH)
 @arguments.CLEAN
 @arguments.CLASSES
@@ -242,7 +243,7 @@ def verify_(
     return report.exit_code
 
 
-@click.command(name="drill")
+@click.command(name="drill", cls=Helpful)
 @arguments.MODEL
 @arguments.CLEAN
 @arguments.CLASSES
@@ -293,7 +294,7 @@ def drill_(
     return report.exit_code
 
 
-@click.command(name="demo")
+@click.command(name="demo", cls=Helpful)
 @click.option(
     "--out",
     "into",

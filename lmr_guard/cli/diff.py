@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from lmr_guard import terminal
+from lmr_guard.cli.helping import Helpful
 from lmr_guard.errors import ExitCode, printable
 from lmr_guard.release import differences
 from lmr_guard.release.page.reading import short
@@ -20,7 +21,7 @@ _PATH = click.Path(path_type=Path)
 _LONGEST = 120  # letters of one value
 
 
-@click.command()
+@click.command(cls=Helpful)
 @click.argument("first", metavar="A.json", type=_PATH)
 @click.argument("second", metavar="B.json", type=_PATH)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")

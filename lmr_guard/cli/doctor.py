@@ -9,17 +9,18 @@ from pathlib import Path
 import click
 
 from lmr_guard import terminal
+from lmr_guard.cli.helping import Helpful, Place
 from lmr_guard.doctor import State, examine
 from lmr_guard.errors import ExitCode, printable
 
 __all__ = ["doctor"]
 
 
-@click.command()
+@click.command(cls=Helpful)
 @click.option(
     "--out",
     "folder",
-    type=click.types.FuncParamType(Path),
+    type=Place(),
     default=Path(),
     help="Where results would go; default: here.",
 )

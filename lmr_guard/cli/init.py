@@ -12,6 +12,7 @@ import click
 
 from lmr_guard import proposal, terminal
 from lmr_guard.cli import arguments
+from lmr_guard.cli.helping import Helpful
 from lmr_guard.errors import ConfigError, printable
 from lmr_guard.files import atomic
 from lmr_guard.forecast import Forecast, forecast
@@ -38,7 +39,7 @@ def _vacant(_context: object, _option: object, path: Path) -> Path:
     return path
 
 
-@click.command()
+@click.command(cls=Helpful)
 @arguments.MODEL
 @arguments.CLEAN
 @arguments.CLASSES
