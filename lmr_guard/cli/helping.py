@@ -8,6 +8,7 @@ click lists all options in one block; it completes commands and options by itsel
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
@@ -57,7 +58,14 @@ EXAMPLES: Mapping[str, str] = MappingProxyType(
 """One for each command."""
 
 
-class Place(click.types.FuncParamType):
+# Older click has no types to name here.
+if TYPE_CHECKING:
+    _Path = click.types.FuncParamType[str, Path]
+else:
+    _Path = click.types.FuncParamType
+
+
+class Place(_Path):
     """A path, whatever it is; what cannot be one, its reader tells. Shells complete files."""
 
     def __init__(self) -> None:
