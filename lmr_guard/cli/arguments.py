@@ -24,6 +24,7 @@ from lmr_guard.onnxfile.fileformat import FileFormat
 from lmr_guard.received import converted
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.received.inputs import Source
+from lmr_guard.received.names import read_classes
 from lmr_guard.release import publish
 from lmr_guard.release.policy import Policy, policy_from_toml
 from lmr_guard.settings import Settings
@@ -105,12 +106,24 @@ def _all_of(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _C
     return decorate
 
 
+def _classes(_context: object, _option: object, text: str | None) -> tuple[str, ...] | None:
+    if text is not None and text.lower().endswith(".json") and "," not in text:
+        return read_classes(Path(text))
+    return _names(_context, _option, text)
+
+
 def _names(_context: object, _option: object, text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(name.strip() for name in text.split(","))
 
 
 CLEAN = _all_of(
-    click.option("--clean", type=PATH, required=True, help="Clean images, one folder per class."),
+    click.option(
+        "--clean",
+        type=PATH,
+        required=True,
+        help="Clean images, one folder per class; or a list of paths and labels (.csv, .tsv, "
+        ".jsonl), webdataset (.tar) or datasets (.parquet).",
+    ),
     click.option(
         "--upright/--as-stored",
         default=False,
@@ -120,8 +133,10 @@ CLEAN = _all_of(
 )
 CLASSES = click.option(
     "--classes",
-    callback=_names,
-    help="Class folder names in the model's order, separated by commas; default: sorted.",
+    callback=_classes,
+    metavar="NAME,NAME,..|FILE.json",
+    help="Class names in the model's order, separated by commas, or a JSON file that lists them; "
+    "default: sorted.",
 )
 OUT = click.option("--out", type=PATH, required=True, help="New or empty folder.")
 OUTPUT = _all_of(
@@ -157,7 +172,8 @@ TRIGGERS = _all_of(
         "folders",
         multiple=True,
         metavar="DIR[:TARGET]",
-        help="Triggered images, one folder per true class; TARGET as above. Repeatable.",
+        help="Triggered images with their true classes, kept as those of --clean; TARGET as above. "
+        "Repeatable.",
     ),
 )
 NORMALISATION = _all_of(

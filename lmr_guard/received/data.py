@@ -1,17 +1,18 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of images -> bytes in memory -> three disjoint parts.
+"""Images as people keep them -> bytes in memory.
 
-The layout is the one of torchvision's ``ImageFolder``: one folder per class, the sorted names are
-the class order, images lie in it at any depth. Hidden files, what programs leave (see
-``leavings``) and files of other kinds are passed over and counted; an image that does not decode is
-an error.
+Lists, archives and tables of images are found by ``sources``. A folder per class has the layout of
+torchvision's ``ImageFolder``: the sorted names are the class order, images lie in it at any depth.
+Hidden files, what programs leave (see ``leavings``) and files of other kinds are passed over and
+counted; an image that does not decode is an error.
 """
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +24,65 @@ from lmr_guard import pictures
 from lmr_guard.classifier import Preprocessing
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError, InputError, is_text
+from lmr_guard.pictures import Picture
+from lmr_guard.received.found import listed, numbered, require_counts
 from lmr_guard.received.leavings import Passed, is_leaving
+from lmr_guard.received.names import named
 from lmr_guard.received.oddities import Kind, Oddities
+from lmr_guard.received.sources import LAYOUT, entries, found_in
 from lmr_guard.untrusted import require_path
 
-__all__ = ["common_size", "listed", "read_folder", "read_image"]
+__all__ = ["common_size", "read_folder", "read_image", "read_images"]
 
 _SPLITS = frozenset({"eval", "test", "train", "training", "val", "valid", "validation"})
 _LOOKED_AT = 20  # of each class, for their size
 _PARTS = ("repair", "select", "report")
+_AT_ONCE = 256  # images that wait to be decoded, with their bytes
 
 
 # --- reading ------------------------------------------------------------------------------------
+
+
+def read_images(
+    place: Path,
+    preprocessing: Preprocessing,
+    *,
+    classes: Sequence[str] | None = None,
+    expected_classes: int | None = None,
+    minimum: int = len(_PARTS),
+    progress: Progress = silent,
+) -> Labelled:
+    """Decode images once, into the size that the network sees, however they are kept.
+
+    Args:
+        place: A folder as ``read_folder`` takes it, or what ``sources`` knows.
+        preprocessing: Size and channels of the result; the normalisation is not applied.
+        classes: Their names in the model's order; None takes them as ``found.numbered`` does.
+        expected_classes: K of the model; None takes as many as there are.
+        minimum: Images that each class must have at least; 3 are needed for three parts.
+        progress: Told of every image.
+
+    Returns:
+        All images, in the order in which they are kept; the notes say what was passed over.
+
+    Raises:
+        InputError: See ``read_folder`` and the modules that ``sources`` names.
+        ConfigError: ``classes`` names one twice, or a package is missing.
+    """
+    found = found_in(place)
+    if found is None:
+        return read_folder(
+            place,
+            preprocessing,
+            classes=classes,
+            expected_classes=expected_classes,
+            minimum=minimum,
+            progress=progress,
+        )
+    names, labels = numbered(found, classes, expected_classes)
+    require_counts(found, names, labels, minimum)
+    images, notes = _all_decoded(found.pictures(), len(labels), preprocessing, progress)
+    return Labelled(images, torch.tensor(labels), names, (*found.notes, *notes))
 
 
 def read_folder(
@@ -70,12 +118,8 @@ def read_folder(
     _check_counts(root, files, minimum, passed)
     paths = [path for name in names for path in files[name]]
     labels = torch.tensor([k for k, name in enumerate(names) for _ in files[name]])
-    images, seen = _empty_images(len(paths), preprocessing), Oddities(preprocessing.upright)
-    for i, (image, kind) in enumerate(_decoded(paths, preprocessing)):
-        images[i] = image
-        seen.count(image, kind)
-        progress("reading images", i + 1, len(paths))
-    return Labelled(images, labels.long(), tuple(names), (*passed.notes(), *seen.notes()))
+    images, notes = _all_decoded(paths, len(paths), preprocessing, progress)
+    return Labelled(images, labels.long(), tuple(names), (*passed.notes(), *notes))
 
 
 def common_size(root: Path, classes: Sequence[str] | None = None) -> tuple[int, int] | None:
@@ -119,14 +163,29 @@ def read_image(path: Path, preprocessing: Preprocessing) -> Tensor:
         return _decode(path, preprocessing)[0]
 
 
-def _decoded(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[tuple[Tensor, Kind]]:
-    workers = min(16, os.cpu_count() or 1)
+def _all_decoded(
+    found: Iterable[Picture], count: int, preprocessing: Preprocessing, progress: Progress
+) -> tuple[Tensor, tuple[str, ...]]:
+    """So many images, uint8 (N, C, H, W), and what is odd about them."""
+    images, seen = _empty_images(count, preprocessing), Oddities(preprocessing.upright)
+    for i, (image, kind) in enumerate(_decoded(found, preprocessing)):
+        images[i] = image
+        seen.count(image, kind)
+        progress("reading images", i + 1, count)
+    return images, seen.notes()
+
+
+def _decoded(
+    found: Iterable[Picture], preprocessing: Preprocessing
+) -> Iterator[tuple[Tensor, Kind]]:
+    workers, waiting = min(16, os.cpu_count() or 1), iter(found)
     with pictures.quiet(), ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(lambda path: _decode(path, preprocessing), paths)
+        while some := list(islice(waiting, _AT_ONCE)):
+            yield from pool.map(lambda picture: _decode(picture, preprocessing), some)
 
 
-def _decode(path: Path, preprocessing: Preprocessing) -> tuple[Tensor, Kind]:
-    with pictures.opened(path) as image:
+def _decode(picture: Picture, preprocessing: Preprocessing) -> tuple[Tensor, Kind]:
+    with pictures.opened(picture) as image:
         kind = Kind.of(image)
         taken = ImageOps.exif_transpose(image) if preprocessing.upright else image
         fitted = _fit(_eight_bit(taken, preprocessing.channels), preprocessing)
@@ -190,7 +249,7 @@ def _class_names(
     root: Path, classes: Sequence[str] | None, expected: int | None, passed: Passed
 ) -> list[str]:
     found = _class_folders(root, classes or (), passed)
-    names = found if classes is None else list(classes)
+    names = found if classes is None else list(named(classes, found))
     if len(set(names)) < len(names):
         raise ConfigError(f"expected class names that differ, got {listed(names)}")
     if unknown := [name for name in found if name not in names]:
@@ -211,14 +270,16 @@ def _class_names(
 
 
 def _class_folders(root: Path, classes: Sequence[str], passed: Passed) -> list[str]:
-    layout = "expected a folder that holds one folder of images for each class"
-    require_path(root, layout)
+    require_path(root, LAYOUT)
     if not root.is_dir():
         instead = "a file" if root.exists() else "no such folder"
-        raise InputError(f"{layout}, got {instead}: {str(root)!r}")
-    entries = [entry for entry in _entries(root) if not entry.name.startswith(".")]
+        raise InputError(
+            f"{LAYOUT}, got {instead}: {str(root)!r}; a list of images is called .csv, .tsv or "
+            ".jsonl, an archive .tar, a table .parquet"
+        )
+    visible = [entry for entry in entries(root) if not entry.name.startswith(".")]
     found = []
-    for folder in (entry for entry in entries if entry.is_dir()):
+    for folder in (entry for entry in visible if entry.is_dir()):
         if is_leaving(folder) and folder.name not in classes:
             passed.leaving(folder)
         else:
@@ -231,26 +292,17 @@ def _class_folders(root: Path, classes: Sequence[str], passed: Passed) -> list[s
         )
     if not found:
         raise InputError(
-            f"{layout}, got {len(entries)} files and no folder in {str(root)!r}; put every image "
+            f"{LAYOUT}, got {len(visible)} files and no folder in {str(root)!r}; put every image "
             "into a folder named after its class"
         )
     if _SPLITS.issuperset(name.lower() for name in found) and any(
-        e.is_dir() for n in found for e in _entries(root / n)
+        e.is_dir() for n in found for e in entries(root / n)
     ):
         raise InputError(
-            f"{layout}, got the parts {listed(found)} in {str(root)!r}; give one of them, "
+            f"{LAYOUT}, got the parts {listed(found)} in {str(root)!r}; give one of them, "
             f"such as {str(root / found[0])!r}"
         )
     return found
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError as error:
-        raise InputError(
-            f"expected a folder that can be read, got {error.strerror}: {str(folder)!r}"
-        ) from error
 
 
 def _image_files(root: Path, name: str, names: Sequence[str], passed: Passed) -> list[Path]:
@@ -258,13 +310,12 @@ def _image_files(root: Path, name: str, names: Sequence[str], passed: Passed) ->
     start = root / name
     if not start.is_dir():
         return []
-    read = pictures.formats()
-    known = {end for end, kind in Image.registered_extensions().items() if kind in read}
+    known = pictures.endings()
     top = root.resolve()
     seen = {top, *top.parents, *((root / other).resolve() for other in names)}
     found, waiting = [], [start]
     while waiting:
-        for entry in _entries(waiting.pop()):
+        for entry in entries(waiting.pop()):
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
@@ -292,9 +343,3 @@ def _check_counts(
             f"{str(root)!r}; "
             + (" ".join(passed.notes()) or "files with other endings than an image's do not count")
         )
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names as they can be shown in one line, whatever stands in them."""
-    shown = [name if name.isprintable() else repr(name) for name in names]
-    return ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")

@@ -5,7 +5,8 @@
 ============  =================================================================================
 model         a checkpoint and its architecture; an ONNX file; a ``Classifier``; a bare network in
               memory
-clean images  a folder per class; a tensor of images and one of labels; ``Labelled``
+clean images  a folder per class, a list, an archive or a table of images, see ``sources``; a tensor
+              of images and one of labels; ``Labelled``
 triggers      a ``Trigger``; a ``PatchFile`` or ``TriggeredFolder`` that is still to be read
 ============  =================================================================================
 """
@@ -27,6 +28,7 @@ from lmr_guard.onnxfile.fileformat import FileFormat
 from lmr_guard.received import converted, data, ending, load
 from lmr_guard.received.architectures import Architecture, described_input
 from lmr_guard.received.converted import OnnxOrigin
+from lmr_guard.received.found import listed
 from lmr_guard.received.parts import check_agreement, check_order
 
 __all__ = [
@@ -49,7 +51,7 @@ Source = str | Architecture | FileFormat
 """What a checkpoint belongs to, or what an ONNX file does not say itself."""
 
 Images = Path | str | Labelled | tuple[Tensor, Tensor]
-"""A folder that holds one per class, or images (N, C, H, W) and their labels (N,)."""
+"""What ``sources`` knows, such as a folder per class; or images (N, C, H, W) and labels (N,)."""
 
 _PLAIN = "The network says nothing about its input: it was given pixels in [0, 1]."
 
@@ -192,7 +194,7 @@ def images(
         progress: Told of every image of a folder.
 
     Raises:
-        InputError: See ``data.read_folder``; or the model has a single output.
+        InputError: See ``data.read_images``; or the model has a single output.
         ConfigError: Tensors of other shapes, types or ranges, or of another number of classes.
     """
     if num_classes == 1:
@@ -201,7 +203,7 @@ def images(
             "tells two classes; give it two: (0, z) for the logit z"
         )
     if isinstance(given, Path | str):
-        return data.read_folder(
+        return data.read_images(
             Path(given),
             shape,
             classes=classes,
@@ -226,9 +228,7 @@ def require_every_class(given: Labelled) -> None:
     counts = given.labels.bincount(minlength=len(given.classes)).tolist()
     none = [name for name, count in zip(given.classes, counts, strict=True) if not count]
     if none:
-        raise InputError(
-            f"expected images of every class, got none of {data.listed(none)}; give some"
-        )
+        raise InputError(f"expected images of every class, got none of {listed(none)}; give some")
 
 
 def _labelled(
@@ -281,7 +281,7 @@ def _read(item: Known, clean: Labelled, shape: Preprocessing, progress: Progress
     if isinstance(item, PatchFile):
         return item.read(shape.channels)
     if isinstance(item, TriggeredFolder):
-        found = data.read_folder(
+        found = data.read_images(
             item.path, shape, classes=clean.classes, minimum=0, progress=progress
         )
         return Triggered(found, item.path.name, item.target, "given")

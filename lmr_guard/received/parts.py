@@ -14,7 +14,7 @@ from torch import Tensor
 from lmr_guard.contracts import Clean, Labelled, Rate
 from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.measure import right
-from lmr_guard.received.data import listed
+from lmr_guard.received.found import listed
 
 __all__ = ["check_agreement", "check_order", "divide", "split"]
 
