@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmr_guard import pipeline
-from lmr_guard.classifier import Classifier, weights_sha256
+from lmr_guard.classifier import weights_sha256
 from lmr_guard.contracts import Clean, Labelled, Progress, Rate, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.files import save_weights
@@ -104,7 +104,7 @@ def drill(
     with publish.staging(Path(out)) as stage:
         received = pipeline.read_model(model, arch, clean, how)
         target = _target(plan, received.classifier.num_classes, how)
-        guards, attackers = _parts(clean, received.classifier, how, progress)
+        guards, attackers = _parts(clean, received, how, progress)
         received = inputs.understood(received, guards)
         ground = _Ground(received, guards, attackers, target, plan, how, progress)
         result = stage / "out"
@@ -205,10 +205,11 @@ def _target(plan: DrillSettings, classes: int, settings: Settings) -> int:
 
 
 def _parts(
-    clean: Images, classifier: Classifier, settings: Settings, progress: Progress
+    clean: Images, received: Received, settings: Settings, progress: Progress
 ) -> tuple[Clean, Labelled]:
     """What the guard holds, and what the attacker holds: no image in both."""
-    shape, classes = classifier.preprocessing, settings.classes
+    classifier, classes = received.classifier, settings.classes or received.classes
+    shape = classifier.preprocessing
     images = inputs.images(clean, shape, classifier.num_classes, classes, progress=progress)
     half, quarter = len(images) // 2, len(images) // 4
     generator = settings.generator("split", "attacker and guard")

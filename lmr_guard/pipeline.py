@@ -254,7 +254,8 @@ def read_clean(
         ConfigError, InputError: See ``received.inputs``.
     """
     shape, count = received.classifier.preprocessing, received.classifier.num_classes
-    images = inputs.images(clean, shape, count, settings.classes, progress=progress)
+    classes = settings.classes or received.classes
+    images = inputs.images(clean, shape, count, classes, progress=progress)
     generator = settings.generator("split")
     return divide(images, settings.repair_images, settings.select_images, generator)
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints whole, wrapped, broken and hostile."""
 
+import argparse
 import io
 import json
 import os
@@ -301,3 +302,43 @@ def test_damage_anywhere_is_an_input_error_or_a_state_dict(tmp_path: Path) -> No
                 assert all(isinstance(value, Tensor) for value in read_weights(path).values())
             except InputError as error:
                 assert "\n" not in str(error)  # noqa: PT017  # Either outcome is right.
+
+
+# --- what Lightning writes ----------------------------------------------------------------------
+
+
+def lightning(weights: dict[str, Tensor], hyper_parameters: object) -> dict[str, object]:
+    """The keys of a checkpoint of Lightning 2."""
+    return {
+        "epoch": 1,
+        "global_step": 2,
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": {f"model.{name}": value for name, value in weights.items()},
+        "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 1}}}},
+        "callbacks": {"ModelCheckpoint": {"best_model_score": None, "best_k_models": {}}},
+        "optimizer_states": [{"state": {0: {"momentum_buffer": torch.ones(2)}}}],
+        "lr_schedulers": [],
+        "hparams_name": "kwargs",
+        "hyper_parameters": hyper_parameters,
+    }
+
+
+def test_plain_hyper_parameters_of_lightning_are_passed_over(tmp_path: Path) -> None:
+    weights = small_network().state_dict()
+    torch.save(lightning(weights, {"lr": 0.1, "layers": [1, 2]}), tmp_path / "a.ckpt")
+    assert same(read_weights(tmp_path / "a.ckpt", also=("model.",)), weights)
+
+
+@pytest.mark.parametrize(
+    ("hyper_parameters", "told"),
+    [
+        (argparse.Namespace(lr=0.1), r"would import argparse.Namespace; nothing of it was run"),
+        ({"activation": nn.ReLU}, r"would import torch.nn.modules.activation.ReLU; nothing of it"),
+    ],
+)
+def test_pickled_hyper_parameters_of_lightning_are_refused_by_name(
+    tmp_path: Path, hyper_parameters: object, told: str
+) -> None:
+    torch.save(lightning(small_network().state_dict(), hyper_parameters), tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match=told):
+        read_weights(tmp_path / "a.ckpt", also=("model.",))

@@ -21,7 +21,7 @@ from lmr_guard.localize import ListeningSettings
 from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
 from lmr_guard.localize.telling import FEWEST_STEPS
 from lmr_guard.onnxfile.fileformat import FileFormat
-from lmr_guard.received import converted
+from lmr_guard.received import converted, hub
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.received.inputs import Source
 from lmr_guard.received.names import read_classes
@@ -196,7 +196,8 @@ MODEL = _all_of(
     click.argument("checkpoint", type=PATH),
     click.option(
         "--arch",
-        help="torchvision:NAME, timm:NAME, or package.module:factory; an ONNX file needs none.",
+        help="torchvision:NAME, timm:NAME, or package.module:factory; an ONNX file or a folder "
+        "with config.json needs none.",
     ),
     click.option("--num-classes", type=int, help="K; default: read off the checkpoint."),
     click.option(
@@ -297,14 +298,15 @@ def architecture(checkpoint: Path, options: dict[str, Any]) -> Source:
     named = {name: options.pop(name) for name in names}
     stem = options.pop("stem")
     onnx = converted.is_onnx(checkpoint)
+    tells = onnx or hub.is_folder(checkpoint)
     if not onnx and (layout != "auto" or logits is not None):
         raise ConfigError("expected --layout and --logits with an ONNX file only, got another file")
     if arch is not None:
         return Architecture(arch, stem=stem, **named)
-    if not onnx:
+    if not tells:
         raise ConfigError(
             "expected --arch beside a checkpoint, got none; name its architecture, or give an ONNX "
-            "file, called .onnx"
+            "file, called .onnx, or a folder with config.json"
         )
     if named.pop("num_classes") is not None or stem != "native":
         raise ConfigError("expected --num-classes and --stem with --arch only, got no --arch")

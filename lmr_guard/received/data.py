@@ -249,7 +249,7 @@ def _class_names(
     root: Path, classes: Sequence[str] | None, expected: int | None, passed: Passed
 ) -> list[str]:
     found = _class_folders(root, classes or (), passed)
-    names = found if classes is None else list(named(classes, found))
+    names = list(named(classes, found) or found)
     if len(set(names)) < len(names):
         raise ConfigError(f"expected class names that differ, got {listed(names)}")
     if unknown := [name for name in found if name not in names]:

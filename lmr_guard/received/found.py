@@ -55,7 +55,7 @@ def numbered(
         ConfigError: ``classes`` names one twice.
     """
     written = set(found.labels)
-    names = found.classes if classes is None else named(classes, written)
+    names = named(classes, written) or found.classes
     if names is not None and len(set(names)) < len(names):
         raise ConfigError(f"expected class names that differ, got {listed(names)}")
     numbers = {label: int(m[1]) for label in written if (m := _WHOLE.fullmatch(label))}

@@ -3,8 +3,8 @@
 """What a caller hands in, whatever kind it is of, as the records that the stages work on.
 
 ============  =================================================================================
-model         a checkpoint and its architecture; an ONNX file; a ``Classifier``; a bare network in
-              memory
+model         a checkpoint and its architecture; an ONNX file; a folder of the HuggingFace hub; a
+              ``Classifier``; a bare network in memory
 clean images  a folder per class, a list, an archive or a table of images, see ``sources``; a tensor
               of images and one of labels; ``Labelled``
 triggers      a ``Trigger``; a ``PatchFile`` or ``TriggeredFolder`` that is still to be read
@@ -25,10 +25,11 @@ from lmr_guard.evidence import Known, PatchFile, Triggered, TriggeredFolder, che
 from lmr_guard.files import sha256_of
 from lmr_guard.measure import predict
 from lmr_guard.onnxfile.fileformat import FileFormat
-from lmr_guard.received import converted, data, ending, load
+from lmr_guard.received import converted, data, ending, hub, load
 from lmr_guard.received.architectures import Architecture, described_input
 from lmr_guard.received.converted import OnnxOrigin
 from lmr_guard.received.found import listed
+from lmr_guard.received.names import ClassNames
 from lmr_guard.received.parts import check_agreement, check_order
 
 __all__ = [
@@ -44,11 +45,11 @@ __all__ = [
 ]
 
 Model = Path | str | nn.Module
-"""A checkpoint, a file called ``.onnx``, a ``Classifier``, or a network that maps images
-(N, C, H, W) to logits or to probabilities (N, K)."""
+"""A checkpoint, a file called ``.onnx``, a folder (see ``hub``), a ``Classifier``, or a network
+that maps images (N, C, H, W) to logits or to probabilities (N, K)."""
 
 Source = str | Architecture | FileFormat
-"""What a checkpoint belongs to, or what an ONNX file does not say itself."""
+"""What a checkpoint belongs to, or what an ONNX file or a folder does not say itself."""
 
 Images = Path | str | Labelled | tuple[Tensor, Tensor]
 """What ``sources`` knows, such as a folder per class; or images (N, C, H, W) and labels (N,)."""
@@ -67,6 +68,7 @@ class Received:
         origin: The architecture and what was said beside it; plain data for the report.
         notes: What a reader must know about how the model was read, one sentence each.
         file: The ONNX file that it was read back from; None for other kinds.
+        classes: Their names in the order of its head, where it names them; images may bear others.
     """
 
     classifier: Classifier
@@ -75,6 +77,7 @@ class Received:
     origin: Mapping[str, object]
     notes: tuple[str, ...] = ()
     file: OnnxOrigin | None = None
+    classes: ClassNames | None = None
 
 
 def model(given: Model, arch: Source | None, clean: Images) -> Received:
@@ -100,6 +103,8 @@ def model(given: Model, arch: Source | None, clean: Images) -> Received:
         return _in_memory(given, clean)
     if converted.is_onnx(Path(given)):
         return _from_onnx(Path(given), arch)
+    if not isinstance(arch, str | Architecture) and hub.is_folder(Path(given)):
+        return _from_folder(Path(given), arch or FileFormat())
     if arch is None:
         raise ConfigError("expected an arch beside a checkpoint, got none; name its architecture")
     if isinstance(arch, FileFormat):
@@ -112,6 +117,12 @@ def model(given: Model, arch: Source | None, clean: Images) -> Received:
     # The digest of an index would say nothing about the weights.
     digest = weights_sha256(made) if path.suffix.lower() == ".json" else sha256_of(path)
     return Received(made, str(path), digest, source.to_json(), made.notes)
+
+
+def _from_folder(folder: Path, said: FileFormat) -> Received:
+    classifier, origin, classes = hub.read(folder, said)
+    digest = weights_sha256(classifier)
+    return Received(classifier, str(folder), digest, origin, classifier.notes, classes=classes)
 
 
 def _from_onnx(path: Path, said: Source | None) -> Received:

@@ -18,21 +18,29 @@ class ClassNames(tuple[str, ...]):
 
     Attributes:
         others: More sequences of names in the same order, as ``tench`` beside ``n01440764``.
+        told_by_model: Whether the model's own files name them, so that images may bear others.
     """
 
     others: tuple[tuple[str, ...], ...] = ()
+    told_by_model: bool = False
 
 
-def named(classes: Sequence[str], written: Collection[str]) -> tuple[str, ...]:
+def named(classes: Sequence[str] | None, written: Collection[str]) -> tuple[str, ...] | None:
     """The names that the images are labelled with: of several the first that has all of them.
+
+    None where there are none, or where only the model told some and the images bear others.
 
     >>> names = ClassNames(["n0144", "n0148"])
     >>> names.others = (("tench", "shark"),)
     >>> named(names, {"shark"}), named(names, {"n0148"}), named(names, {"cat"})
     (('tench', 'shark'), ('n0144', 'n0148'), ('n0144', 'n0148'))
     """
-    every = (tuple(classes), *(classes.others if isinstance(classes, ClassNames) else ()))
-    return next((names for names in every if set(written) <= set(names)), every[0])
+    if classes is None:
+        return None
+    several = classes if isinstance(classes, ClassNames) else ClassNames(classes)
+    every = (tuple(several), *several.others)
+    found = next((names for names in every if set(written) <= set(names)), None)
+    return found or (None if several.told_by_model else every[0])
 
 
 def read_classes(path: Path) -> ClassNames:
