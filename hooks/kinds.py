@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Host tools hold bare networks, the guard needs classifiers: the way in and the way back."""
 
+from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
@@ -10,8 +11,11 @@ from torch import nn
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Clean
 from lmr_guard.errors import ConfigError, described
+from lmr_guard.onnxfile.export import export_onnx
+from lmr_guard.onnxfile.fileformat import FileFormat
+from lmr_guard.received import converted
 
-__all__ = ["Model", "as_classifier", "same_kind"]
+__all__ = ["Model", "as_classifier", "from_file", "same_kind", "to_file"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -52,6 +56,50 @@ def as_classifier(
         classifier = Classifier(model, preprocessing, classes).clone().to(place)
     _require_fit(classifier, clean)
     return classifier
+
+
+def from_file(path: Path, clean: Clean, said: FileFormat) -> Classifier:
+    """The network of an ONNX file, once it is seen to compute what the file does.
+
+    Args:
+        path: Called ``.onnx``.
+        clean: Both are compared on ``repair`` and ``select``.
+        said: What the file does not say itself.
+
+    Raises:
+        ConfigError, ExportRefused, InputError: See ``converted.read`` and what it answers; or the
+            images do not fit.
+    """
+    if not converted.is_onnx(path):
+        raise ConfigError(
+            f"expected a network, or a file called .onnx, got {str(path)!r}; load a checkpoint "
+            "first"
+        )
+    classifier, origin = converted.read(path, said)
+    _require_fit(classifier, clean)
+    origin.compared(classifier, clean.repair.joined(clean.select))
+    return classifier
+
+
+def to_file(classifier: Classifier, path: Path, said: FileFormat) -> None:
+    """Writes what ``from_file`` read, as a file that takes the same values, channels first.
+
+    Raises:
+        StageError: See ``export_onnx``.
+    """
+    if said.mean is not None:
+        p = classifier.preprocessing
+        bare = Preprocessing(
+            channels=p.channels,
+            height=p.height,
+            width=p.width,
+            mean=(0.0,) * p.channels,
+            std=(1.0,) * p.channels,
+        )
+        classifier = Classifier(
+            classifier.network, bare, classifier.num_classes, classifier.ending
+        ).eval()
+    export_onnx(classifier, path)
 
 
 def _require_fit(classifier: Classifier, clean: Clean) -> None:

@@ -14,6 +14,10 @@ wake in one of them. Each has three spellings::
     @pre_quantize.hook(clean=clean, preprocessing=preprocessing, on_receipt=receipts.append)
     def quantise(network: nn.Module, into: Path) -> None: ...
 
+An ONNX file goes in the place of the network, and the repaired one can be written as such again::
+
+    _, receipt = pre_quantize("model.onnx", clean=clean, into="repaired.onnx")
+
 The model handed in is never touched. What comes back is repaired, not audited: no trigger is
 tried here, so a receipt is no verdict. Verify the compressed file before it ships.
 """
@@ -21,16 +25,20 @@ tried here, so a receipt is no verdict. Verify the compressed file before it shi
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
-from lmr_guard.classifier import Preprocessing, weights_sha256
+from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.compress.recipes import parse
 from lmr_guard.contracts import Clean, Method, Progress, Rate, silent
-from lmr_guard.hooks.kinds import Model, as_classifier, same_kind
+from lmr_guard.errors import ConfigError
+from lmr_guard.hooks.kinds import Model, as_classifier, from_file, same_kind, to_file
 from lmr_guard.measure import predict, right
+from lmr_guard.onnxfile.fileformat import FileFormat
 from lmr_guard.pipeline import Repaired, localize_and_repel
 from lmr_guard.received.ending import understood
 from lmr_guard.received.parts import check_agreement
+from lmr_guard.release import publish
 from lmr_guard.release.policy import Policy
 from lmr_guard.repel import RepelSettings
 from lmr_guard.settings import Settings
@@ -135,37 +143,107 @@ class RepairHook:
     name: str
     settings: Settings
 
+    @overload
+    def __call__(
+        self,
+        model: Path | str,
+        *,
+        clean: Clean,
+        preprocessing: None = None,
+        file_format: FileFormat | None = None,
+        into: Path | str | None = None,
+        settings: Settings | None = None,
+        progress: Progress = silent,
+    ) -> Guarded[Classifier]: ...
+
+    @overload
     def __call__(
         self,
         model: Model,
         *,
         clean: Clean,
         preprocessing: Preprocessing | None = None,
+        file_format: None = None,
+        into: Path | str | None = None,
         settings: Settings | None = None,
         progress: Progress = silent,
-    ) -> Guarded[Model]:
+    ) -> Guarded[Model]: ...
+
+    def __call__(
+        self,
+        model: Model | Path | str,
+        *,
+        clean: Clean,
+        preprocessing: Preprocessing | None = None,
+        file_format: FileFormat | None = None,
+        into: Path | str | None = None,
+        settings: Settings | None = None,
+        progress: Progress = silent,
+    ) -> Guarded[Model] | Guarded[Classifier]:
         """Localize and repel on a copy of ``model``.
 
         Randomness comes from ``settings.seed`` alone.
 
         Args:
-            model: A ``Classifier``, or a bare network on normalised images; not touched.
+            model: A ``Classifier``, or a bare network on normalised images; or an ONNX file, which
+                is read back (extra ``onnx``) and held against the file on ``repair`` and
+                ``select``. Not touched.
             clean: ``repair`` is learnt from, ``select`` is chosen on, ``report`` is not looked at.
-            preprocessing: Size and normalisation of a bare network; None with a ``Classifier``.
+            preprocessing: Size and normalisation of a bare network; None with others.
+            file_format: What an ONNX file does not say itself; None with others.
+            into: Where an ONNX file is written again, of the same input values (channels first) and
+                outputs; None writes none, and needs to be with others.
             settings: How; None takes the hook's own.
             progress: Told how far each step is.
 
         Returns:
-            The repaired copy, in eval mode, on the model's device; an unchanged copy where nobody
-            was suspected, which the receipt says.
+            The repaired copy, in eval mode, on the model's device, of a file as a ``Classifier``;
+            an unchanged copy where nobody was suspected, which the receipt says.
 
         Raises:
-            ConfigError: Model, preprocessing and images do not fit together.
+            ConfigError: Model, preprocessing and images do not fit together; or the file cannot be
+                read back.
+            ExportRefused: The graph of the file can hide a backdoor from a repair.
             InputError: The model does not recognise the images, or has no head.
-            StageError: See ``localize`` and ``repel``.
+            StageError: See ``localize``, ``repel`` and ``export_onnx``.
         """
         how = settings or self.settings
-        classifier = as_classifier(model, clean, preprocessing)
+        if isinstance(model, Path | str):
+            if preprocessing is not None:
+                raise ConfigError("expected no preprocessing beside an ONNX file; use file_format")
+            said, place = file_format or FileFormat(), None if into is None else Path(into)
+            return self._of_file(
+                Path(model), place, clean=clean, said=said, how=how, progress=progress
+            )
+        if file_format is not None or into is not None:
+            raise ConfigError(
+                "expected file_format and into beside an ONNX file only, got a network"
+            )
+        return self._repaired(
+            model, as_classifier(model, clean, preprocessing), clean, how, progress
+        )
+
+    def _of_file(
+        self,
+        path: Path,
+        into: Path | None,
+        *,
+        clean: Clean,
+        said: FileFormat,
+        how: Settings,
+        progress: Progress,
+    ) -> Guarded[Classifier]:
+        if into is not None:
+            publish.require_place(into)
+        read = from_file(path, clean, said)
+        guarded = self._repaired(read, read, clean, how, progress)
+        if into is not None:
+            to_file(guarded.model, into, said)
+        return guarded
+
+    def _repaired(
+        self, model: Model, classifier: Classifier, clean: Clean, how: Settings, progress: Progress
+    ) -> Guarded[Model]:
         logits = predict(classifier, clean.select)
         check_agreement(logits, clean.select)
         before = right(logits, clean.select)
