@@ -7,19 +7,21 @@ What is parsed by somebody else's C++ or unpickled is first tried ``apart``, in 
 own with little memory and time, so that a hostile file cannot take more than these.
 """
 
+import difflib
 import json
 import multiprocessing
 import os
 import signal
 import stat
 import sys
+import tomllib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmr_guard.errors import GuardError, InputError, first_line
+from lmr_guard.errors import ConfigError, GuardError, InputError, first_line
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -32,13 +34,15 @@ __all__ = [
     "exhausted",
     "in_words",
     "read_bytes",
+    "read_toml",
+    "require_known",
     "require_path",
     "require_regular",
     "shown",
 ]
 
 LARGEST_SETTINGS = 1 << 20
-"""Bytes that a policy may have."""
+"""Bytes that a policy or a plan may have."""
 LARGEST_RECORD = 1 << 28
 """Bytes that a report or the record of a drill may have."""
 LARGEST_PICTURE = 1 << 28
@@ -80,6 +84,40 @@ def read_bytes(
     if len(content) != held.st_size:
         raise error(f"expected {what}, got a file that changed while it was read: {shown(path)}")
     return content
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The table in a TOML file of at most ``LARGEST_SETTINGS`` bytes.
+
+    Args:
+        path: Links are followed.
+        what: What it should be, in words.
+
+    Raises:
+        ConfigError: No such file, not UTF-8, or no TOML.
+    """
+    text = read_bytes(path, what, LARGEST_SETTINGS, error=ConfigError)
+    try:
+        # Editors on Windows put a byte order mark before the text.
+        return tomllib.loads(text.decode("utf-8-sig"))
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"expected TOML, got {first_line(error)}: {path}") from error
+
+
+def require_known(keys: Iterable[str], known: Sequence[str], what: str, where: str) -> None:
+    """Raises ConfigError for a key that nothing knows: a slip must not pass for a setting.
+
+    Args:
+        keys: Of a table that somebody wrote.
+        known: All there are.
+        what: What a key should be, in words.
+        where: What holds the table.
+    """
+    for key in keys:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"use {', '.join(known)}"
+            raise ConfigError(f"expected {what}, got {key!r} in {where}; {hint}")
 
 
 def require_regular(path: Path, what: str, *, error: type[GuardError] = InputError) -> int:

@@ -3,15 +3,13 @@
 """The limits that an artefact must keep before it may ship."""
 
 import dataclasses
-import difflib
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from lmr_guard.errors import ConfigError, first_line
-from lmr_guard.untrusted import LARGEST_SETTINGS, read_bytes
+from lmr_guard.errors import ConfigError
+from lmr_guard.untrusted import read_toml, require_known
 
 __all__ = ["Policy", "policy_from_toml"]
 
@@ -118,26 +116,13 @@ def _require(holds: bool, policy: Policy, field: str, expected: str) -> None:
         raise ConfigError(f"expected {field} {expected}, got {got}")
 
 
-def _require_known(keys: Iterable[str], where: str) -> None:
-    known = [field.name for field in dataclasses.fields(Policy)]
-    for key in keys:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"use {', '.join(known)}"
-            raise ConfigError(f"expected a key of the policy, got {key!r} in {where}; {hint}")
-
-
 def policy_from_toml(path: Path) -> Policy:
     """The policy in a TOML file; keys left out keep the defaults of ``Policy``.
 
     Raises:
         ConfigError: No such file, no TOML, an unknown key, or a value that ``Policy`` refuses.
     """
-    text = read_bytes(path, "a policy file", LARGEST_SETTINGS, error=ConfigError)
-    try:
-        # Editors on Windows put a byte order mark before the text.
-        table = tomllib.loads(text.decode("utf-8-sig"))
-    except (RecursionError, ValueError) as error:
-        raise ConfigError(f"expected TOML, got {first_line(error)}: {path}") from error
-    _require_known(table, str(path))
+    table = read_toml(path, "a policy file")
+    known = [field.name for field in dataclasses.fields(Policy)]
+    require_known(table, known, "a key of the policy", str(path))
     return Policy.from_json(table)
