@@ -31,6 +31,7 @@ __all__ = [
     "LARGEST_RECORD",
     "LARGEST_SETTINGS",
     "apart",
+    "end_with_parent",
     "exhausted",
     "in_words",
     "read_bytes",
@@ -248,12 +249,9 @@ def _child(pipe: "Connection", memory: int, job: _Job, arguments: tuple[object, 
 
 def _let_go(kept: int) -> None:
     """Holds none of the parent's locks and ends with it; what libraries print is lost."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
-    if parent is not None and os.getppid() != parent.pid:
-        os._exit(1)  # It was killed before.
+    if parent is not None and parent.pid is not None:
+        end_with_parent(parent.pid)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in {1, 2} - {kept}:
         os.dup2(nowhere, descriptor)
@@ -261,6 +259,21 @@ def _let_go(kept: int) -> None:
         if int(name) not in {0, 1, 2, kept}:
             with suppress(OSError):
                 os.close(int(name))
+
+
+def end_with_parent(parent: int) -> None:
+    """On Linux: this process ends, at once, when the thread that started it does.
+
+    Args:
+        parent: The process that started it; where that was killed before, this one ends now.
+    """
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _limit(memory: int) -> None:

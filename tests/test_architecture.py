@@ -20,7 +20,7 @@ LAYERS = (
     {"redteam", "settings"},
     {"forecast", "workshop"},
     {"foreign", "pipeline", "proposal"},
-    {"demo", "doctor", "firedrill", "hooks", "terminal"},
+    {"demo", "doctor", "firedrill", "fleet", "hooks", "terminal"},
     {"cli"},
     {"__main__"},
     {""},  # lmr_guard itself, which may show the others to the user

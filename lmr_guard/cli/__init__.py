@@ -60,6 +60,11 @@ _HOMES = {
         "init",
         "Look at CHECKPOINT and images; write a policy, and say how to run and for how long.",
     ),
+    "fleet": _Home(
+        "fleet",
+        "fleet",
+        "Run many models under many policies from PLAN.toml; finished units are not repeated.",
+    ),
     "repair": _Home(
         "commands",
         "repair",

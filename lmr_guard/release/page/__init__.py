@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import importlib.resources
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,16 @@ from lmr_guard.untrusted import read_bytes, require_path, shown
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["MARK", "PAGE", "html", "markdown", "write", "write_markdown"]
+__all__ = [
+    "MARK",
+    "PAGE",
+    "html",
+    "markdown",
+    "rendered",
+    "write",
+    "write_markdown",
+    "write_page",
+]
 
 PAGE = "report.html"
 """How the page beside ``report.json`` is called."""
@@ -47,12 +57,26 @@ _LIVE = re.compile(r"(?<!\w)@|:(?=//)|www(?=\.)", re.IGNORECASE)
 
 def html(report: Report) -> str:
     """The whole page as one file, which loads nothing."""
+    return rendered("report.html.jinja", _told(report))
+
+
+def rendered(template: str, told: Mapping[str, Any]) -> str:
+    """A page in the style of a report.
+
+    Args:
+        template: Name of a template of this package.
+        told: What it takes beside the style.
+    """
     import markupsafe
 
     style = _text("report.css")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    page = _environment(plain=False).get_template("report.html.jinja")
-    return page.render(_told(report), style=markupsafe.Markup(style), style_digest=digest)  # noqa: S704 - ours
+    page = _environment(plain=False).get_template(template)
+    return page.render(
+        {"version": importlib.metadata.version("lmr-guard"), **told},
+        style=markupsafe.Markup(style),  # noqa: S704 - ours
+        style_digest=digest,
+    )
 
 
 def markdown(report: Report) -> str:
@@ -68,7 +92,12 @@ def write(report: Report, path: Path) -> None:
         ConfigError: There is no such folder, or something else stands there.
         StageError: The file system refused.
     """
-    _write(html(report), path, MARK)
+    write_page(html(report), path)
+
+
+def write_page(text: str, path: Path) -> None:
+    """Writes a page that was ``rendered``, as ``write`` does. Raises what that does."""
+    _write(text, path, MARK)
 
 
 def write_markdown(report: Report, path: Path) -> None:

@@ -1,0 +1,134 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""One digest over all that decides a run: settings, model, images, triggers, policy, versions."""
+
+import hashlib
+import importlib.metadata
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from lmr_guard.errors import InputError
+from lmr_guard.files import sha256_of
+from lmr_guard.received.converted import is_onnx
+from lmr_guard.received.shards import indexed
+from lmr_guard.release.formats.shared import digests
+from lmr_guard.untrusted import require_path, shown
+
+__all__ = ["Digests"]
+
+_PACKAGES = (
+    *("lmr-guard", "torch", "torchvision", "timm", "torch-pruning", "onnx2torch"),
+    *("onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
+)
+_LIBRARIES = ("torchvision", "timm")
+
+
+class Digests:
+    """Digests of paths, each read once; a new one reads again.
+
+    Args:
+        folder: Where an architecture of the user's own is looked for first.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._held: dict[tuple[str, Path], str] = {}
+
+    def of(self, words: Sequence[str], files: Mapping[str, Path], arch: str | None) -> str:
+        """The digest of a run, in lower-case hexadecimal.
+
+        Args:
+            words: Its arguments.
+            files: By name, all that it reads: regular files and folders of images.
+            arch: Where that is a module of the user's own, its source counts.
+
+        Raises:
+            InputError: A file is missing or cannot be read, or a model is none.
+        """
+        held = {name: self._path(name.partition(" ")[0], path) for name, path in files.items()}
+        content = {
+            "versions": _versions(),
+            "words": list(words),
+            "files": held,
+            "code": self._code(arch),
+        }
+        return _of(content)
+
+    def _path(self, kind: str, path: Path) -> str:
+        # Of the same path something else counts as a model than as a picture.
+        key = (kind, path)
+        if key not in self._held:
+            self._held[key] = _model(path) if kind == "model" else _any(path, kind)
+        return self._held[key]
+
+    def _code(self, arch: str | None) -> str | None:
+        """Of the package or module that an architecture of the user's own lies in."""
+        library = (arch or "").partition(":")[0]
+        if not library or library in _LIBRARIES:
+            return None
+        # Of the folder that this process was started from, a unit knows nothing.
+        known = sys.path if sys.flags.safe_path else sys.path[1:]
+        spec = PathFinder.find_spec(library.split(".")[0], [str(self._folder), *known])
+        if spec is None or spec.origin is None:
+            return None  # The run will say so.
+        origin = Path(spec.origin)
+        if spec.submodule_search_locations is None:
+            return sha256_of(origin)
+        sources = sorted(origin.parent.rglob("*.py"))
+        return _of({str(p.relative_to(origin.parent)): sha256_of(p) for p in sources})
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _model(path: Path) -> str:
+    """Of a model with the files that hold its data."""
+    own = sha256_of(path)
+    if is_onnx(path):
+        return _of({"": own, **digests(path)})
+    others = indexed(path) or ()
+    return _of({"": own, **{name: sha256_of(path.parent / name) for name in others}})
+
+
+def _any(path: Path, kind: str) -> str:
+    require_path(path, kind)
+    if not path.is_dir():
+        return sha256_of(path)
+    return _of({str(each.relative_to(path)): sha256_of(each) for each in _inside(path)})
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Every regular file; links are followed, but not to where they came from."""
+    waiting, seen = [folder], {folder.resolve()}
+    while waiting:
+        for entry in _entries(waiting.pop()):
+            if entry.is_file():
+                yield entry
+            elif entry.is_dir() and (real := entry.resolve()) not in seen:
+                seen.add(real)
+                waiting.append(entry)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"expected a folder that can be read, got {error.strerror}: {shown(folder)}"
+        ) from error
+
+
+def _of(content: object) -> str:
+    # Names of files may hold bytes that are no UTF-8.
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
