@@ -9,7 +9,7 @@ from pathlib import Path
 from lmr_guard.contracts import Progress, silent
 from lmr_guard.errors import ConfigError, ExitCode, InputError, printable
 from lmr_guard.files import PREFIX
-from lmr_guard.fleet.digests import Digests
+from lmr_guard.fleet.digests import Digests, code
 from lmr_guard.fleet.executors import Executor, serial
 from lmr_guard.fleet.plan import Plan, Shard, Unit
 from lmr_guard.fleet.summary import NAMES, Row, Summary
@@ -102,14 +102,16 @@ def merge(plan: Plan, out: Path) -> Summary:
 
 def _looked_at(plan: Plan, units: Sequence[Unit], out: Path, threads: int) -> Iterator[Job | Row]:
     """For each unit its verdict, why it cannot run, or the job that is left."""
-    digests = Digests(plan.folder)
+    digests = Digests()
     for unit in units:
-        place = _place(out, unit)
+        place, files = _place(out, unit), dict(unit.files)
+        if (source := code(unit.arch, plan.folder)) is not None:
+            files["code"] = source
         try:
-            digest = digests.of(unit.words, unit.files, unit.arch)
+            digest = digests.of(unit.words, files)
         except InputError as error:
-            code = int(ExitCode.UNSAFE_INPUT)
-            done = Done(name=unit.name, digest="", exit_code=code, told=str(error))
+            worth = int(ExitCode.UNSAFE_INPUT)
+            done = Done(name=unit.name, digest="", exit_code=worth, told=str(error))
             yield Row(unit, done, again=False)
             continue
         if (done_before := held(place, digest)) is not None:
@@ -119,8 +121,7 @@ def _looked_at(plan: Plan, units: Sequence[Unit], out: Path, threads: int) -> It
             name=unit.name,
             digest=digest,
             words=unit.words,
-            files={name: str(path) for name, path in unit.files.items()},
-            arch=unit.arch,
+            files={name: str(path) for name, path in files.items()},
             cwd=str(plan.folder),
             folder=str(place),
             threads=threads,
@@ -132,14 +133,14 @@ def _missing(job: Job) -> Done:
     try:
         before = Done.read(job.home / RECORD)
     except InputError:
-        why, code = "it did not run", int(ExitCode.INCOMPLETE)
+        why = "it did not run"
     else:
         if before.digest == job.digest and before.report_sha256 is None:
             return before
         why = "its inputs, settings, versions or files are no longer those that it ran with"
-        code = int(ExitCode.INCOMPLETE)
     told = f"{why}; run its shard again"
-    return Done(name=job.name, digest=job.digest, exit_code=code, told=told)
+    worth = int(ExitCode.INCOMPLETE)
+    return Done(name=job.name, digest=job.digest, exit_code=worth, told=told)
 
 
 def _place(out: Path, unit: Unit) -> Path:

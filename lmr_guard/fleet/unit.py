@@ -56,7 +56,6 @@ class Job:
         digest: Over all that decides it.
         words: Arguments of ``lmr-guard run`` without ``--out`` and ``--threads``.
         files: What the digest covers, by name.
-        arch: As the plan names it.
         cwd: The folder of the plan.
         folder: Of the unit.
         threads: That it may compute with.
@@ -67,7 +66,6 @@ class Job:
     digest: str
     words: tuple[str, ...]
     files: Mapping[str, str]
-    arch: str | None
     cwd: str
     folder: str
     threads: int
@@ -307,7 +305,7 @@ def _judged(job: Job, code: int, seconds: float) -> Done:
         return replace(done, told=_last_line((job.home / LOG).read_bytes()))
     files = {name: Path(path) for name, path in job.files.items()}
     try:
-        now = Digests(Path(job.cwd)).of(job.words, files, job.arch)
+        now = Digests().of(job.words, files)
     except InputError:
         now = ""
     if now != job.digest:
