@@ -3,7 +3,7 @@
 PYTHON ?= python3
 OUT ?= lmr-guard-demo
 WORKERS ?= 2
-HOSTS := hosts,mlflow,torchao,nncf,olive
+HOSTS := hosts,mlflow,torchao,nncf,olive,ray,signing
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -70,7 +70,7 @@ hosts: $(STAMP) $(patsubst %,$(APART)/%/.installed,dvc kfp airflow) ## Run the s
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "hosts or not hosts" --junitxml=.make/hosts.xml \
 		tests/test_hooks_mlflow.py tests/test_hooks_torchao.py tests/test_hooks_nncf.py \
 		tests/test_hooks_olive.py tests/test_examples_pipelines_dagster.py \
-		tests/test_examples_pipelines_hosts.py
+		tests/test_examples_pipelines_hosts.py tests/test_fleet_ray.py
 	$(BIN)/python tests/hosts_record.py .make/hosts.xml docs/hosts.json
 
 install: $(STAMP) ## Make the virtual environment in .venv

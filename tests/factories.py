@@ -3,6 +3,7 @@
 """Tiny models, data and files that several tests share."""
 
 import math
+import os
 import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -289,6 +290,12 @@ def killed_architecture() -> nn.Module:
     """The system kills the process just when the network is built, as where memory runs out."""
     signal.raise_signal(signal.SIGKILL)
     return row_architecture()
+
+
+def parricidal_architecture() -> nn.Module:
+    """What started the process is killed just when the network is built."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    return killed_architecture()
 
 
 def small_network(classes: int = 3, channels: int = 3) -> nn.Sequential:

@@ -75,7 +75,7 @@ def test_a_fleet_killed_half_way_resumes_and_nothing_is_lost_or_done_twice(tmp_p
         assert first.poll() is None, ended(first)
         time.sleep(0.1)
     first.send_signal(signal.SIGKILL)
-    first.wait()
+    ended(first)
     deadline = time.monotonic() + 10
     while alive(home):
         assert time.monotonic() < deadline, "units end with their fleet"
