@@ -13,7 +13,7 @@ from modules import module_files
 VOCABULARY = frozenset({"arithmetic", "classifier", "files", "measure", "pictures", "training"})
 LAYERS = (
     {"errors"},
-    {"contracts", "untrusted"},
+    {"contracts", "extras", "untrusted"},
     VOCABULARY,
     {"evidence", "onnxfile"},
     {"compress", "localize", "received", "release", "repel"},

@@ -9,7 +9,7 @@ import click
 from lmr_guard import terminal
 from lmr_guard.cli.helping import Helpful
 from lmr_guard.errors import ConfigError, ExitCode
-from lmr_guard.release import formats
+from lmr_guard.release import formats, signing
 from lmr_guard.release.formats.checked import problems
 from lmr_guard.release.report import Report
 
@@ -39,8 +39,28 @@ _STDOUT = Path("-")
     metavar="DIR",
     help="Instead: whether DIR holds what its report.json and statement.json say, and no more.",
 )
+@click.option(
+    "--sign",
+    "private_key",
+    type=_PATH,
+    metavar="KEY.pem",
+    help="With --check: sign DIR, where all is well, into DIR/model.sig. An elliptic curve's key.",
+)
+@click.option(
+    "--signed-by",
+    "public_key",
+    type=_PATH,
+    metavar="KEY.pub",
+    help="With --check: DIR must be, file by file, what the holder of this key signed.",
+)
 def attest(
-    *, report_file: Path | None, chosen: str | None, out: Path | None, folder: Path | None
+    *,
+    report_file: Path | None,
+    chosen: str | None,
+    out: Path | None,
+    folder: Path | None,
+    private_key: Path | None,
+    public_key: Path | None,
 ) -> int:
     """Write REPORT in a format that pipelines read, or check a published folder against its own.
 
@@ -49,7 +69,9 @@ def attest(
     if folder is not None:
         if (report_file, chosen, out) != (None, None, None):
             raise ConfigError("expected --check alone, got more; check first, then write")
-        return _checked(folder)
+        return _checked(folder, private_key, public_key)
+    if private_key is not None or public_key is not None:
+        raise ConfigError("expected --sign and --signed-by with --check DIR, got no --check")
     if report_file is None or chosen is None:
         raise ConfigError("expected a report and --format, or --check and a folder, got neither")
     _write(report_file, formats.Format(chosen), _STDOUT if out is None else out)
@@ -65,11 +87,17 @@ def _write(path: Path, chosen: formats.Format, out: Path) -> None:
     terminal.document(formats.of(report, chosen, beside))
 
 
-def _checked(folder: Path) -> int:
+def _checked(folder: Path, private_key: Path | None, public_key: Path | None) -> int:
+    if public_key is not None:
+        signing.require_signed(folder, public_key)
     found = problems(folder)
     for line in found:
         terminal.complain(line, ExitCode.REFUSED)
     if found:
         return ExitCode.REFUSED
     terminal.say(f"{folder}: every file is as its report says, and there is no other")
+    if public_key is not None:
+        terminal.say(f"{folder}: signed by {public_key}")
+    if private_key is not None:
+        terminal.say(f"signature: {signing.sign(folder, private_key)}")
     return ExitCode.PASSED

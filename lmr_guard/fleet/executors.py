@@ -17,6 +17,7 @@ from typing import Any
 import joblib
 
 from lmr_guard.errors import ConfigError, ExitCode, StageError, first_line
+from lmr_guard.extras import load
 from lmr_guard.fleet.unit import Children, Done, Job, work
 
 __all__ = ["Cores", "Executor", "cores", "processes", "ray", "serial"]
@@ -141,13 +142,7 @@ def _fetched(found: Any, reference: Any, job: Job) -> Done:  # noqa: ANN401 - Ra
 def _loaded() -> Any:  # noqa: ANN401 - a module that need not be there
     # Ray tells its maker that it is used, unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError(
-            f"expected ray to be installed, got {first_line(error)}; pip install 'lmr-guard[ray]'"
-        ) from error
-    return ray
+    return load("ray", "ray")
 
 
 @contextmanager
