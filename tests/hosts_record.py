@@ -21,7 +21,7 @@ OURS = {
     "torchao": "torchao",
     "nncf": "nncf",
     "olive": "olive-ai",
-    "fleet_ray": "ray",
+    "ray": "ray",
 }
 OWN = {"dvc": "dvc", "kfp": "kfp", "airflow": "apache-airflow"}
 _ASK = "import sys; from importlib.metadata import version; sys.stdout.write(version(sys.argv[1]))"

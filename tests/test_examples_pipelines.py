@@ -179,6 +179,7 @@ NAMES = {
     "mlflow": "MLflow",
     "nncf": "NNCF",
     "olive": "Olive",
+    "ray": "Ray",
     "torchao": "torchao PT2E",
 }
 

@@ -4,6 +4,7 @@
 
 import ast
 import json
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,10 @@ ray.shutdown()
 """
 
 
+# What a cluster asks of who connects; in the environment, so that none is made in the home folder.
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
     """Two that pass, one that is killed, and one that takes Ray's worker along."""
@@ -44,7 +49,7 @@ def plan(tmp_path: Path) -> Path:
 def cluster() -> Iterator[str]:
     """The address of a cluster of somebody else's."""
     command = [sys.executable, "-c", CLUSTER]
-    quiet = environment() | {"RAY_USAGE_STATS_ENABLED": "0"}
+    quiet = environment() | TOKEN | {"RAY_USAGE_STATS_ENABLED": "0"}
     with subprocess.Popen(
         command, env=quiet, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -61,7 +66,7 @@ def fleet(plan: Path, out: Path, *words: str) -> "subprocess.CompletedProcess[st
     command = [sys.executable, "-m", "lmr_guard", "fleet", str(plan), "--out", str(out)]
     return subprocess.run(
         [*command, "--executor", "ray", *words],
-        env=environment(),
+        env=environment() | TOKEN,
         capture_output=True,
         text=True,
         check=False,
@@ -115,7 +120,7 @@ def test_the_example_runs_on_ray_and_is_short(plan: Path, tmp_path: Path) -> Non
     done = subprocess.run(
         [*command, "factories:row_architecture", str(tmp_path / "out")],
         cwd=ROOT,
-        env=environment(),
+        env=environment() | TOKEN,
         capture_output=True,
         text=True,
         check=False,

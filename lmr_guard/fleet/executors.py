@@ -8,6 +8,7 @@ process of its own, and a thread, or a task of Ray, that waits for it.
 """
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from typing import Any
 
 import joblib
 
-from lmr_guard.errors import ConfigError, ExitCode, StageError, first_line
+from lmr_guard.errors import ConfigError, ExitCode, StageError, first_line, printable
 from lmr_guard.extras import load
 from lmr_guard.fleet.unit import Children, Done, Job, work
 
@@ -25,6 +26,7 @@ __all__ = ["Cores", "Executor", "cores", "processes", "ray", "serial"]
 Executor = Callable[[Sequence[Job]], Iterator[Done]]
 """Runs every job and gives each one's record once, in any order."""
 
+_PATIENCE = 10.0  # seconds
 _STORE = 100 << 20  # bytes of shared memory: nothing but records goes through it
 
 
@@ -145,12 +147,27 @@ def _loaded() -> Any:  # noqa: ANN401 - a module that need not be there
     return load("ray", "ray")
 
 
+def _require_reachable(address: str) -> None:
+    """Ray itself tries for minutes where nobody listens."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # A name of Ray's own, as ``auto``.
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ConfigError(
+            f"expected a Ray cluster at {printable(address)}, got {first_line(error)}"
+        ) from error
+
+
 @contextmanager
 def _cluster(found: Any, address: str | None, cpus: int) -> Iterator[None]:  # noqa: ANN401
     """A connection to a cluster; one that was there before stays."""
     if found.is_initialized():
         yield
         return
+    if address is not None:
+        _require_reachable(address)
     own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _STORE}
     try:
         found.init(

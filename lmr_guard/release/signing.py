@@ -77,7 +77,7 @@ def require_signed(folder: Path, public_key: Path) -> None:
     try:
         config = verifying.Config().set_hashing_config(_covered(folder, place))
         config.use_elliptic_key_verifier(public_key=public_key).verify(folder, place)
-    except Exception as error:  # noqa: BLE001 - hostile bytes may raise anything
+    except Exception as error:  # Hostile bytes may raise anything.
         said = printable(" ".join(str(error).split())[:_READABLE]) or type(error).__name__
         raise ExportRefused(
             f"expected {shown(folder)} as the holder of {shown(public_key)} signed it, got {said}"

@@ -6,8 +6,9 @@
     python -m examples.lab.benchmarks floor --out results/floor.json
     python -m examples.lab.benchmarks layouts --out results/layouts.json
     python -m examples.lab.benchmarks growth --out results/growth.json
+    python -m examples.lab.benchmarks fleet --rounds 2 --out results/fleet.json
 
-One thread; processor time counts on the CPU, the clock on a GPU.
+One thread; processor time counts on the CPU, the clock on a GPU and for fleets.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from examples.lab.benchmarks import floor, growth, layouts, stages
+from examples.lab.benchmarks import fleets, floor, growth, layouts, stages
 from examples.lab.kit import command
 from examples.lab.kit.provenance import commit, provenance
 from lmr_guard.errors import ExitCode
@@ -40,6 +41,7 @@ def _stages(options: argparse.Namespace) -> dict[str, Any]:
 _COMMANDS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = MappingProxyType(
     {
         "stages": _stages,
+        "fleet": fleets.spread,
         "floor": floor.above_floor,
         "layouts": layouts.by_layout,
         "growth": growth.grow,
@@ -82,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--forms", type=int, default=12, help="how many are audited")
         if name in ("growth", "point"):
             one.add_argument("--steps", type=int, default=1, help="of each search")
+        if name == "fleet":
+            one.add_argument("--units", type=int, default=6, help="of the fleet")
         if name == "variants":
             one.add_argument("count", type=int)
         if name == "point":
