@@ -189,7 +189,7 @@ def plan_of(count: int) -> Plan:
         Unit(name=f"u{i}", model="m", policy=None, arch=None, clean=Path(), words=(), files={})
         for i in range(count)
     ]
-    return Plan(Path("plan.toml"), Path("/"), tuple(made))
+    return Plan(Path("plan.toml"), Path("/"), tuple(made), "0" * 64)
 
 
 @given(st.integers(0, 40), st.integers(1, 12))

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One unit in a process of its own: what it leaves, however it ends."""
 
+import fcntl
 import json
 import time
 from collections.abc import Iterator
@@ -111,7 +112,6 @@ def test_an_error_is_the_last_line_of_the_log(place: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    fcntl = pytest.importorskip("fcntl")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -93,7 +93,7 @@ def merge(plan: Plan, out: Path) -> Summary:
         row = found
         if isinstance(found, Job):
             (unit,) = (unit for unit in plan.units if unit.name == found.name)
-            row = Row(unit, _missing(found), again=False)
+            row = Row.of(unit, _missing(found), found.home, again=False)
         rows.append(row)
     summary = Summary(plan, rows)
     summary.write(out)

@@ -29,6 +29,7 @@ from typing import Any
 
 from lmr_guard.errors import ConfigError, printable
 from lmr_guard.evidence import PatchFile, TriggeredFolder
+from lmr_guard.files import sha256_of
 from lmr_guard.untrusted import read_toml, require_known, shown
 
 __all__ = ["Names", "Option", "Plan", "Shard", "Unit", "read"]
@@ -103,11 +104,13 @@ class Plan:
         path: The file that it was read from.
         folder: Where that lies, absolute; what the plan names is looked for from there.
         units: At least one.
+        sha256: Of the file.
     """
 
     path: Path
     folder: Path
     units: tuple[Unit, ...]
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +183,7 @@ def read(path: Path, options: Mapping[str, Option]) -> Plan:
             name that is none, or one that two units have.
     """
     table = read_toml(path, "a plan")
+    sha256 = sha256_of(path)
     require_known(table, ("defaults", "unit"), "a key of a plan", str(path))
     folder = path.absolute().parent
     defaults = _table(table.get("defaults", {}), "defaults")
@@ -194,7 +198,7 @@ def read(path: Path, options: Mapping[str, Option]) -> Plan:
         require_known(own, (*_OWN, *options), "a key of a unit", f"unit {name}")
         units += _under_each_policy(name, {**defaults, **own}, options, folder)
     _require_each_once([unit.name for unit in units])
-    return Plan(path, folder, tuple(units))
+    return Plan(path, folder, tuple(units), sha256)
 
 
 def _table(value: object, where: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lmr_guard.errors import ExitCode
-from lmr_guard.files import sha256_of
 from lmr_guard.fleet.plan import Plan, Unit
 from lmr_guard.fleet.unit import LOG, RELEASE, Done
 from lmr_guard.release import page
@@ -48,12 +47,14 @@ class Row:
         done: Its record.
         published: Names of the files that it published.
         again: Whether it ran this time; False where an earlier verdict was taken over.
+        logged: Whether there is a log of it.
     """
 
     unit: Unit
     done: Done
     published: tuple[str, ...] = ()
     again: bool = True
+    logged: bool = False
 
     @property
     def outcome(self) -> Outcome:
@@ -75,7 +76,7 @@ class Row:
         """Its own page, or its log; None where it has neither."""
         if self.done.report_sha256 is not None:
             return f"{self.release}/{page.PAGE}"
-        return None if self.done.seconds is None else f"units/{self.unit.name}/{LOG}"
+        return f"units/{self.unit.name}/{LOG}" if self.logged else None
 
     def to_json(self) -> dict[str, Any]:
         """Its entry in ``fleet.json``."""
@@ -96,11 +97,12 @@ class Row:
     @classmethod
     def of(cls, unit: Unit, done: Done, folder: Path, *, again: bool) -> "Row":
         """With what its report says; ``folder`` is that of the unit."""
+        logged = (folder / LOG).is_file()
         if done.report_sha256 is None:
-            return cls(unit, done, again=again)
+            return cls(unit, done, again=again, logged=logged)
         report = Report.read(folder / RELEASE / _REPORT)
         names = tuple(str(variant.published) for variant in report.published)
-        return cls(unit, done, names, again)
+        return cls(unit, done, names, again, logged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ class Summary:
         """The content of ``fleet.json``."""
         return {
             "schema_version": "1.0",
-            "plan": {"path": str(self.plan.path), "sha256": sha256_of(self.plan.path)},
+            "plan": {"path": str(self.plan.path), "sha256": self.plan.sha256},
             "exit_code": int(self.exit_code),
             "counts": self.counts,
             "units": [row.to_json() for row in self.rows],
