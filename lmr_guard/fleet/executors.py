@@ -9,7 +9,7 @@ process of its own, and a thread, or a task of Ray, that waits for it.
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ from lmr_guard.fleet.unit import Children, Done, Job, work
 
 __all__ = ["Cores", "Executor", "cores", "processes", "ray", "serial"]
 
-Executor = Callable[[Sequence[Job]], Iterator[Done]]
-"""Runs every job and gives each one's record once, in any order."""
+Executor = Callable[[Sequence[Job]], Generator[Done, None, None]]
+"""Runs every job and gives each one's record once, in any order; closed early, it ends the others."""
 
 _PATIENCE = 10.0  # seconds
 _STORE = 100 << 20  # bytes of shared memory: nothing but records goes through it
@@ -68,12 +68,12 @@ def cores(workers: int, threads: int | None, there: int | None = None) -> Cores:
     return Cores(workers, dealt)
 
 
-def serial(jobs: Sequence[Job]) -> Iterator[Done]:
+def serial(jobs: Sequence[Job]) -> Generator[Done, None, None]:
     """One after the other, in the order of the plan."""
     yield from processes(jobs, workers=1)
 
 
-def processes(jobs: Sequence[Job], *, workers: int) -> Iterator[Done]:
+def processes(jobs: Sequence[Job], *, workers: int) -> Generator[Done, None, None]:
     """So many at a time, each in a process of its own; those not begun wait in order.
 
     Raises:
@@ -94,7 +94,7 @@ def processes(jobs: Sequence[Job], *, workers: int) -> Iterator[Done]:
 
 def ray(
     jobs: Sequence[Job], *, workers: int, threads: int, gpus: float = 0, address: str | None = None
-) -> Iterator[Done]:
+) -> Generator[Done, None, None]:
     """On Ray; a unit whose worker or machine is lost is incomplete, and the others go on.
 
     Every machine of a cluster must have this package, and see the folders of the plan and of the

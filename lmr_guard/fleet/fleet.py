@@ -61,7 +61,7 @@ def run(
         else:
             rows[found.unit.name] = found
         progress("units looked at", len(rows) + len(jobs), len(units))
-    with closing(iter(executor(jobs))) as ended:
+    with closing(executor(jobs)) as ended:
         progress("units", len(rows), len(units))
         for done in ended:
             rows[done.name] = Row.of(named[done.name], done, places[done.name], again=True)
@@ -88,13 +88,12 @@ def merge(plan: Plan, out: Path) -> Summary:
     _require_ours(out, plan.units)
     if not (out / _UNITS).is_dir():
         raise ConfigError(f"expected a folder that shards wrote into, got none: {shown(out)}")
-    rows = []
-    for found in _looked_at(plan, plan.units, out, threads=1):
-        row = found
+    rows: list[Row] = []
+    for unit, found in zip(plan.units, _looked_at(plan, plan.units, out, threads=1), strict=True):
         if isinstance(found, Job):
-            (unit,) = (unit for unit in plan.units if unit.name == found.name)
-            row = Row.of(unit, _missing(found), found.home, again=False)
-        rows.append(row)
+            rows.append(Row.of(unit, _missing(found), found.home, again=False))
+        else:
+            rows.append(found)
     summary = Summary(plan, rows)
     summary.write(out)
     return summary
