@@ -173,7 +173,8 @@ def _table(records: Sequence[Record]) -> Table:
 
 
 def _unbuilt(record: Record) -> str:
-    return next((note for note in record["notes"] if _CUT in note), record["notes"][0])
+    notes: list[str] = record["notes"]
+    return next((note for note in notes if _CUT in note), notes[0])
 
 
 def _right(variant: Record | None) -> str:
