@@ -326,6 +326,8 @@ class Suspicion:
             tried on what was made of the model.
         classes: Names of the classes in index order; empty where the user named the suspect.
         drawings: What the patterns look like.
+        notes: What a reader must know about how model and images were read, where that is told
+            with the suspicion; in a report it stands beside.
     """
 
     target: int | None
@@ -333,9 +335,10 @@ class Suspicion:
     method: Method
     agreement: float = 0.0
     evidence: tuple[dict[str, object], ...] = ()
-    # These two stand in no record of a suspicion, hence they do not tell two of them apart.
+    # These three stand in no record of a suspicion, hence they do not tell two of them apart.
     patterns: tuple[Inverted, ...] = field(default=(), compare=False)
     classes: tuple[str, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
     drawings: tuple[Drawing, ...] = ()
 
     @property

@@ -91,7 +91,7 @@ def verify(
         policy=limits,
         environment=environment(),
         config={"images": {"report": len(images)}, "classes": list(images.classes)},
-        notes=(*images.notes, *(() if reference else (unjudged,))),
+        notes=(*images.notes, *inputs.notes_on(known), *(() if reference else (unjudged,))),
     )
 
 

@@ -87,7 +87,7 @@ def guard(
         parts = read_clean(received, clean, how, progress)
         shape, others = received.classifier.preprocessing, (parts.repair, parts.select)
         known = inputs.triggers(triggers, parts.report, shape, others, progress)
-        received = inputs.understood(received, parts)
+        received = inputs.understood(received, parts, known)
         report_on(received, parts, _nothing(received), how, drills).require_writable()
         measured = run_stages(
             received.classifier, parts, known, folder=stage, settings=how, progress=progress
@@ -127,7 +127,7 @@ def scan(
     received = read_model(model, arch, clean, how)
     parts = read_clean(received, clean, how, progress)
     received = inputs.understood(received, parts)
-    return suspect(received.classifier, parts, how, progress)
+    return replace(suspect(received.classifier, parts, how, progress), notes=received.notes)
 
 
 def repair(
@@ -161,7 +161,8 @@ def repair(
         parts = read_clean(received, clean, how, progress)
         received = inputs.understood(received, parts)
         repaired = localize_and_repel(received.classifier, parts, how, progress)
-        repaired = replace(repaired, classifier=repaired.classifier.as_received())
+        told = replace(repaired.suspicion, notes=received.notes)
+        repaired = replace(repaired, classifier=repaired.classifier.as_received(), suspicion=told)
         if stage is not None and into is not None and repaired.repair is not None:
             result = stage / "out"
             result.mkdir()

@@ -620,6 +620,7 @@ def test_scan_gives_the_scores_to_another_program(
     assert main([*command("scan", work(place)), "--json"]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["method"] == "no search could tell anything"
+    assert json.loads(out)["notes"] == []
     assert err == ""
     assert main([*command("scan", work(place)), "--quiet"]) == 0
     assert capfd.readouterr() == ("", "")
@@ -643,6 +644,24 @@ def test_scan_says_why_nobody_can_be_told(place: Path, capsys: pytest.CaptureFix
     assert main(command("scan", work(place))) == 0
     told = "suspect: nobody can be told: 3 classes are too few to compare, 5 or more are needed"
     assert capsys.readouterr().out.splitlines() == [told]
+
+
+@pytest.mark.parametrize("name", ["scan", "repair", "run"])
+def test_what_was_passed_over_among_the_images_is_told(
+    name: str, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = given(place) if name == "run" else work(place)
+    more = {
+        "scan": [],
+        "repair": ["--out", str(place / "results" / "out")],
+        "run": ["--no-repair", "--audit-steps", "0"],
+    }
+    folder = Path(options["--clean"])
+    one = next(path for path in sorted(folder.iterdir()) if path.is_dir())
+    (one / "photo.heic").write_bytes(b"no image that is read")
+    assert main([*command(name, options), *more[name]]) in {0, 3}
+    told = "note: Among the images 1 files were not read, for their endings: .heic x1."
+    assert told in capfd.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("name", ["scan", "drill"])

@@ -289,7 +289,7 @@ def test_files_that_are_not_read_are_counted_by_their_endings(cats_and_dogs: Pat
     data = read_folder(cats_and_dogs, EIGHT)
     told = ".heic x5, .nef x1, without an ending x1."
     assert data.notes == (
-        f"Among the clean images 7 files were not read, for their endings: {told}",
+        f"Among the images 7 files were not read, for their endings: {told}",
         "What programs leave beside images was passed over: SYNOPHOTO_THUMB_XL.jpg x1.",
     )
     assert data.subset(torch.arange(3)).notes == data.notes

@@ -355,6 +355,14 @@ def test_a_triggered_folder_is_read_by_the_clean_classes(tmp_path: Path) -> None
         inputs.triggers([TriggeredFolder(tmp_path / "none", 1)], toy_images(6), TOY)
 
 
+def test_what_was_passed_over_in_a_triggered_folder_is_told(tmp_path: Path) -> None:
+    folder = write_images(shown(5), tmp_path / "shown")
+    (folder / "a" / "one.heic").write_bytes(b"no image that is read")
+    known = inputs.triggers([TriggeredFolder(folder, 1)], toy_images(6), TOY)
+    told = "Among the images 1 files were not read, for their endings: .heic x1."
+    assert inputs.notes_on([toy_patch(), *known]) == (f"Triggered images of shown: {told}",)
+
+
 def test_a_trigger_in_memory_is_taken_as_it_is() -> None:
     given = [toy_patch(), Triggered(shown(3), "shown", 2)]
     assert inputs.triggers(given, toy_images(6), TOY) == given
@@ -395,7 +403,10 @@ def test_agreement_is_asked_of_the_repair_part_and_leaves_the_model_alone() -> N
 def test_what_was_passed_over_among_the_images_stands_in_the_notes(trained: Classifier) -> None:
     images = replace(row_images(60), notes=("two files were not read",))
     parts = split(images, repair=20, select=20, generator=torch.Generator().manual_seed(0))
-    found = inputs.understood(inputs.Received(trained, "m", "0", {}, ("one",)), parts)
+    shown_ones = [Triggered(replace(parts.select, notes=("odd",)), "dir", 1)]
+    given = inputs.Received(trained, "m", "0", {}, ("one",))
+    assert "Triggered images of dir: odd" in inputs.understood(given, parts, shown_ones).notes
+    found = inputs.understood(given, parts)
     assert found.notes == ("one", "two files were not read")
 
 

@@ -44,15 +44,20 @@ def _hand_over(record: bytes, place: Path | None, *, quiet: bool) -> bool:
 
 def _show(report: Report) -> None:
     terminal.show(*tables.tables(report))
-    for note in report.notes:
-        terminal.say(f"note: {note}")
+    _show_notes(report.notes)
     if (suspect := tables.suspect_line(report)) is not None:
         terminal.say(suspect)
     terminal.say(tables.summary_line(report))
 
 
+def _show_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        terminal.say(f"note: {note}")
+
+
 def _show_suspicion(suspicion: Suspicion) -> None:
     scores, classes = suspicion.scores, suspicion.classes
+    _show_notes(suspicion.notes)
     if suspicion.hindrance is not None:
         terminal.say(f"suspect: nobody can be told: {suspicion.hindrance}")
         return
@@ -151,7 +156,8 @@ def scan(
         suspicion = pipeline.scan(
             checkpoint, clean, arch=arch, settings=settings, progress=progress
         )
-    if _hand_over(json_text(suspicion_record(suspicion)), json_file, quiet=quiet):
+    record = {**suspicion_record(suspicion), "notes": list(suspicion.notes)}
+    if _hand_over(json_text(record), json_file, quiet=quiet):
         _show_suspicion(suspicion)
 
 
@@ -183,6 +189,7 @@ def repair(
             "written; name the class with --suspect",
             ExitCode.INCOMPLETE,
         )
+    _show_notes(repaired.suspicion.notes)
     before, after = done.clean_before, done.clean_after
     terminal.say(f"repaired class {done.suspect}; CA on the select part {before} -> {after}")
     terminal.say(f"{out / 'repaired.safetensors'}: not audited; `lmr-guard run` audits and gates")

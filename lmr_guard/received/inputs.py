@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.contracts import Clean, Labelled, Progress, Trigger, silent
-from lmr_guard.errors import ConfigError, InputError, described
+from lmr_guard.errors import ConfigError, InputError, described, printable
 from lmr_guard.evidence import Known, PatchFile, Triggered, TriggeredFolder, check
 from lmr_guard.files import sha256_of
 from lmr_guard.measure import predict
@@ -39,6 +39,7 @@ __all__ = [
     "Source",
     "images",
     "model",
+    "notes_on",
     "require_every_class",
     "triggers",
     "understood",
@@ -299,7 +300,17 @@ def _read(item: Known, clean: Labelled, shape: Preprocessing, progress: Progress
     return item
 
 
-def understood(given: Received, clean: Clean) -> Received:
+def notes_on(triggers: Sequence[Trigger]) -> tuple[str, ...]:
+    """What a reader must know about how folders of triggered images were read."""
+    return tuple(
+        f"Triggered images of {printable(trigger.name)}: {note}"
+        for trigger in triggers
+        if isinstance(trigger, Triggered)
+        for note in trigger.data.notes
+    )
+
+
+def understood(given: Received, clean: Clean, triggers: Sequence[Trigger] = ()) -> Received:
     """The model with logits of usual size, once it is seen to recognise the images.
 
     Args:
@@ -307,6 +318,7 @@ def understood(given: Received, clean: Clean) -> Received:
             against the file, on ``repair`` and ``select``.
         clean: ``repair``, and both ``repair`` and ``select``, must be of the model's classes in its
             order; ``select`` shows what it puts out, see ``ending``.
+        triggers: As read; what is to be told of them joins the notes.
 
     Raises:
         InputError: The images are not of the model's classes, in its order.
@@ -320,5 +332,6 @@ def understood(given: Received, clean: Clean) -> Received:
     check_agreement(logits, clean.repair)
     check_order(torch.cat([logits, predict(model, clean.select)]), both)
     classifier = ending.understood(model, clean.select)
-    notes = (*given.notes, *clean.repair.notes, *ending.described(classifier.ending))
+    images = (*clean.repair.notes, *notes_on(triggers))
+    notes = (*given.notes, *images, *ending.described(classifier.ending))
     return replace(given, classifier=classifier, notes=notes)

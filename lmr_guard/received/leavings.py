@@ -76,7 +76,7 @@ class Passed:
         told = []
         if self._endings:
             told.append(
-                f"Among the clean images {self._endings.total()} files were not read, for their "
+                f"Among the images {self._endings.total()} files were not read, for their "
                 f"endings: {_counted(self._endings)}."
             )
         if self._leavings:
