@@ -8,7 +8,7 @@ weights without tracing again. Where it cannot follow a network, see ``consecuti
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import ceil
 from typing import Any
@@ -48,6 +48,10 @@ UNFIT = (
 
 
 _SHOWN = 8  # images that the statistics of a batch are taken on
+# How often torch-pruning may walk a dependency, on average, and how much longer than the widest
+# layer a list of its indices may be. Of those that it can follow none was seen to need more than 7
+# walks (DenseNet-121) or a longer list.
+_WALKS, _FOLDS = 100, 8
 
 
 class Groups:
@@ -230,13 +234,51 @@ def _tracing() -> Iterator[None]:
         yield
 
 
+class _Bounded(list[Any]):
+    """The index mappings of one dependency, which raise where a search does not end.
+
+    In some networks (timm's CoAtNet) torch-pruning walks in circles and its lists of indices grow
+    each time: that ate all memory.
+
+    Args:
+        mappings: Functions of a list of indices, and None.
+        most: Indices that no list may exceed.
+        steps: How often any dependency of the network was walked, and how often it may be.
+    """
+
+    def __init__(self, mappings: Iterable[Any], most: int, steps: list[int]) -> None:
+        super().__init__(mappings)
+        self._most, self._steps = most, steps
+
+    def __iter__(self) -> Iterator[Any]:
+        self._steps[0] += 1
+        if self._steps[0] > self._steps[1]:
+            raise OverflowError("its search for groups does not end")
+        return (mapping and self._bounded(mapping) for mapping in super().__iter__())
+
+    def _bounded(self, mapping: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def mapped(indices: Any) -> Any:  # noqa: ANN401 - torch-pruning's own lists
+            found = mapping(indices)
+            if len(found) > self._most:
+                raise OverflowError("its lists of coupled channels grow without end")
+            return found
+
+        return mapped
+
+
 def _graph(model: Classifier) -> Any:  # noqa: ANN401 - torch-pruning has no types
     """The dependency graph; the model must be in eval mode and its parameters need gradients."""
     import torch_pruning
 
-    return torch_pruning.DependencyGraph().build_dependency(
+    graph = torch_pruning.DependencyGraph().build_dependency(
         model, example_inputs=(model.example(),), verbose=False
     )
+    found = [dep for node in graph.module2node.values() for dep in node.dependencies]
+    widest = max(max(value.shape, default=1) for value in model.parameters())
+    steps = [0, _WALKS * len(found)]
+    for dep in found:
+        dep.index_mapping = _Bounded(dep.index_mapping, _FOLDS * widest, steps)
+    return graph
 
 
 @_tracing()

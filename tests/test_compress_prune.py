@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
+import timm
 import torch
 import torch_pruning
 from cuttable import (
@@ -29,7 +30,7 @@ from torchvision.models import (
     SwinTransformer,
 )
 
-from lmr_guard.classifier import Classifier, find_head, weights_sha256
+from lmr_guard.classifier import Classifier, Preprocessing, find_head, weights_sha256
 from lmr_guard.compress import prune
 from lmr_guard.compress.groups import Groups, LayerCut
 from lmr_guard.compress.recipes import PruneL1, Shares
@@ -326,6 +327,15 @@ def test_of_networks_beyond_torch_pruning_consecutive_layers_are_cut_and_the_res
     with torch.no_grad():
         got = pruned(noise().pixels)
     assert_close(got, masked_logits(model, groups.masks(plan.cuts), noise().pixels))
+
+
+def test_a_search_that_does_not_end_is_stopped_and_consecutive_layers_are_cut() -> None:
+    network = seeded(lambda: timm.create_model("test_coatnet", num_classes=K))
+    shape = Preprocessing(height=160, width=160)
+    groups = Groups(Classifier(network, shape, K).eval())
+    assert groups.all
+    (why,) = {whole.why for whole in groups.whole}
+    assert "its lists of coupled channels grow without end" in why
 
 
 class Ghost(nn.Module):

@@ -50,21 +50,18 @@ class Subject:
 
 
 _TESTS = (
-    "byobnet coatnet convnext convnext2 convnext3 efficientnet efficientnet_evos efficientnet_gn "
-    "efficientnet_ln mambaout maxvit nfnet resnet vit vit2 vit3 vit4 vit_relpos"
+    "byobnet resnet efficientnet efficientnet_gn efficientnet_ln efficientnet_evos nfnet vit vit2 "
+    "vit3 vit4 vit_relpos convnext convnext2 convnext3 mambaout coatnet maxvit"
 )
-_TIMM = (
-    "edgenext_xx_small ghostnet_050 lcnet_035 mobilenetv3_small_050 mobilevit_xxs resnet10t "
-    "tinynet_e"
-)
-_TORCHVISION = (
-    "mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_x_400mf resnet18 shufflenet_v2_x0_5 "
-    "squeezenet1_1 swin_t"
+_SMALL = (
+    "timm:resnet10t timm:lcnet_035 torchvision:squeezenet1_1 torchvision:resnet18 timm:tinynet_e "
+    "torchvision:shufflenet_v2_x0_5 timm:ghostnet_050 timm:mobilenetv3_small_050 "
+    "torchvision:mnasnet0_5 torchvision:mobilenet_v2 torchvision:swin_t timm:mobilevit_xxs "
+    "torchvision:mobilenet_v3_small torchvision:regnet_x_400mf timm:edgenext_xx_small"
 )
 SUBJECTS = (
     *(Subject(f"timm:test_{name}", _OWN) for name in _TESTS.split()),
-    *(Subject(f"torchvision:{name}") for name in _TORCHVISION.split()),
-    *(Subject(f"timm:{name}") for name in _TIMM.split()),
+    *(Subject(name) for name in _SMALL.split()),
 )
 """timm's ``test_`` networks are those of its own tests: every block of a family, and tiny."""
 
