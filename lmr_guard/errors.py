@@ -19,6 +19,8 @@ from collections.abc import Iterable
 from enum import IntEnum
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+# Where in C++ it was raised, with a signature that leaves no room for what went wrong.
+_RAISED = re.compile(r"/\S+\.(?:cc|cpp|h):\d+ [^()]*\([^()]*\) ")
 
 __all__ = [
     "ConfigError",
@@ -95,7 +97,7 @@ def described(value: object) -> str:
 
 def first_line(error: Exception) -> str:
     """The first line of an error, in a length that can be read."""
-    lines = _COLOURS.sub("", str(error)).strip().splitlines()
+    lines = _RAISED.sub("", _COLOURS.sub("", str(error))).strip().splitlines()
     return f"{type(error).__name__}: {printable(lines[0][:160])}" if lines else type(error).__name__
 
 

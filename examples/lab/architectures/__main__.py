@@ -4,14 +4,17 @@
 
     python -m examples.lab.architectures run
     python -m examples.lab.architectures show
+    python -m examples.lab.architectures page
 
 ``run`` writes a checkpoint of each, reads it back as ``lmr-guard run`` does, and builds, measures
 and searches the variants float32, int8 and l1-0.3, whose channels are cut evenly. Nothing is
-repaired, for nothing is backdoored. The search has two steps: it runs, and can tell nothing.
+repaired, for nothing is backdoored. The search has two steps: it runs, and can tell nothing. A run
+that was stopped goes on where it was. ``page`` prints the table of ``docs/architectures.md``.
 """
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -58,13 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _act(arguments: Sequence[str] | None, console: Console) -> int:
     parser = command.parser("architectures", __doc__)
-    parser.add_argument("command", choices=("run", "show"))
+    parser.add_argument("command", choices=("run", "show", "page"))
     parser.add_argument("--out", type=Path, default=RESULTS, help="file of records")
     command.add_work_options(parser, "networks")
     options = parser.parse_args(arguments)
     store = Store(options.out)
     if options.command == "show":
         console.print(_table(store.read()))
+        return ExitCode.PASSED
+    if options.command == "page":
+        print(_markdown(store.read()))
         return ExitCode.PASSED
     return _run(options, store, console)
 
@@ -140,36 +146,46 @@ def _told(variant: Variant) -> dict[str, Any]:
     return told
 
 
-def _table(records: Sequence[Record]) -> Table:
-    table = framed_table(
-        "Architectures",
-        ("network", "l1-0.3", "why not"),
-        ("pixels", "float32", "int8", "channels gone", "weights gone", "s"),
+_WORDS = ("network", "l1-0.3", "why not")
+_NUMBERS = ("pixels", "float32", "int8", "channels gone", "weights gone", "s")
+
+
+def _row(record: Record) -> tuple[str, ...]:
+    made = record["variants"]
+    cut = made.get(_CUT)
+    outcome, reason = ("not built", _unbuilt(record)) if cut is None else cut[Check.ACHIEVED]
+    reached = outcome == Outcome.PASS.name
+    return (
+        record["name"],
+        "reached" if reached else outcome,
+        "" if reached else _short(reason),
+        str(record["side"]),
+        *(_right(made.get(name)) for name in ("float32", "int8")),
+        *("-" if cut is None else f"{cut[key]:.1%}" for key in ("channels", "weights")),
+        f"{record['seconds']:.0f}",
     )
-    reached = 0
-    for record in records:
-        made = record["variants"]
-        cut = made.get(_CUT)
-        outcome, reason = ("not built", _unbuilt(record)) if cut is None else cut[Check.ACHIEVED]
-        reached += outcome == Outcome.PASS.name
-        table.add_row(
-            record["name"],
-            {"PASS": "reached"}.get(outcome, outcome),
-            "" if outcome == Outcome.PASS.name else _short(reason),
-            str(record["side"]),
-            *(_right(made.get(name)) for name in ("float32", "int8")),
-            *(
-                ["-", "-"]
-                if cut is None
-                else [f"{cut[key]:.1%}" for key in ("channels", "weights")]
-            ),
-            f"{record['seconds']:.0f}",
-        )
+
+
+def _summed_up(rows: Sequence[tuple[str, ...]], records: Sequence[Record]) -> str:
+    outcomes = Counter(row[1] for row in rows)
     seconds = sum(record["seconds"] for record in records)
-    table.caption = (
-        f"{len(records)} networks: {reached} reach {_CUT}; {seconds:.0f} s of one core in all"
-    )
+    told = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+    return f"{len(rows)} networks: {told}; {seconds:.0f} s of processor time in all"
+
+
+def _table(records: Sequence[Record]) -> Table:
+    table, rows = framed_table("Architectures", _WORDS, _NUMBERS), [_row(r) for r in records]
+    for row in rows:
+        table.add_row(*row)
+    table.caption = _summed_up(rows, records)
     return table
+
+
+def _markdown(records: Sequence[Record]) -> str:
+    rows = [_row(record) for record in records]
+    heads = (*_WORDS, *_NUMBERS)
+    lines = [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows)]
+    return "\n".join([*lines, "", f"{_summed_up(rows, records)}."])
 
 
 def _unbuilt(record: Record) -> str:
