@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The lab of architectures: three of them really go through, and no form passes under a false name."""
+"""The lab of architectures: three really go through, and no form passes under a false name."""
 
 from pathlib import Path
 
@@ -47,8 +47,11 @@ def test_no_committed_record_reaches_a_name_that_it_does_not_deserve() -> None:
         cut = record["variants"].get("l1-0.3")
         if cut is not None:
             outcome, reason = cut["achieved"]
-            assert (outcome == "PASS") == (cut["channels"] >= 0.27), reason
-            assert outcome == "PASS" or "not cut: " in reason
+            if outcome == "PASS":
+                assert cut["channels"] >= 0.9 * 0.3, record["name"]
+            else:
+                assert cut["channels"] < 0.3 - 0.02, record["name"]
+                assert "not cut: " in reason
         else:
             assert record["notes"]
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import onnx
 import pytest
+import timm
 import torch
+from factories import seeded
 from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
@@ -205,3 +207,11 @@ def test_a_network_that_cannot_be_exported_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"No ONNX function found for .*aten.rrelu") as caught:
         export_onnx(network(nn.RReLU()), tmp_path / "net.onnx")
     assert str(caught.value).isprintable()
+
+
+def test_attention_with_a_bias_on_positions_exports(tmp_path: Path) -> None:
+    network = seeded(lambda: timm.create_model("test_vit_relpos", num_classes=3, depth=1))
+    model = Classifier(network, Preprocessing(height=160, width=160), 3).eval()
+    shown = torch.rand(3, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    artifact = export_onnx(model, tmp_path / "model.onnx", shown=shown)
+    assert artifact.bytes

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.errors import StageError, first_line
@@ -25,6 +26,7 @@ __all__ = ["export_onnx", "require_parity", "write_module"]
 _TOLERANCE = 1e-4
 _TIMES = 2.0  # as far from float64 as torch is in float32
 _CLASH = "is already registered"
+_VIEW = "Cannot view a tensor with shape"
 
 
 def export_onnx(
@@ -140,13 +142,7 @@ def _trace(model: Classifier, output: str) -> "ModelProto":
 
 def _exported(model: nn.Module, example: Tensor, output: str) -> "ModelProto":
     try:
-        try:
-            program = _program(model, example, output)
-        except RuntimeError as error:
-            if _CLASH not in str(_deepest(error)):
-                raise
-            # Names of our own buffers meet those that the exporter gives to results.
-            program = _program(nn.Sequential(model), example, output)
+        program = _attempted(model, example, output)
     except RuntimeError as error:
         raise StageError(
             f"expected a network that exports to ONNX, got {first_line(_deepest(error))}"
@@ -156,6 +152,21 @@ def _exported(model: nn.Module, example: Tensor, output: str) -> "ModelProto":
     proto: ModelProto = program.model_proto
     _forget_origin(proto)
     return proto
+
+
+def _attempted(model: nn.Module, example: Tensor, output: str) -> "torch.onnx.ONNXProgram | None":
+    try:
+        return _program(model, example, output)
+    except RuntimeError as error:
+        told = str(_deepest(error))
+        if _CLASH in told:
+            # Names of our own buffers meet those that the exporter gives to results.
+            return _program(nn.Sequential(model), example, output)
+        if _VIEW in told:
+            # The exporter loses the strides of a fused attention that has a mask or a bias.
+            with sdpa_kernel(SDPBackend.MATH):
+                return _program(model, example, output)
+        raise
 
 
 def _program(model: nn.Module, example: Tensor, output: str) -> "torch.onnx.ONNXProgram | None":
