@@ -254,3 +254,39 @@ def test_timm_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_config_that_no_architecture_could_accept(options: dict[str, object], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         Architecture("torchvision:resnet18", **options)  # type: ignore[arg-type]
+
+
+# --- published weights that only tell how images are taken ---------------------------------------
+
+
+@pytest.mark.parametrize("weights", ["IMAGENET1K_V1", "IMAGENET1K_V2", None])
+def test_published_weights_may_tell_how_images_are_scaled(weights: str | None) -> None:
+    config = Architecture("torchvision:resnet50", weights=weights, num_classes=2)
+    published = models.ResNet50_Weights[weights or "DEFAULT"].transforms()
+    _, preprocessing, _ = build(config, {})
+    assert preprocessing == Preprocessing(
+        height=published.crop_size[0],
+        width=published.crop_size[0],
+        mean=tuple(published.mean),
+        std=tuple(published.std),
+        resize=published.resize_size[0],
+    )
+    assert config.to_json().get("weights") == weights
+
+
+def test_a_transformer_is_built_for_the_size_of_the_weights() -> None:
+    config = Architecture("torchvision:vit_b_16", weights="IMAGENET1K_SWAG_E2E_V1", num_classes=2)
+    _, preprocessing, _ = build(config, {})
+    assert (preprocessing.height, preprocessing.resize) == (384, 384)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "told"),
+    [
+        ("torchvision:resnet50", "V1", r"one of IMAGENET1K_V1, IMAGENET1K_V2, got 'V1'"),
+        ("timm:resnet50", "IMAGENET1K_V1", r"beside torchvision:NAME only, got 'IMAGENET1K_V1'"),
+    ],
+)
+def test_other_published_weights_are_refused(name: str, weights: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        build(Architecture(name, weights=weights), {})

@@ -21,7 +21,7 @@ from lmr_guard.localize import ListeningSettings
 from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
 from lmr_guard.localize.telling import FEWEST_STEPS
 from lmr_guard.onnxfile.fileformat import FileFormat
-from lmr_guard.received import converted, hub
+from lmr_guard.received import converted, exported, hub
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.received.inputs import Source
 from lmr_guard.received.names import read_classes
@@ -213,6 +213,19 @@ MODEL = _all_of(
         default="native",
         help="cifar: 3x3 first convolution without pooling, for small images.",
     ),
+    click.option(
+        "--weights-transforms",
+        "weights",
+        metavar="NAME",
+        help="Of torchvision:NAME: the published weights whose size, scaling, mean and std are "
+        "meant, e.g. IMAGENET1K_V1; default: torchvision's own default.",
+    ),
+    click.option(
+        "--trust",
+        "trusted",
+        is_flag=True,
+        help="Read an exported program (.pt2), which can run what is in it.",
+    ),
     LAYOUT,
 )
 VARIANTS = click.option(
@@ -296,21 +309,28 @@ def architecture(checkpoint: Path, options: dict[str, Any]) -> Source:
     layout, logits = options.pop("layout"), options.pop("logits")
     names = ("num_classes", "input_size", "mean", "std", "upright")
     named = {name: options.pop(name) for name in names}
-    stem = options.pop("stem")
+    stem, weights = options.pop("stem"), options.pop("weights")
     onnx = converted.is_onnx(checkpoint)
-    tells = onnx or hub.is_folder(checkpoint)
+    tells = onnx or hub.is_folder(checkpoint) or exported.is_exported(checkpoint)
+    trusted = options.pop("trusted")
+    if trusted and (arch is not None or not exported.is_exported(checkpoint)):
+        raise ConfigError("expected --trust with an exported program (.pt2) only, got another")
     if not onnx and (layout != "auto" or logits is not None):
         raise ConfigError("expected --layout and --logits with an ONNX file only, got another file")
     if arch is not None:
-        return Architecture(arch, stem=stem, **named)
+        return Architecture(arch, stem=stem, weights=weights, **named)
     if not tells:
         raise ConfigError(
             "expected --arch beside a checkpoint, got none; name its architecture, or give an ONNX "
             "file, called .onnx, or a folder with config.json"
         )
-    if named.pop("num_classes") is not None or stem != "native":
-        raise ConfigError("expected --num-classes and --stem with --arch only, got no --arch")
-    return FileFormat(size=named.pop("input_size"), layout=layout, output=logits, **named)
+    if named.pop("num_classes") is not None or stem != "native" or weights is not None:
+        raise ConfigError(
+            "expected --num-classes, --stem and --weights-transforms with --arch only, got no "
+            "--arch"
+        )
+    said = {"layout": layout, "output": logits, "trusted": trusted}
+    return FileFormat(size=named.pop("input_size"), **said, **named)
 
 
 def file_format(options: dict[str, Any]) -> FileFormat:

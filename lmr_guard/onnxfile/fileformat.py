@@ -26,6 +26,8 @@ class FileFormat:
         output: Name of the output with the logits; None takes the only one of shape (N, K).
         classes: Class names in the order of its outputs; None takes folder names sorted.
         upright: Whether images are turned as their cameras say; see ``Preprocessing``.
+        trusted: Whether the maker of an exported program (.pt2) is, whose reading can run code; it
+            says nothing about other files.
 
     Raises:
         ConfigError: One of ``mean`` and ``std`` without the other, or values that are not finite.
@@ -38,6 +40,7 @@ class FileFormat:
     output: str | None = None
     classes: tuple[str, ...] | None = None
     upright: bool = False
+    trusted: bool = False
 
     def __post_init__(self) -> None:
         """Validates; see the class."""

@@ -73,6 +73,9 @@ class Architecture:
             after it, and makes 32x32 the input size. The normalisation stays the
             architecture's own: set ``mean`` and ``std`` for another one.
         upright: See ``Preprocessing``.
+        weights: Which of torchvision's published weights of this architecture tell size, scaling,
+            mean and std, such as ``IMAGENET1K_V1``; None takes their default. The weights
+            themselves are never fetched.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Architecture:
     std: tuple[float, ...] | None = None
     stem: Literal["native", "cifar"] = "native"
     upright: bool = False
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError for what no architecture could accept."""
@@ -93,6 +97,11 @@ class Architecture:
             raise ConfigError(f"expected num_classes of at least 2, got {self.num_classes}")
         if self.stem not in {"native", "cifar"}:
             raise ConfigError(f"expected stem native or cifar, got {self.stem!r}")
+        if self.weights is not None and kind != "torchvision":
+            raise ConfigError(
+                f"expected the name of published weights beside torchvision:NAME only, got "
+                f"{self.weights!r} beside {self.name!r}"
+            )
         self._check_input()
 
     def _check_input(self) -> None:
@@ -117,6 +126,8 @@ class Architecture:
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         if not self.upright:
             del own["upright"]
+        if self.weights is None:
+            del own["weights"]
         return {"architecture": own.pop("name"), **own}
 
 
@@ -157,8 +168,12 @@ def _torchvision(
     if name not in known:
         raise ConfigError(_unknown("torchvision", name, known))
     options: dict[str, object] = {}
-    if config.input_size and name.startswith("vit_"):
-        _, rows, columns = config.input_size
+    size = config.input_size
+    if size is None and config.weights is not None:
+        told = _torchvision_input(name, config.weights)
+        size = (told.channels, told.height, told.width)
+    if size and name.startswith("vit_"):
+        _, rows, columns = size
         if rows != columns:
             raise ConfigError(f"expected a square input_size for {name}, got {rows}x{columns}")
         options["image_size"] = rows
@@ -283,7 +298,7 @@ def native_input(config: Architecture, network: nn.Module) -> Preprocessing | No
     """What the architecture says about its input; None where it says no size."""
     kind, name = config.source
     if kind == "torchvision":
-        native: Preprocessing | None = _torchvision_input(name)
+        native: Preprocessing | None = _torchvision_input(name, config.weights)
     else:
         native = described_input(getattr(network, "default_cfg", None) or {})
     if kind not in LIBRARIES or native is None:
@@ -294,10 +309,17 @@ def native_input(config: Architecture, network: nn.Module) -> Preprocessing | No
     return replace(native, channels=1) if first and first.in_channels == 1 else native
 
 
-def _torchvision_input(name: str) -> Preprocessing:
+def _torchvision_input(name: str, weights: str | None) -> Preprocessing:
     from torchvision import models
 
-    published = models.get_model_weights(name).DEFAULT.transforms()
+    known = models.get_model_weights(name)
+    names = [member for member in known.__members__ if member != "DEFAULT"]
+    if weights is not None and weights not in names:
+        raise ConfigError(
+            f"expected published weights of torchvision:{name}, one of {', '.join(names)}, got "
+            f"{weights!r}"
+        )
+    published = known[weights or "DEFAULT"].transforms()
     twice = name in NORMALISED_TWICE
     return Preprocessing(
         height=published.crop_size[0],

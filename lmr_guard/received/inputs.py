@@ -3,8 +3,8 @@
 """What a caller hands in, whatever kind it is of, as the records that the stages work on.
 
 ============  =================================================================================
-model         a checkpoint and its architecture; an ONNX file; a folder of the HuggingFace hub; a
-              ``Classifier``; a bare network in memory
+model         a checkpoint and its architecture; an ONNX file; a folder of the HuggingFace hub; an
+              exported program; a ``Classifier``; a bare network in memory
 clean images  a folder per class, a list, an archive or a table of images, see ``sources``; a tensor
               of images and one of labels; ``Labelled``
 triggers      a ``Trigger``; a ``PatchFile`` or ``TriggeredFolder`` that is still to be read
@@ -25,7 +25,7 @@ from lmr_guard.evidence import Known, PatchFile, Triggered, TriggeredFolder, che
 from lmr_guard.files import sha256_of
 from lmr_guard.measure import predict
 from lmr_guard.onnxfile.fileformat import FileFormat
-from lmr_guard.received import converted, data, ending, hub, load
+from lmr_guard.received import converted, data, ending, exported, hub, load
 from lmr_guard.received.architectures import Architecture, described_input
 from lmr_guard.received.converted import OnnxOrigin
 from lmr_guard.received.found import listed
@@ -104,6 +104,9 @@ def model(given: Model, arch: Source | None, clean: Images) -> Received:
         return _in_memory(given, clean)
     if converted.is_onnx(Path(given)):
         return _from_onnx(Path(given), arch)
+    if not isinstance(arch, str | Architecture) and exported.is_exported(Path(given)):
+        made, digest, origin = exported.read(Path(given), arch or FileFormat())
+        return Received(made, str(given), digest, origin, made.notes)
     if not isinstance(arch, str | Architecture) and hub.is_folder(Path(given)):
         return _from_folder(Path(given), arch or FileFormat())
     if arch is None:
