@@ -959,3 +959,23 @@ def test_the_files_of_these_tests_are_what_they_say(row_files: Path) -> None:
     model = load.classifier(row_files / "model.safetensors", source)
     images = read_folder(row_files / "clean", model.preprocessing)
     assert accuracy(model, images).value >= 0.9
+
+
+def test_a_run_takes_lists_of_images_and_a_file_of_classes(place: Path) -> None:
+    """What it reports is what a folder per class comes to, in the order that the file says."""
+    files = place / "given"
+    told = [f"clean/{p.parent.name}/{p.name},{p.parent.name}" for p in files.rglob("clean/*/*.png")]
+    (files / "labels.csv").write_text("path,label\n" + "\n".join(sorted(told)))
+    (files / "classes.json").write_text(json.dumps({"0": "a", "1": "b", "2": "c"}))
+    options = {**given(place), "--audit-steps": "0"}
+    reports = []
+    lists = {"--clean": str(files / "labels.csv"), "--classes": str(files / "classes.json")}
+    for number, more in enumerate(({}, lists)):
+        out = place / "results" / str(number)
+        assert main([*command("run", {**options, **more, "--out": str(out)}), "--no-repair"]) == 0
+        reports.append(Report.read(out / "report.json"))
+    folder, listed = reports
+    assert listed.config["classes"] == folder.config["classes"] == ["a", "b", "c"]
+    assert listed.config["images"] == folder.config["images"]
+    assert listed.published[0].clean_accuracy == folder.published[0].clean_accuracy
+    assert listed.published[0].sha256 == folder.published[0].sha256

@@ -5,9 +5,14 @@
 from pathlib import Path
 
 import pytest
+import torch
+from factories import row_classifier, row_images, row_network
+from torch import nn
 
 from examples.lab.kit.records import Record, Store
 from examples.lab.onnxfiles import __main__ as lab
+from examples.lab.onnxfiles import routes
+from examples.lab.onnxfiles.norms import with_norms
 from examples.lab.onnxfiles.subjects import SUBJECTS
 
 
@@ -46,3 +51,44 @@ def test_the_committed_records_are_of_all_files() -> None:
 
 def test_tiny_records_are_no_results() -> None:
     assert lab.main(["run", "--tiny"]) == 4
+
+
+# --- one network by three routes ----------------------------------------------------------------
+
+
+def test_a_norm_that_is_put_back_changes_nothing_until_it_is_trained() -> None:
+    bare = row_classifier(lambda: row_network(norm=False))
+    images = row_images(60)
+    model, count = with_norms(bare, images)
+    assert count == 1
+    assert torch.allclose(model(images.pixels), bare(images.pixels), atol=1e-4)
+    # In train mode it goes by the batch, of which these are the very statistics.
+    assert torch.allclose(model.train()(images.pixels), bare(images.pixels), atol=1e-2)
+    (norm,) = (m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    assert norm.weight.requires_grad
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in bare.modules())
+
+
+def test_networks_with_norms_and_heads_stay_as_they_are() -> None:
+    images = row_images(60)
+    assert with_norms(row_classifier(), images)[1] == 0
+    convolution = row_classifier(lambda: row_network(norm=False, head="conv"))
+    assert with_norms(convolution, images)[1] == 1
+
+
+@pytest.mark.slow
+def test_a_route_is_taken_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "routes.jsonl"
+    only = ["--tiny", "--only", "s10 file with norm", "--out", str(out)]
+    assert routes.main(["run", *only]) == 0
+    (record,) = Store(out).read()
+    assert set(record["forms"]) == {"float32", "int8", "l1-0.2"}
+    assert routes.main(["show", "--out", str(out)]) == 0
+    assert "file with norm: " in capsys.readouterr().out
+
+
+def test_the_committed_routes_are_of_every_network() -> None:
+    records = Store(routes.RESULTS).read()
+    names = {f"s{seed} {route}" for seed in routes.SEEDS for route in routes.ROUTES}
+    assert {record["name"] for record in records} == names
+    assert not any(record["settings"]["tiny"] for record in records)

@@ -200,6 +200,10 @@ def test_a_folder_of_timm_needs_no_architecture_either(tmp_path: Path) -> None:
         ({"num_classes": 7}, r"expected 7 classes, got 5 in the weights"),
         ({"pretrained_cfg": {"input_size": 3}}, r"input_size, mean and std as timm writes them"),
         ({"pretrained_cfg": {"input_size": [3, 9]}}, r"input_size, mean and std as timm writes"),
+        ({"pretrained_cfg": {"input_size": [3, 9, 10**9]}}, r"input_size, mean and std as timm"),
+        ({"pretrained_cfg": {"mean": "abc"}}, r"input_size, mean and std as timm writes them"),
+        ({"pretrained_cfg": {"std": [None] * 3}}, r"input_size, mean and std as timm writes them"),
+        ({"pretrained_cfg": {"crop_pct": 0}}, r"input_size, mean and std as timm writes them"),
     ],
 )
 def test_other_descriptions_of_timm_are_refused(

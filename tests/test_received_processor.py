@@ -3,6 +3,7 @@
 """What transformers' own image processors do is what the network is shown here."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from lmr_guard.errors import ConfigError
@@ -86,10 +89,33 @@ def test_another_way_of_scaling_is_told(tmp_path: Path) -> None:
         ({"size": 9, **ODD, "image_std": [0.1, 0, 1]}, r"rescale_factor and std above 0"),
         ({"size": 9, **ODD, "rescale_factor": 0}, r"expected a rescale_factor and std above 0"),
         ({"size": 9, **ODD, "rescale_factor": "1"}, r"expected a number as rescale_factor"),
-        ({"size": 9, **ODD, "rescale_factor": float("nan")}, r"a rescale_factor and std above 0"),
+        ({"size": 9, **ODD, "rescale_factor": float("nan")}, r"a number as rescale_factor in"),
     ],
 )
 def test_what_does_not_tell_is_refused_in_one_line(held: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match) as refused:
         described_by(held, 3)
     assert "\n" not in str(refused.value)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["height", "width", "shortest_edge"]), inner)
+    ),
+)
+KEYS = ["size", "crop_size", "image_mean", "image_std", "rescale_factor", "crop_pct", "resample"]
+KEYS += ["do_resize", "do_center_crop", "do_rescale", "do_normalize", "image_processor_type"]
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), VALUES))
+def test_whatever_stands_there_is_a_size_or_one_line(held: dict[str, Any]) -> None:
+    try:
+        shape, _ = described_by({"size": 9, **ODD, **held}, 3)
+    except ConfigError as error:
+        assert "\n" not in str(error)  # noqa: PT017  # Either outcome is right.
+    else:
+        assert min(shape.height, shape.width, shape.resize or 1) > 0
+        assert all(math.isfinite(value) for value in (*shape.mean, *shape.std))
+        assert min(shape.std) > 0

@@ -38,6 +38,7 @@ _REFUSED = (
     *("auto_map", "custom_pipelines", "model_args", "quantization_config"),
     *("use_pretrained_backbone", "use_timm_backbone"),
 )
+_LARGEST = 1e6  # of what is read as a number; no image is larger, no pixel either
 _COPIES, _SPARE = 8, 2 << 30
 _SECONDS, _SPEED = 120.0, 10e6
 
@@ -122,12 +123,11 @@ def _timm(
 ) -> tuple[Classifier, dict[str, object], ClassNames | None]:
     told = held.get("pretrained_cfg")
     told = told if isinstance(told, dict) else held  # The older form has no level between.
-    try:
-        own = described_input(told)
-    except (TypeError, ValueError, AttributeError) as error:
+    if not _is_of_timm(told):
         raise InputError(
             f"expected input_size, mean and std as timm writes them, got others: {shown(folder)}"
-        ) from error
+        )
+    own = described_input(told)
     shape = _overruled(own, said)
     size = None if shape is None else (shape.channels, shape.height, shape.width)
     name = printable(held["architecture"])
@@ -145,6 +145,24 @@ def _timm(
         notes, made = made.notes, Classifier(made.network, shape, made.num_classes).eval()
         made.notes = notes
     return made, source.to_json(), _names(told.get("label_names"), made.num_classes)
+
+
+def _is_of_timm(told: Mapping[str, Any]) -> bool:
+    """Whether the keys that ``described_input`` reads hold what it takes."""
+    size, crop = told.get("input_size"), told.get("crop_pct")
+    if size and not (
+        isinstance(size, list)
+        and len(size) == 3
+        and all(type(side) is int and 0 < side < _LARGEST for side in size)
+    ):
+        return False
+    for values in (told.get("mean"), told.get("std")):
+        if values and not (
+            isinstance(values, list)
+            and all(isinstance(value, int | float) and abs(value) < _LARGEST for value in values)
+        ):
+            return False
+    return crop is None or (isinstance(crop, int | float) and 0.01 < crop <= _LARGEST)
 
 
 def _overruled(own: Preprocessing | None, said: FileFormat) -> Preprocessing | None:
