@@ -170,6 +170,11 @@ BAD = {
     ),
     "merge and shard": (units("a"), ["--merge", "--shard", "0/2"], "expected --merge alone"),
     "an address without Ray": (units("a"), ["--address", "auto"], "with --executor ray, got"),
+    "workers of a cluster": (
+        units("a"),
+        ["--executor", "ray", "--address", "auto", "--workers", "2"],
+        "expected --workers or --address, got both",
+    ),
     "workers in a row": (units("a"), ["--workers", "2"], "expected --workers with --executor"),
     "too many threads": (
         units("a"),

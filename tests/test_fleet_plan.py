@@ -53,6 +53,11 @@ def test_a_unit_overrides_the_defaults(tmp_path: Path) -> None:
     assert [unit.clean.name for unit in plan.units] == ["other", "clean"]
 
 
+def test_one_model_under_many_settings(tmp_path: Path) -> None:
+    text = DEFAULTS + 'model = "one"\n' + "".join(f'[[unit]]\nname = "s{n}"\n' for n in range(2))
+    assert [unit.model for unit in written(tmp_path, text).units] == ["one", "one"]
+
+
 def test_switches_numbers_and_lists(tmp_path: Path) -> None:
     more = 'scale = 2\ncompare = true\nvariants = ["float32", "int8"]\ntriggered = ["a:1", "b"]\n'
     (unit,) = written(tmp_path, '[defaults]\nclean = "c"\n' + units("a") + more).units

@@ -164,7 +164,15 @@ def test_another_file_is_no_record(content: str | None, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("exit_code", 77), ("exit_code", "0"), ("told", 3), ("seconds", "long"), ("more", 1)],
+    [
+        ("exit_code", 77),
+        ("exit_code", 130),
+        ("exit_code", "0"),
+        ("exit_code", []),
+        ("told", 3),
+        ("seconds", "long"),
+        ("more", 1),
+    ],
 )
 def test_a_record_of_other_types_is_none(key: str, value: object, tmp_path: Path) -> None:
     right = {"name": "a", "digest": "d", "exit_code": 0, "told": "t", "seconds": 1.0}

@@ -80,6 +80,8 @@ def fleet(
         )
     if executor != "ray" and (address is not None or gpus):
         raise ConfigError("expected --address and --gpus with --executor ray, got another executor")
+    if address is not None and workers != 1:
+        raise ConfigError("expected --workers or --address, got both; a cluster knows its own size")
     if executor == "serial" and workers != 1:
         raise ConfigError("expected --workers with --executor processes or ray, got serial")
     plan = read(plan_file, _options())

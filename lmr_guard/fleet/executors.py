@@ -24,7 +24,7 @@ from lmr_guard.fleet.unit import Children, Done, Job, work
 __all__ = ["Cores", "Executor", "cores", "processes", "ray", "serial"]
 
 Executor = Callable[[Sequence[Job]], Generator[Done, None, None]]
-"""Runs every job and gives each record once, in any order; closed early, it ends the others."""
+"""Gives the record of each job once, in any order; closed early, it ends those that are left."""
 
 _PATIENCE = 10.0  # seconds
 _STORE = 100 << 20  # bytes of shared memory: nothing but records goes through it

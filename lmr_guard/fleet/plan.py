@@ -187,7 +187,7 @@ def read(path: Path, options: Mapping[str, Option]) -> Plan:
     require_known(table, ("defaults", "unit"), "a key of a plan", str(path))
     folder = path.absolute().parent
     defaults = _table(table.get("defaults", {}), "defaults")
-    require_known(defaults, tuple(options), "an option of run", "defaults")
+    require_known(defaults, (_MODEL, *options), "an option of run", "defaults")
     listed = table.get("unit", [])
     if not isinstance(listed, list) or not listed:
         raise ConfigError(f"expected units, each under [[unit]], got none: {shown(path)}")

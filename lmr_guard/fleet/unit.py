@@ -41,6 +41,7 @@ LOG = "log.txt"
 _LOCK = "lock"
 _REPORT = "report.json"
 _BUSY = 75  # As sysexits.h has it: try again later.
+_CODES = frozenset(ExitCode) - {ExitCode.INTERRUPTED}  # that a unit can come to
 _VERDICTS = (ExitCode.PASSED, ExitCode.REFUSED, ExitCode.INCOMPLETE)
 _READABLE = 300  # characters of a reason that one line can hold
 _LAST = 4096  # bytes at the end of a log that its last line is looked for in
@@ -103,10 +104,10 @@ class Done:
         content = read_bytes(path, "the record of a unit", LARGEST_RECORD)
         try:
             done = cls(**json.loads(content))
-            ExitCode(done.exit_code)
+            if done.exit_code not in _CODES or not isinstance(done.seconds, int | float | None):
+                raise ValueError(path)
             for name in ("name", "digest", "told"):
                 str.encode(getattr(done, name))
-            float(done.seconds or 0)
             return done
         except (RecursionError, TypeError, ValueError) as error:
             raise InputError(f"expected the record of a unit, got another file: {path}") from error
@@ -199,14 +200,14 @@ def work(job: Job, children: Children | None = None) -> Done:
 
 
 def _ended(job: Job, code: int, said: bytes) -> Done:
-    with suppress(GuardError):
-        done = Done.read(job.home / RECORD)
-        if code >= 0 and done.digest == job.digest:
-            return done
     if code == _BUSY:
         return _died(job, "another fleet is at work on it")
     if code == ExitCode.INTERRUPTED:
         return _died(job, "it was interrupted")
+    with suppress(GuardError):
+        done = Done.read(job.home / RECORD)
+        if code == done.exit_code and done.digest == job.digest:
+            return done
     if code < 0:
         name = signal.Signals(-code).name
         hint = "; the system does that where memory runs out" if name == "SIGKILL" else ""
