@@ -36,6 +36,7 @@ _OPTIONS = {
     "input_size": Option(on="--input-size", joined=True),
     "mean": Option(on="--mean", joined=True),
     "std": Option(on="--std", joined=True),
+    "seed": Option(on="--seed", kind=int),
     "suspect": Option(on="--suspect", kind=int),
     "trigger": Option(on="--trigger", names=Names.PATCH, many=True),
     "variants": Option(on="--variants", joined=True),
