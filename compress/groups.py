@@ -77,15 +77,17 @@ class Groups:
         # On the CPU: reduced-precision convolutions of an accelerator would blur the trial.
         model = classifier.clone().cpu()
         name, head = find_head(model, model.example(), model.num_classes)
-        unseen = UNSEEN
         try:
             found, skipped = _trace(model, head)
-            self.all = _faithful(model, found)
-            skipped += [_unfaithful(group) for group in found if group not in self.all]
+            unseen = UNSEEN
         except UNFIT as error:
-            # What is proposed is a guess: one that fails says nothing about its layers.
-            self.all, skipped = _faithful(model, proposed(model, head)), []
+            found, skipped = proposed(model, head), None
             unseen = f"torch-pruning cannot follow this network ({error!r})"
+        self.all = _faithful(model, found)
+        if skipped is None:  # What was proposed is a guess: that one fails says nothing.
+            skipped = []
+        else:
+            skipped += [_unfaithful(group) for group in found if group not in self.all]
         self.skipped: tuple[str, ...] = tuple(group.layer for group in skipped)
         gone = (weight for group in self.all for weight in group.weights)
         self.whole: tuple[Whole, ...] = left_whole(layers(model, name), gone, skipped, unseen)
@@ -193,7 +195,8 @@ def _lively(model: Classifier) -> Classifier:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.eval().momentum = momentum
-    return twin
+    # Some parameters stand for what may not be negative.
+    return twin if bool(twin(_noise(twin, _SHOWN)).isfinite().all()) else model
 
 
 def _noise(model: Classifier, count: int) -> Tensor:

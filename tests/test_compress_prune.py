@@ -367,6 +367,22 @@ def test_a_wrong_coupling_is_found_out_in_a_network_whose_channels_do_nothing(as
     ]
 
 
+def test_networks_that_take_no_drawn_weights_are_tried_as_they_are() -> None:
+    class Rooted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scales = nn.Parameter(torch.full((1, 8, 1, 1), 2.0))
+            self.first, self.head = nn.Conv2d(3, 8, 1), nn.Linear(6, K)
+            self.second = nn.Conv2d(8, 6, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.second(self.first(images) * self.scales.sqrt())
+            logits: Tensor = self.head(torch.relu(features).mean(dim=(2, 3)))
+            return logits
+
+    assert "network.second" in {group.layer for group in Groups(wrap(seeded(Rooted))).all}
+
+
 def test_batch_norms_that_learn_nothing_are_cut_too() -> None:
     body = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.ReLU()]
     model = wrap(
