@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmr_guard import pipeline
-from lmr_guard.classifier import weights_sha256
+from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.contracts import Clean, Labelled, Progress, Rate, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.files import save_weights
@@ -104,7 +104,8 @@ def drill(
     with publish.staging(Path(out)) as stage:
         received = pipeline.read_model(model, arch, clean, how)
         target = _target(plan, received.classifier.num_classes, how)
-        guards, attackers = _parts(clean, received, how, progress)
+        named = replace(how, classes=how.classes or received.classes)
+        guards, attackers = _parts(clean, received.classifier, named, progress)
         received = inputs.understood(received, guards)
         ground = _Ground(received, guards, attackers, target, plan, how, progress)
         result = stage / "out"
@@ -205,11 +206,10 @@ def _target(plan: DrillSettings, classes: int, settings: Settings) -> int:
 
 
 def _parts(
-    clean: Images, received: Received, settings: Settings, progress: Progress
+    clean: Images, classifier: Classifier, settings: Settings, progress: Progress
 ) -> tuple[Clean, Labelled]:
     """What the guard holds, and what the attacker holds: no image in both."""
-    classifier, classes = received.classifier, settings.classes or received.classes
-    shape = classifier.preprocessing
+    shape, classes = classifier.preprocessing, settings.classes
     images = inputs.images(clean, shape, classifier.num_classes, classes, progress=progress)
     half, quarter = len(images) // 2, len(images) // 4
     generator = settings.generator("split", "attacker and guard")
