@@ -9,6 +9,7 @@ import pytest
 from modules import ROOT
 
 from examples.lab.kit.records import Store
+from examples.lab.onnxfiles.routes import PIECES
 from examples.lab.onnxfiles.subjects import SUBJECTS
 from examples.lab.population.everyday import EVERYDAY
 from examples.lab.population.plan import population
@@ -40,7 +41,7 @@ def test_experiments_import_the_kit_alone(folder: str) -> None:
 
 
 def test_every_committed_record_is_one_of_the_plan() -> None:
-    assert len(RESULTS) == 14
+    assert len(RESULTS) == 15
     plan = tables.Plan(scale="small")
     members = {member.name for member in (*population(), *EVERYDAY)}
     for path in RESULTS:
@@ -48,7 +49,8 @@ def test_every_committed_record_is_one_of_the_plan() -> None:
         if "reproduce" in path.parts:
             wanted = {cell.name for cell in tables.cells(table, plan)}
         elif "onnxfiles" in path.parts:
-            wanted = {subject.name for subject in SUBJECTS}
+            pieces = PIECES if table == "routes" else SUBJECTS
+            wanted = {piece.name for piece in pieces}
         else:
             wanted = members
         store = Store(path)

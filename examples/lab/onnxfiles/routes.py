@@ -48,7 +48,7 @@ from lmr_guard.redteam.training import Schedule
 from lmr_guard.release.report import Report
 from lmr_guard.settings import Settings
 
-__all__ = ["ROUTES", "SEEDS", "main"]
+__all__ = ["PIECES", "ROUTES", "SEEDS", "Piece", "main"]
 
 RESULTS = Path(__file__).parent / "results" / "routes.jsonl"
 ROUTES = ("checkpoint", "file", "file with norm")
@@ -75,6 +75,10 @@ class Piece:
         return f"s{self.seed} {self.route}"
 
 
+PIECES = tuple(Piece(seed, route) for seed in SEEDS for route in ROUTES)
+"""All of them."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do the work, or show it, and return the exit code."""
     return command.answer(partial(_act, arguments), width=120, pieces="networks")
@@ -96,8 +100,7 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
 def _run(options: argparse.Namespace, store: Store, console: Console) -> int:
     command.refuse_tiny_results(options.out, RESULTS, tiny=options.tiny)
     torch.set_num_threads(1)
-    pieces = [Piece(seed, route) for seed in SEEDS for route in ROUTES]
-    wanted = command.matching(pieces, options.only, "networks")
+    wanted = command.matching(PIECES, options.only, "networks")
     settings = Settings(recipes=parse(_FORMS), suspect=_TARGET, listening=None, threads=1)
     shared = {
         "environment": provenance(commit()),
