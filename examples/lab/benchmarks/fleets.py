@@ -71,7 +71,7 @@ def spread(options: argparse.Namespace) -> dict[str, Any]:
         "units": len(plan.units),
         "seconds": rounds,
         "times sooner": [min(ratios), median(ratios), max(ratios)],
-        "load before": os.getloadavg()[0],
+        "load at the end": os.getloadavg()[0],
     }
 
 
