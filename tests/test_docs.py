@@ -155,15 +155,13 @@ def test_from_init_to_admit_as_usage_has_it(place: Path) -> None:
 
 @pytest.mark.slow
 def test_an_onnx_file_as_its_page_has_it(
-    place: Path, clean_network: Classifier, digits: Clean, capsys: pytest.CaptureFixture[str]
+    place: Path, clean_network: Classifier, digits: Clean
 ) -> None:
     export_onnx(clean_network, place / "model.onnx")
     (snippet,) = blocks(ROOT / "docs" / "onnx-in.md", "python")
-    from lmr_guard.hooks import pre_quantize
-
-    space: dict[str, Any] = {"clean": digits, "pre_quantize": pre_quantize}
+    space: dict[str, Any] = {"clean": digits}
     exec(compile(snippet, "onnx-in.md", "exec"), space)  # noqa: S102 - the page is ours
-    assert "read back from an ONNX file" in capsys.readouterr().out
+    assert (place / "repaired.onnx").is_file()
     assert space["receipt"].hook == "pre_quantize"
 
 
