@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from modules import ROOT
 
+from examples.lab.architectures.subjects import SUBJECTS as ARCHITECTURES
 from examples.lab.kit.records import Store
 from examples.lab.onnxfiles.routes import PIECES
 from examples.lab.onnxfiles.subjects import SUBJECTS
@@ -41,13 +42,15 @@ def test_experiments_import_the_kit_alone(folder: str) -> None:
 
 
 def test_every_committed_record_is_one_of_the_plan() -> None:
-    assert len(RESULTS) == 15
+    assert len(RESULTS) == 16
     plan = tables.Plan(scale="small")
     members = {member.name for member in (*population(), *EVERYDAY)}
     for path in RESULTS:
         table = path.stem
         if "reproduce" in path.parts:
             wanted = {cell.name for cell in tables.cells(table, plan)}
+        elif "architectures" in path.parts:
+            wanted = {subject.name for subject in ARCHITECTURES}
         elif "onnxfiles" in path.parts:
             pieces = PIECES if table == "routes" else SUBJECTS
             wanted = {piece.name for piece in pieces}

@@ -17,6 +17,11 @@ What wakes in the networks of the calibration half when their weights are rounde
 
     python -m examples.lab.population waking
 
+What it would change to take off what a student of the model shows as well::
+
+    python -m examples.lab.population students --data DIR --cache DIR
+    python -m examples.lab.population show-students
+
 And, to see what other scores would have been worth::
 
     python -m examples.lab.population candidates --data DIR --cache DIR
@@ -38,7 +43,7 @@ from rich.console import Console, RenderableType
 from examples.lab.kit import command
 from examples.lab.kit.provenance import commit
 from examples.lab.kit.records import Record, Store
-from examples.lab.population import compare, show, show_audit, subjects, waking
+from examples.lab.population import compare, show, show_audit, students, subjects, waking
 from examples.lab.population.audit_files import audit_files
 from examples.lab.population.candidates import ask_candidates
 from examples.lab.population.everyday import EVERYDAY
@@ -70,6 +75,7 @@ _QUESTIONS: Mapping[str, _Question] = MappingProxyType(
         "score": _Question("scored", score, "localise in those that are there"),
         "candidates": _Question("candidates", ask_candidates, "ask other scores about those there"),
         "audit": _Question("audited", audit_files, "audit the files that they would ship as"),
+        "students": _Question("students", students.ask_students, "search them and their students"),
     }
 )
 
@@ -106,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     told.add_argument("--roc", type=Path, help="also draw the ROC into this file (.svg, .png)")
     wakes = commands.add_parser("waking", help="print what wakes when weights are rounded")
     wakes.set_defaults(run=_waking)
-    showing = (shown, compared, told, wakes)
+    taught = commands.add_parser("show-students", help="print what students would change")
+    taught.set_defaults(run=_show_students)
+    showing = (shown, compared, told, wakes, taught)
     for each in (shown, told):
         each.add_argument("--round", type=int, help="only networks of this round, from 1")
     for each in (plant, *asking.values()):
@@ -170,6 +178,11 @@ def _show(options: argparse.Namespace, console: Console) -> int:
 def _waking(options: argparse.Namespace, console: Console) -> int:
     found = _records(options, "score")
     return _print(found, "score", waking.render(found), options, console)
+
+
+def _show_students(options: argparse.Namespace, console: Console) -> int:
+    found = _records(options, "students")
+    return _print(found, "students", students.render(found), options, console)
 
 
 def _compare(options: argparse.Namespace, console: Console) -> int:
