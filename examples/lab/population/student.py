@@ -92,7 +92,7 @@ def taught(
         network = _network(teacher.preprocessing, teacher.num_classes, settings.width)
         student = Classifier(network, teacher.preprocessing, teacher.num_classes)
         student.light = teacher.light
-        student.to(teacher.device, memory_format=torch.channels_last)
+        student.to(teacher.device).to(memory_format=torch.channels_last)
         _teach(student, teacher, shown, settings, generator)
     student.eval()
     wanted = settings.enough * accuracy(teacher, asked).value

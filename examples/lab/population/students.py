@@ -99,7 +99,8 @@ def _sizes(
     stages: Sequence[Sequence[InversionSettings]],
 ) -> dict[str, list[float]]:
     """Of each space what the last stage came to that was made."""
-    known, found = recognised(model, images), {}
+    known = recognised(model, images)
+    found: dict[str, list[float]] = {}
     for space in _SPACES:
         search = Search("it", model, known, space, classes, near)
         for stage in stages:
@@ -155,7 +156,7 @@ def render(records: Sequence[Record]) -> Iterator[RenderableType]:
     With so few honest networks that limit is no estimate of anything; readings compare by it.
     """
     kept = [r for r in records if r["member"]["half"] == "calibration" and r["took"] is not False]
-    table = framed_table("calibration half", ["network"], READINGS)
+    table = framed_table("calibration half", ["network"], tuple(READINGS))
     for record in kept:
         table.add_row(_name(record), *(_told(record, reading) for reading in READINGS))
     yield table
