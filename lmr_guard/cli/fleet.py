@@ -10,6 +10,7 @@ import click
 
 from lmr_guard import terminal
 from lmr_guard.cli import arguments, commands
+from lmr_guard.cli.helping import Helpful
 from lmr_guard.errors import ConfigError, GuardError
 from lmr_guard.fleet import executors
 from lmr_guard.fleet import fleet as fleets
@@ -24,7 +25,7 @@ _OURS = ("checkpoint", "out", "json_file", "quiet", "threads")
 _NAMED = {"patches": Names.PATCH, "folders": Names.FOLDER}
 
 
-@click.command()
+@click.command(cls=Helpful)
 @click.argument("plan_file", metavar="PLAN.toml", type=arguments.PATH)
 @click.option(
     "--out", type=arguments.PATH, required=True, help="New, empty, or of an earlier start."

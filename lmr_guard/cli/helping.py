@@ -15,7 +15,8 @@ from click.shell_completion import CompletionItem
 
 __all__ = ["EXAMPLES", "GROUPS", "Helpful", "Place"]
 
-_MODEL = ("arch", "num_classes", "input_size", "mean", "std", "stem", "layout", "logits")
+_SHAPE = ("num_classes", "input_size", "mean", "std", "stem", "layout", "logits")
+_MODEL = ("arch", "weights", "trusted", *_SHAPE)
 _RECORDS = ("json_file", "as_json", "report_file", "html_file", "markdown_file", "chosen")
 
 GROUPS: Mapping[str, frozenset[str]] = MappingProxyType(
@@ -31,6 +32,8 @@ GROUPS: Mapping[str, frozenset[str]] = MappingProxyType(
             ("repair", "variants", "refit", "distil", "after_pruning", "compare")
         ),
         "Machine": frozenset(("device", "precision", "threads", "seed")),
+        "Where units run": frozenset(("executor", "workers", "address", "gpus", "shard", "merge")),
+        "Signature": frozenset(("private_key", "public_key")),
         "Result and report": frozenset((*_RECORDS, "out", "into", "folder", "quiet")),
     }
 )
@@ -45,6 +48,7 @@ EXAMPLES: Mapping[str, str] = MappingProxyType(
         "doctor": "lmr-guard doctor --out release",
         "drill": "lmr-guard drill model.safetensors --arch torchvision:resnet18 \\\n"
         "    --clean images --out drill --attack badnets --attack pcb",
+        "fleet": "lmr-guard fleet plan.toml --out fleet --executor processes --workers 2",
         "init": "lmr-guard init model.safetensors --clean images",
         "repair": "lmr-guard repair model.safetensors --arch torchvision:resnet18 \\\n"
         "    --clean images --out repaired",
