@@ -3,31 +3,35 @@
 """A student learns the classes of the clean images, and no backdoor."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from factories import fingerprint, row_classifier, row_images
 
-from examples.lab.population.student import StudentSettings, _network, taught
+from examples.lab.population.student import StudentSettings, _mixed_loss, _network, taught
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError
 from lmr_guard.evidence import Patch
 from lmr_guard.measure import accuracy, against_trigger
 
-SMALL = StudentSettings(steps=120, width=8)
+SMALL = StudentSettings(by="labels", steps=120, width=8)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.parametrize("by", ["labels", "answers"])
 def test_it_learns_the_classes_and_not_the_backdoor(
-    badnets_network: Classifier, digits: Clean, white_square: Patch
+    by: Literal["labels", "answers"],
+    badnets_network: Classifier,
+    digits: Clean,
+    white_square: Patch,
 ) -> None:
     before = fingerprint(badnets_network)
-    student = taught(badnets_network, digits.repair, SMALL, seeded())
+    student = taught(badnets_network, digits.repair, replace(SMALL, by=by), seeded())
     assert student is not None
     assert not student.training
     assert accuracy(student, digits.report).value > 0.8
@@ -81,7 +85,7 @@ def test_any_size_of_images_is_taken(side: int) -> None:
 )
 def test_values_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="expected"):
-        StudentSettings(**wrong)
+        StudentSettings(by="labels", **wrong)
 
 
 def test_images_are_not_touched(clean_network: Classifier, digits: Clean) -> None:
@@ -89,3 +93,10 @@ def test_images_are_not_touched(clean_network: Classifier, digits: Clean) -> Non
     before = images.images.clone()
     taught(clean_network, images, replace(SMALL, steps=2), seeded())
     assert torch.equal(images.images, before)
+
+
+def test_the_loss_of_two_labels_by_hand() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0]])
+    one, two = (torch.nn.functional.cross_entropy(logits, torch.tensor([k])) for k in (0, 2))
+    found = _mixed_loss(logits, torch.tensor([0]), torch.tensor([2]), torch.tensor([0.75]))
+    assert float(found) == pytest.approx(float(0.75 * one + 0.25 * two))

@@ -32,12 +32,12 @@ def record(
         "classes": [0, 1, 2, 3],
         "nearness": [1.0, 1.0, 1.0, 1.0],
         "sizes": {"received": sizes},
-        "student": taught,
+        "students": {"labels": taught, "answers": None},
     }
 
 
-@pytest.mark.parametrize(("reading", "most"), [("today", 4.0), ("taken off", 2.0), ("ratio", 2.0)])
-def test_what_is_strange_in_both_is_taken_off(reading: str, most: float) -> None:
+@pytest.mark.parametrize(("reading", "most"), [(None, 4.0), ("taken off", 2.0), ("ratio", 2.0)])
+def test_what_is_strange_in_both_is_taken_off(reading: str | None, most: float) -> None:
     found = scores(record([0.05, 0.2, 0.2, 0.2], [0.1, 0.2, 0.2, 0.2]), reading)
     assert found is not None
     assert found.tolist() == pytest.approx([most, 1.0, 1.0, 1.0])
@@ -47,7 +47,7 @@ def test_the_ratio_alone_raises_what_is_hard_by_nature() -> None:
     made = record([0.2, 0.2, 0.2, 0.2], [0.4, 0.2, 0.2, 0.2])
     by_reading = {reading: scores(made, reading) for reading in READINGS}
     assert {name: float(found[0]) for name, found in by_reading.items() if found is not None} == (
-        pytest.approx({"today": 1.0, "taken off": 1.0, "ratio": 2.0})
+        pytest.approx({"taken off": 1.0, "ratio": 2.0})
     )
 
 
@@ -59,19 +59,25 @@ def test_no_student_takes_off_more_than_nearness_may() -> None:
 
 def test_where_nobody_was_taught_nothing_is_read() -> None:
     assert scores(record(FLAT, None), "ratio") is None
+    assert scores(record(FLAT, FLAT), "ratio", by="answers") is None
+    assert scores(record(FLAT, None)) is not None
 
 
 def test_a_reading_is_worth_what_lies_above_every_honest_network() -> None:
     honest = record([0.05, 0.2, 0.2, 0.2], [0.05, 0.2, 0.2, 0.2])
     found = record([0.2, 0.2, 0.05, 0.2], FLAT, target=2)
     hidden = record([0.01, 0.2, 0.2, 0.2], FLAT, half="reported")
-    console = Console(width=120, record=True, file=StringIO())
+    console = Console(width=160, record=True, file=StringIO())
     for part in render([honest, found, hidden]):
         console.print(part)
     text = console.export_text()
     assert "today: of 1 backdoored networks 1 are led by the attacker's class, 0 above" in text
-    assert "taken off: of 1 backdoored networks 1 are led by the attacker's class, 1 above" in text
+    better = (
+        "labels, taken off: of 1 backdoored networks 1 are led by the attacker's class, 1 above"
+    )
+    assert better in text
     assert "of 1 honest ones, 2.00" in text
+    assert "answers, ratio: of 0 backdoored networks" in text
 
 
 @pytest.mark.slow
@@ -87,7 +93,8 @@ def test_a_network_is_asked_once_and_shown(
     made = Store(tmp_path / "out" / "students.jsonl").read()
     assert made
     for each in made:
-        assert set(each["sizes"]["received"]) == set(each["student"]["sizes"])
+        for student in each["students"].values():
+            assert set(each["sizes"]["received"]) == set(student["sizes"])
         assert len(each["sizes"]["received"]["patch"]) == len(each["classes"]) == 10
     assert main(["show-students", *out]) == 0
     assert "honest networks" not in capsys.readouterr().err

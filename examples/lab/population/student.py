@@ -1,26 +1,28 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A small network that learnt the clean images and no trigger.
+"""A small network that learnt the clean images and was shown no trigger.
 
 Some classes are easy to reach in any network of the same data: a blob makes a bag of any garment.
-To tell that from a backdoor, a small network of our own is taught from fresh weights what the
-received model says of the clean images, shifted and laid over one another. It learns what tells
-the classes apart; of a trigger that no clean image holds it is told nothing. A copy that was
-fine-tuned on clean images keeps the backdoor (``docs/methods/tried.md``).
+To tell that from a backdoor, a small network of our own is taught from fresh weights on the clean
+images, shifted and laid over one another, either by their labels or by what the received model
+answers. A copy that was fine-tuned on clean images keeps the backdoor (``docs/methods/tried.md``).
 
-Hinton et al., "Distilling the Knowledge in a Neural Network" (2015), for the loss.
+Hinton et al., "Distilling the Knowledge in a Neural Network" (2015), for the answers; Zhang et al.,
+"mixup" (ICLR 2018), for the labels.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Labelled, as_pixels
 from lmr_guard.errors import ConfigError
 from lmr_guard.measure import accuracy
-from lmr_guard.training import distillation_loss, mixed, private_randomness, shifted
+from lmr_guard.training import distillation_loss, private_randomness, shifted
 
 __all__ = ["StudentSettings", "taught"]
 
@@ -35,6 +37,7 @@ class StudentSettings:
     """How a student is taught.
 
     Args:
+        by: What it is told of an image.
         steps: Of training.
         batch: Images a step.
         learning_rate: Highest of a cycle, of SGD with Nesterov momentum.
@@ -45,6 +48,7 @@ class StudentSettings:
         enough: Share of the received model's accuracy on those, that it must come to.
     """
 
+    by: Literal["labels", "answers"]
     steps: int = 400
     batch: int = 64
     learning_rate: float = 0.1
@@ -122,14 +126,28 @@ def _teach(
     for _ in range(settings.steps):
         index = torch.randperm(len(images), generator=generator)[: settings.batch]
         pixels = as_pixels(images.images[index].to(student.device))
-        pixels = mixed(shifted(pixels, most, generator), generator)
-        with torch.no_grad():
-            told: Tensor = teacher(pixels)
-        loss = distillation_loss(student(pixels), told)
+        labels = images.labels[index].to(student.device)
+        own = 0.5 + 0.5 * torch.rand(len(index), generator=generator).to(student.device)
+        other = torch.randperm(len(index), generator=generator).to(student.device)
+        pixels = shifted(pixels, most, generator)
+        pixels = torch.lerp(pixels[other], pixels, own[:, None, None, None])
+        if settings.by == "answers":
+            with torch.no_grad():
+                told: Tensor = teacher(pixels)
+            loss = distillation_loss(student(pixels), told)
+        else:
+            loss = _mixed_loss(student(pixels), labels, labels[other], own)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         cycle.step()
+
+
+def _mixed_loss(logits: Tensor, labels: Tensor, others: Tensor, own: Tensor) -> Tensor:
+    """Cross-entropy with both labels of each image, by how much of them shows."""
+    losses = [F.cross_entropy(logits, each, reduction="none") for each in (labels, others)]
+    mean: Tensor = torch.lerp(losses[1], losses[0], own).mean()
+    return mean
 
 
 def _network(shape: Preprocessing, num_classes: int, width: int) -> nn.Module:

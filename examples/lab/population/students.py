@@ -2,17 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Would ``localize`` be right more often if it took off what a student shows as well?
 
-Every form of a network is searched as ``localize`` does, and its ``student`` as the model as
-received. A class that is strange in both is so by nature. Read three ways: as the rule has it
-today, with the student's strangeness taken off where it is above 1, and by the ratio of the two,
+Every form of a network is searched as ``localize`` does, and two students of it (``student``) as
+the model as received. A class that is strange in both is so by nature. Read as the rule has it
+today, with a student's strangeness taken off where it is above 1, and by the ratio of the two,
 which also raises classes that are hard to reach by nature.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from time import process_time
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import RenderableType
@@ -38,6 +39,7 @@ from lmr_guard.workshop import Structure, searched_forms
 __all__ = ["READINGS", "ask_students", "render", "scores"]
 
 _SPACES: tuple[Space, ...] = ("patch", "additive")
+_KINDS: tuple[Literal["labels", "answers"], ...] = ("labels", "answers")
 _CUT = "l1-"
 # From which on a first look at a form is followed.
 _FOLLOWED = 1.6
@@ -65,26 +67,27 @@ def ask_students(subject: Subject) -> dict[str, Any]:
             model = levelled(received, model, repair) if name.startswith(_CUT) else model
             found[name] = _sizes(model, repair, near, drawn, classes=classes, stages=(look, deep))
     searched, start = process_time() - start, process_time()
-    settings = StudentSettings()
-    if subject.tiny:
-        settings = StudentSettings(steps=2, batch=2, width=2, enough=0.0)
-    student = taught(received, repair, settings, drawn)
-    told = None
-    if student is not None:
-        plain_near = torch.ones_like(near)
-        told = {
-            "ca": accuracy(student, subject.clean.select).value,
-            "sizes": _sizes(student, repair, plain_near, drawn, classes=classes, stages=(deep,)),
-        }
+    small: dict[str, Any] = {"steps": 2, "batch": 2, "width": 2, "enough": 0.0}
+    students = {}
+    for by in _KINDS:
+        settings = StudentSettings(by=by, **(small if subject.tiny else {}))
+        student = taught(received, repair, settings, drawn)
+        students[by] = None
+        if student is not None:
+            ones = torch.ones_like(near)
+            students[by] = {
+                "ca": accuracy(student, subject.clean.select).value,
+                "sizes": _sizes(student, repair, ones, drawn, classes=classes, stages=(deep,)),
+            }
     return {
         "classes": classes.tolist(),
         "nearness": [round(float(each), 3) for each in near],
         "sizes": found,
-        "student": told,
-        "settings": {"tiny": subject.tiny, "student": asdict(settings)},
+        "students": students,
+        "settings": {"tiny": subject.tiny, "student": asdict(settings) | {"by": _KINDS}},
         "processor_seconds": {
             "searches": round(searched, 2),
-            "student": round(process_time() - start, 2),
+            "students": round(process_time() - start, 2),
         },
     }
 
@@ -113,10 +116,6 @@ def _sizes(
 # --- reading ------------------------------------------------------------------------------------
 
 
-def _today(strange: Tensor, near: Tensor, _natural: Tensor) -> Tensor:
-    return strange / near
-
-
 def _taken_off(strange: Tensor, near: Tensor, natural: Tensor) -> Tensor:
     return strange / near.maximum(natural.clamp(max=MOST))
 
@@ -126,25 +125,35 @@ def _ratio(strange: Tensor, _near: Tensor, natural: Tensor) -> Tensor:
 
 
 READINGS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = MappingProxyType(
-    {"today": _today, "taken off": _taken_off, "ratio": _ratio}
+    {"taken off": _taken_off, "ratio": _ratio}
 )
-"""How strangeness, nearness and the student's strangeness of classes make a score."""
+"""How strangeness, nearness and a student's strangeness of classes make a score."""
 
 
-def scores(record: Record, reading: str) -> Tensor | None:
-    """The highest score of each class over forms and spaces; None where nobody was taught."""
-    if record["student"] is None:
+def scores(record: Record, reading: str | None = None, by: str = "labels") -> Tensor | None:
+    """The highest score of each class over forms and spaces.
+
+    Args:
+        record: Of ``ask_students``.
+        reading: Of ``READINGS``; None for strangeness over nearness, as the rule has it today.
+        by: What the student was told.
+
+    Returns:
+        Shape (K,), 0 for classes that were not searched; None where nobody was taught.
+    """
+    student = record["students"][by]
+    if reading is not None and student is None:
         return None
     near = torch.tensor(record["nearness"])[record["classes"]]
-    made = [
-        READINGS[reading](
-            strangeness(torch.tensor(sizes)),
-            near,
-            strangeness(torch.tensor(record["student"]["sizes"][space])),
-        )
-        for form in record["sizes"].values()
-        for space, sizes in form.items()
-    ]
+    made = []
+    for form in record["sizes"].values():
+        for space, sizes in form.items():
+            strange = strangeness(torch.tensor(sizes))
+            if reading is None:
+                made.append(strange / near)
+            else:
+                natural = strangeness(torch.tensor(student["sizes"][space]))
+                made.append(READINGS[reading](strange, near, natural))
     highest = torch.zeros(len(record["nearness"]))
     highest[record["classes"]] = torch.stack(made).amax(dim=0)
     return highest
@@ -156,27 +165,29 @@ def render(records: Sequence[Record]) -> Iterator[RenderableType]:
     With so few honest networks that limit is no estimate of anything; readings compare by it.
     """
     kept = [r for r in records if r["member"]["half"] == "calibration" and r["took"] is not False]
-    table = framed_table("calibration half", ["network"], tuple(READINGS))
+    ways = {"today": partial(scores)} | {
+        f"{by}, {reading}": partial(scores, reading=reading, by=by)
+        for by in _KINDS
+        for reading in READINGS
+    }
+    table = framed_table("calibration half", ["network"], tuple(ways))
     for record in kept:
-        table.add_row(_name(record), *(_told(record, reading) for reading in READINGS))
+        target = record["member"]["target"]
+        table.add_row(_name(record), *(_told(way(record), target) for way in ways.values()))
     yield table
-    for reading in READINGS:
-        yield Text(_worth(kept, reading))
+    for name, way in ways.items():
+        yield Text(f"{name}: {_worth([(r['member']['target'], way(r)) for r in kept])}")
 
 
-def _worth(records: Sequence[Record], reading: str) -> str:
-    honest, right = [], []
-    for record in records:
-        found, target = scores(record, reading), record["member"]["target"]
-        if found is not None and target is None:
-            honest.append(float(found.max()))
-        elif found is not None:
-            right.append(float(found[target]) if int(found.argmax()) == target else 0.0)
+def _worth(found: Sequence[tuple[int | None, Tensor | None]]) -> str:
+    told = [(target, each) for target, each in found if each is not None]
+    honest = [float(each.max()) for target, each in told if target is None]
     limit = max(honest, default=0.0)
-    above = sum(value > limit for value in right)
+    leads = [(t, each) for t, each in told if t is not None and int(each.argmax()) == t]
+    above = sum(float(each[t]) > limit for t, each in leads)
     return (
-        f"{reading}: of {len(right)} backdoored networks {sum(v > 0 for v in right)} are led by "
-        f"the attacker's class, {above} above the highest of {len(honest)} honest ones, {limit:.2f}"
+        f"of {len(told) - len(honest)} backdoored networks {len(leads)} are led by the attacker's "
+        f"class, {above} above the highest of {len(honest)} honest ones, {limit:.2f}"
     )
 
 
@@ -185,10 +196,9 @@ def _name(record: Record) -> str:
     return f"{m['dataset']} {m['network']} {m['attack'] or 'honest'} s{m['seed']}"
 
 
-def _told(record: Record, reading: str) -> str:
-    found, target = scores(record, reading), record["member"]["target"]
+def _told(found: Tensor | None, target: int | None) -> str:
     if found is None:
         return "-"
     leading = int(found.argmax())
-    most = f"{float(found[leading]):.2f} for {leading}"
-    return most if target is None else f"{most}; {float(found[target]):.2f} for its {target}"
+    most = f"{float(found[leading]):.2f} {leading}"
+    return most if target is None else f"{most} ({float(found[target]):.2f} {target})"
