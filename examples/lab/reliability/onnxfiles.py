@@ -4,6 +4,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -144,14 +145,17 @@ def _shapes() -> Iterator[Case]:
     whole = f"toy (float[N,1,{size}] pixels"
     yield _text("two inputs", f"{whole}, float[N,1,{size}] more) => (float[N,3] logits)", BODY)
     both = BODY + " more = Identity(logits)"
-    yield _text("two outputs", f"{whole}) => (float[N,3] logits, float[N,3] more)", both)
+    outputs = f"{whole}) => (float[N,3] logits, float[N,3] more)"
+    yield replace(_text("two outputs", outputs, both), codes=(4,))
     yield _text(
         "whole numbers in",
         f"toy (int64[N,1,{size}] pixels) => (int64[N,36] flat)",
         "flat = Flatten(pixels)",
     )
     yield _text(
-        "double out", f"{whole}) => (double[N,3] wide)", BODY + " wide = Cast<to=11>(logits)"
+        "whole numbers out",
+        f"{whole}) => (int64[N,3] wide)",
+        BODY + " wide = Cast<to=7>(logits)",
     )
     yield _text(
         "an output of one axis",
