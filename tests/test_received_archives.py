@@ -74,7 +74,7 @@ def test_names_end_at_their_first_dot_and_folders_count(tmp_path: Path) -> None:
     assert found.labels == ["cat", "dog"]
     assert [p.name for p in found.pictures()] == ["a/x.input.jpg", "b/x.JPG"]  # type: ignore[union-attr]
     assert found.notes == (
-        "Among the clean images 1 files were not read, for their endings: .json x1.",
+        "Among the images 1 files were not read, for their endings: .json x1.",
         "What programs leave beside images was passed over: ._x.jpg x1, y.jpg x1.",
     )
 

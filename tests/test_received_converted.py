@@ -288,7 +288,7 @@ def test_an_architecture_beside_an_onnx_file_is_refused(tmp_path: Path) -> None:
     [
         (["m.safetensors"], "expected --arch beside a checkpoint"),
         (["m.safetensors", "--logits", "y"], "--layout and --logits with an ONNX file only"),
-        (["m.onnx", "--stem", "cifar"], "--stem with --arch only"),
+        (["m.onnx", "--stem", "cifar"], "--stem and --weights-transforms with --arch only"),
         (["m.onnx", "--arch", "torchvision:resnet18"], "expected no arch beside an ONNX file"),
     ],
 )

@@ -95,6 +95,8 @@ def _architecture() -> Callable[[Draws], dict[str, Any]]:
             **{"input_size": size, "mean": mean, "std": std},
             "stem": stems[draws[1] % len(stems)],
             "upright": draws[2] % 2 == 0,
+            "weights": (None, "IMAGENET1K_V1", "DEFAULT", "x.y\0")[draws[3] % 4],
+            "trusted": draws[4] % 8 == 0,
             **{"layout": "auto", "logits": None},
         }
 
