@@ -65,7 +65,8 @@ def published(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-ALL = ["float32.onnx", "int8.onnx", "report.json"]
+REPORT = ["report.html", "report.json"]
+ALL = ["float32.onnx", "int8.onnx", *REPORT]
 
 
 # --- DVC ----------------------------------------------------------------------------------------
@@ -101,7 +102,7 @@ def test_dvc_repro_runs_the_stages_once_and_reads_the_metrics(place: Path, run: 
     refused = run("dvc", "dvc", "repro")
     assert refused.returncode != 0
     assert "failed to reproduce 'guard'" in refused.stderr
-    assert published(place / "release") == ["report.json"]
+    assert published(place / "release") == REPORT
 
 
 def test_dvc_takes_the_example_as_it_stands(place: Path, run: Run) -> None:
@@ -139,7 +140,7 @@ def test_kfp_runs_the_component_and_fails_on_a_refusal(
     }
     done = run("kfp", "python", "main.py", json.dumps(given))
     (out,) = (place / "kfp").glob("*/guard/release")
-    assert published(out) == (["report.json"] if audited else ALL)
+    assert published(out) == (REPORT if audited else ALL)
     assert "YOUR-REGISTRY/lmr-guard" in (place / "pipeline.yaml").read_text()
     if audited:
         assert done.returncode != 0
@@ -177,7 +178,7 @@ def test_airflow_runs_the_tasks_and_deploys_nothing_that_was_refused(
     done = run("airflow", "python", "main.py", json.dumps(given))
     assert done.returncode == 0, done.stdout + done.stderr
     state, tasks = json.loads(done.stdout.splitlines()[-1])
-    assert published(place / "release") == (["report.json"] if audited else ALL)
+    assert published(place / "release") == (REPORT if audited else ALL)
     if audited:
         assert (state, tasks) == ("failed", {"guard": "failed", "deploy": "upstream_failed"})
     else:
