@@ -68,7 +68,7 @@ def ask_students(subject: Subject) -> dict[str, Any]:
             found[name] = _sizes(model, repair, near, drawn, classes=classes, stages=(look, deep))
     searched, start = process_time() - start, process_time()
     small: dict[str, Any] = {"steps": 2, "batch": 2, "width": 2, "enough": 0.0}
-    students = {}
+    students: dict[str, dict[str, object] | None] = {}
     for by in _KINDS:
         settings = StudentSettings(by=by, **(small if subject.tiny else {}))
         student = taught(received, repair, settings, drawn)
