@@ -22,9 +22,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmr_guard import extras
 from lmr_guard.errors import ConfigError, ExportRefused, InputError, printable, some
 from lmr_guard.files import sha256_of
-from lmr_guard.hooks import host
 from lmr_guard.release import page
 from lmr_guard.release.admit import admit
 from lmr_guard.release.formats import metrics
@@ -71,7 +71,7 @@ def log_release(
         _require_own(admit(files[-1], report), variant)
     told = _tags(report, place)
     client, run = _run(run_id)
-    host.load("mlflow", "mlflow").log_metrics(metrics.values(report), run_id=run)
+    extras.load("mlflow", "mlflow").log_metrics(metrics.values(report), run_id=run)
     for name, text in told.items():
         client.set_tag(run, name, text)
     for path in (place / _REPORT, *files):
@@ -113,7 +113,7 @@ def register_model(
     place = Path(folder)
     report = Report.read(place / _REPORT)
     chosen = _chosen(report, variant)
-    models = host.load("mlflow.models", "mlflow")
+    models = extras.load("mlflow.models", "mlflow")
     client, run = _run(None)
     told = _tags(report, place)
     with tempfile.TemporaryDirectory(prefix="lmr-guard-") as private:
@@ -142,7 +142,7 @@ def evaluation_result(report: Report) -> "EvaluationResult":
 
     A metric that a threshold names and the report lacks fails the validation.
     """
-    models = host.load("mlflow.models", "mlflow")
+    models = extras.load("mlflow.models", "mlflow")
     result: EvaluationResult = models.EvaluationResult(metrics=metrics.values(report), artifacts={})
     return result
 
@@ -154,7 +154,7 @@ class _Verified:
     def save_model(path: str, mlflow_model: Any, file: Path, provider: str) -> None:  # noqa: ANN401
         import onnx
 
-        flavour = host.load("mlflow.onnx", "mlflow")
+        flavour = extras.load("mlflow.onnx", "mlflow")
         proto = onnx.load(file)
         flavour.save_model(
             proto,
@@ -172,7 +172,7 @@ class _Verified:
 def _signature(proto: "ModelProto") -> Any:  # noqa: ANN401 - a class of mlflow's
     import numpy as np
 
-    models, types = (host.load(f"mlflow.{name}", "mlflow") for name in ("models", "types"))
+    models, types = (extras.load(f"mlflow.{name}", "mlflow") for name in ("models", "types"))
 
     def schema(values: Iterable["ValueInfoProto"]) -> Any:  # noqa: ANN401
         return types.Schema(
@@ -195,7 +195,7 @@ def _requirements() -> list[str]:
 
 def _run(run_id: str | None) -> tuple[Any, str]:
     """A client of MLflow, and the run to log to."""
-    mlflow = host.load("mlflow", "mlflow")
+    mlflow = extras.load("mlflow", "mlflow")
     active = mlflow.active_run()
     if run_id is None and active is None:
         raise ConfigError("expected an active MLflow run, got none; open one: mlflow.start_run()")

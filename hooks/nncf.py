@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmr_guard import extras
 from lmr_guard.classifier import Preprocessing
 from lmr_guard.contracts import Clean, Trigger
 from lmr_guard.errors import ConfigError, described
-from lmr_guard.hooks import host
 from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Audit:
         Raises:
             ConfigError: nncf is not installed.
         """
-        return host.load("nncf", "nncf").Dataset(range(len(self)))
+        return extras.load("nncf", "nncf").Dataset(range(len(self)))
 
     def __call__(self, model: "ModelProto", numbers: Iterable[int]) -> tuple[float, list[float]]:
         """The share, and 1 or 0 for each image.

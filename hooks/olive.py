@@ -24,10 +24,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from lmr_guard import extras
 from lmr_guard.errors import ConfigError, ExportRefused, InputError, StageError
 from lmr_guard.evidence import PatchFile
 from lmr_guard.foreign import verify
-from lmr_guard.hooks import host
 from lmr_guard.release.policy import Policy, policy_from_toml
 from lmr_guard.release.records import Outcome
 
@@ -50,7 +50,7 @@ def package_config() -> dict[str, Any]:
     Raises:
         ConfigError: olive-ai is not installed.
     """
-    known = host.load("olive.package_config", "olive").OlivePackageConfig
+    known = extras.load("olive.package_config", "olive").OlivePackageConfig
     found: dict[str, Any] = json.loads(Path(known.get_default_config_path()).read_text("utf-8"))
     found["passes"][_NAME] = {
         "module_path": f"{__name__}.{_NAME}",
@@ -83,14 +83,14 @@ def _audit(path: Path, settings: Any) -> None:  # noqa: ANN401 - a configuration
             incomplete=report.verdict is Outcome.INCOMPLETE,
         )
         if settings.on_refusal == "drop":
-            raise host.load("olive.exception", "olive").OlivePassError(str(refusal)) from refusal
+            raise extras.load("olive.exception", "olive").OlivePassError(str(refusal)) from refusal
         raise refusal
 
 
 @cache
 def _pass() -> type:
-    base = host.load("olive.passes", "olive").Pass
-    parameter = host.load("olive.passes.pass_config", "olive").PassConfigParam
+    base = extras.load("olive.passes", "olive").Pass
+    parameter = extras.load("olive.passes.pass_config", "olive").PassConfigParam
 
     class LmrGuardVerify(base):  # type: ignore[misc, valid-type]
         """See the module."""

@@ -16,10 +16,13 @@ def load(name: str, extra: str) -> Any:  # noqa: ANN401 - a module of somebody e
     Raises:
         ConfigError: It cannot be imported; the message names the extra of this package.
     """
+    package = name.partition(".")[0]
     try:
         return import_module(name)
     except ImportError as error:
+        # What is missing may be something that the package needs.
+        lacking = isinstance(error, ModuleNotFoundError) and error.name in {name, package}
+        got = "none installed" if lacking else first_line(error)
         raise ConfigError(
-            f"expected {name.partition('.')[0]} to be installed, got {first_line(error)}; "
-            f"pip install 'lmr-guard[{extra}]'"
+            f"expected {package} to be installed, got {got}; pip install 'lmr-guard[{extra}]'"
         ) from error

@@ -14,6 +14,7 @@ from torch import nn
 from lmr_guard.classifier import Classifier, Preprocessing, find_head
 from lmr_guard.contracts import Labelled
 from lmr_guard.errors import ConfigError, ExportRefused, InputError
+from lmr_guard.extras import load as load_extra
 from lmr_guard.measure import predict
 from lmr_guard.onnxfile.fileformat import FileFormat, expected_shape
 from lmr_guard.onnxfile.inspect import listed, read_model
@@ -121,7 +122,7 @@ def read(path: Path, said: FileFormat) -> tuple[Classifier, OnnxOrigin]:
         ExportRefused: Its graph holds what no exporter writes for a feed-forward classifier.
         InputError: No readable ONNX file, or one that takes too much to read.
     """
-    _require_converter()
+    load_extra("onnx2torch", "onnx")
     try_apart(path, said.session())
     count = require_regular(path, "an ONNX model")
     tried = apart(
@@ -137,16 +138,6 @@ def read(path: Path, said: FileFormat) -> tuple[Classifier, OnnxOrigin]:
     if "refused" in tried:
         raise ExportRefused(tried["refused"], incomplete=True)
     return _read(path, said)
-
-
-def _require_converter() -> None:
-    try:
-        import onnx2torch  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "expected onnx2torch to read an ONNX file back, got none installed; "
-            "pip install 'lmr-guard[onnx]'"
-        ) from error
 
 
 def _tried(path: Path, said: FileFormat) -> dict[str, str]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, Preprocessing, find_head
 from lmr_guard.errors import ConfigError, InputError, described, first_line, printable, some
+from lmr_guard.extras import load as load_extra
 from lmr_guard.onnxfile.fileformat import FileFormat
 from lmr_guard.received import load
 from lmr_guard.received.architectures import Architecture, described_input
@@ -190,14 +191,8 @@ def _overruled(own: Preprocessing | None, said: FileFormat) -> Preprocessing | N
 def _transformers(
     folder: Path, held: Mapping[str, Any], said: FileFormat
 ) -> tuple[Classifier, dict[str, object], ClassNames | None]:
-    try:
-        with _quiet():
-            import transformers  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "expected transformers to build the network of config.json, got none installed; "
-            "pip install 'lmr-guard[transformers]'"
-        ) from error
+    with _quiet():
+        load_extra("transformers", "transformers")
     weights = read_weights(_weights(folder))
     size = sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
     answer = apart(
@@ -334,9 +329,7 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         for log in logs:
             log.setLevel(CRITICAL)
-        from transformers.utils import logging
-
-        theirs: Any = logging
+        theirs = load_extra("transformers.utils.logging", "transformers")
         shows = theirs.is_progress_bar_enabled()
         theirs.disable_progress_bar()
         try:

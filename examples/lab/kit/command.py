@@ -25,6 +25,7 @@ __all__ = [
     "do_each",
     "matching",
     "missing",
+    "one_table",
     "parser",
     "print_parts",
     "refuse_tiny_results",
@@ -74,6 +75,35 @@ def add_work_options(command: argparse.ArgumentParser, pieces: str) -> None:
     command.add_argument(
         "--limit-seconds", type=float, default=float("inf"), help="begin none after that time"
     )
+
+
+def one_table(
+    command: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    results: Path,
+    *,
+    pieces: str,
+    shows: Sequence[str] = ("show",),
+) -> tuple[argparse.Namespace, Store]:
+    """What is asked of an experiment that fills one table, ``run`` or a way to show it.
+
+    Args:
+        command: See ``parser``; gets ``command``, ``--out`` and what ``add_work_options`` adds.
+        arguments: Of the command line; None takes those of the process.
+        results: The file that is committed.
+        pieces: What they are called, in the plural.
+        shows: The other commands.
+
+    Raises:
+        ConfigError: They cannot be meant, or a tiny run would fill what is committed.
+    """
+    command.add_argument("command", choices=("run", *shows))
+    command.add_argument("--out", type=Path, default=results, help="file of records")
+    add_work_options(command, pieces)
+    options = command.parse_args(arguments)
+    if options.command == "run":
+        refuse_tiny_results(options.out, results, tiny=options.tiny)
+    return options, Store(options.out)
 
 
 def answer(act: Callable[[Console], int], *, width: int, pieces: str) -> int:

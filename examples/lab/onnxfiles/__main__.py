@@ -46,11 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _act(arguments: Sequence[str] | None, console: Console) -> int:
     parser = command.parser("onnxfiles", __doc__)
-    parser.add_argument("command", choices=("run", "show"))
-    parser.add_argument("--out", type=Path, default=RESULTS, help="file of records")
-    command.add_work_options(parser, "files")
-    options = parser.parse_args(arguments)
-    store = Store(options.out)
+    options, store = command.one_table(parser, arguments, RESULTS, pieces="files")
     if options.command == "show":
         console.print(_table(store.read()))
         return ExitCode.PASSED
@@ -58,7 +54,6 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
 
 
 def _run(options: argparse.Namespace, store: Store, console: Console) -> int:
-    command.refuse_tiny_results(options.out, RESULTS, tiny=options.tiny)
     torch.set_num_threads(1)
     wanted = command.matching(SUBJECTS, options.only, "files")
     versions = {name: version(name) for name in ("onnx2torch", "timm", "torchvision")}

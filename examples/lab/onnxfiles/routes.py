@@ -86,11 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _act(arguments: Sequence[str] | None, console: Console) -> int:
     parser = command.parser("onnxfiles.routes", __doc__)
-    parser.add_argument("command", choices=("run", "show"))
-    parser.add_argument("--out", type=Path, default=RESULTS, help="file of records")
-    command.add_work_options(parser, "networks")
-    options = parser.parse_args(arguments)
-    store = Store(options.out)
+    options, store = command.one_table(parser, arguments, RESULTS, pieces="networks")
     if options.command == "show":
         console.print(_table(store.read()))
         return ExitCode.PASSED
@@ -98,7 +94,6 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
 
 
 def _run(options: argparse.Namespace, store: Store, console: Console) -> int:
-    command.refuse_tiny_results(options.out, RESULTS, tiny=options.tiny)
     torch.set_num_threads(1)
     wanted = command.matching(PIECES, options.only, "networks")
     settings = Settings(recipes=parse(_FORMS), suspect=_TARGET, listening=None, threads=1)

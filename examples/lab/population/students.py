@@ -165,7 +165,8 @@ def render(records: Sequence[Record]) -> Iterator[RenderableType]:
     With so few honest networks that limit is no estimate of anything; readings compare by it.
     """
     kept = [r for r in records if r["member"]["half"] == "calibration" and r["took"] is not False]
-    ways = {"today": partial(scores)} | {
+    ways: dict[str, Callable[[Record], Tensor | None]] = {"today": scores}
+    ways |= {
         f"{by}, {reading}": partial(scores, reading=reading, by=by)
         for by in _KINDS
         for reading in READINGS
