@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Labelled, Rate
+from lmr_guard.contracts import Labelled, Rate, Trigger
 from lmr_guard.localize import unlearning
+from lmr_guard.measure import accuracy, against_trigger
 
-__all__ = ["counts", "name_by_unlearning", "per_cent", "synchronised"]
+__all__ = ["both", "counts", "name_by_unlearning", "per_cent", "rates", "synchronised"]
 
 # The paper repeats localisation three times.
 _RESTARTS = 3
@@ -31,6 +32,26 @@ def counts(rate: Rate, digits: int = 5) -> dict[str, float]:
 def per_cent(told: Mapping[str, float]) -> float:
     """The share that counts stand for; there must be trials."""
     return 100 * told["hits"] / told["trials"]
+
+
+def rates(form: Classifier, images: Labelled, trigger: Trigger | None) -> dict[str, Any]:
+    """Counts of CA as ``ca`` and, where there is a trigger, of ASR as ``asr``.
+
+    Args:
+        form: In eval mode.
+        images: To count on.
+        trigger: The attacker's.
+    """
+    told = {"ca": counts(accuracy(form, images))}
+    if trigger is not None:
+        told["asr"] = counts(against_trigger(form, images, trigger).asr)
+    return told
+
+
+def both(ca: Mapping[str, float], asr: Mapping[str, float] | None) -> str:
+    """CA / ASR with its upper bound, per cent; CA alone where there is no trigger."""
+    told = f"{per_cent(ca):.1f}"
+    return told if asr is None else f"{told} / {per_cent(asr):.1f} ({100 * asr['upper']:.1f})"
 
 
 def synchronised(device: str) -> float:

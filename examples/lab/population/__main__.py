@@ -22,6 +22,11 @@ What it would change to take off what a student of the model shows as well::
     python -m examples.lab.population students --data DIR --cache DIR
     python -m examples.lab.population show-students
 
+What a repair costs and leaves, the attacker's class given::
+
+    python -m examples.lab.population repair --data DIR --cache DIR
+    python -m examples.lab.population show-repair
+
 And, to see what other scores would have been worth::
 
     python -m examples.lab.population candidates --data DIR --cache DIR
@@ -43,7 +48,7 @@ from rich.console import Console, RenderableType
 from examples.lab.kit import command
 from examples.lab.kit.provenance import commit
 from examples.lab.kit.records import Record, Store
-from examples.lab.population import compare, show, show_audit, students, subjects, waking
+from examples.lab.population import compare, repairs, show, show_audit, students, subjects, waking
 from examples.lab.population.audit_files import audit_files
 from examples.lab.population.candidates import ask_candidates
 from examples.lab.population.everyday import EVERYDAY
@@ -68,6 +73,7 @@ class _Question:
     table: str
     ask: Callable[[Subject], Mapping[str, Any]]
     told: str
+    of_honest: bool = True
 
 
 _QUESTIONS: Mapping[str, _Question] = MappingProxyType(
@@ -75,6 +81,9 @@ _QUESTIONS: Mapping[str, _Question] = MappingProxyType(
         "score": _Question("scored", score, "localise in those that are there"),
         "candidates": _Question("candidates", ask_candidates, "ask other scores about those there"),
         "audit": _Question("audited", audit_files, "audit the files that they would ship as"),
+        "repair": _Question(
+            "repaired", repairs.ask_repair, "repel the attacker's class", of_honest=False
+        ),
         "students": _Question("students", students.ask_students, "search them and their students"),
     }
 )
@@ -114,7 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     wakes.set_defaults(run=_waking)
     taught = commands.add_parser("show-students", help="print what students would change")
     taught.set_defaults(run=_show_students)
-    showing = (shown, compared, told, wakes, taught)
+    mended = commands.add_parser("show-repair", help="print what repairs cost and leave")
+    mended.set_defaults(run=_show_repair)
+    showing = (shown, compared, told, wakes, taught, mended)
     for each in (shown, told):
         each.add_argument("--round", type=int, help="only networks of this round, from 1")
     for each in (plant, *asking.values()):
@@ -147,7 +158,11 @@ def _ask(question: _Question, options: argparse.Namespace, console: Console) -> 
     command.refuse_tiny_results(options.out, RESULTS, tiny=options.tiny)
     images = Images(options.data)
     planter = Planter(options.cache, tiny=options.tiny)
-    wanted = [member for member in _wanted(options) if planter.has(member)]
+    wanted = [
+        member
+        for member in _wanted(options)
+        if planter.has(member) and (question.of_honest or member.attack is not None)
+    ]
     results = _store(options, question.table)
     missing = command.missing(wanted, results, console)
     console.print(f"{len(missing)} of {len(wanted)} planted networks to score")
@@ -183,6 +198,11 @@ def _waking(options: argparse.Namespace, console: Console) -> int:
 def _show_students(options: argparse.Namespace, console: Console) -> int:
     found = _records(options, "students")
     return _print(found, "students", students.render(found), options, console)
+
+
+def _show_repair(options: argparse.Namespace, console: Console) -> int:
+    found = _records(options, "repair")
+    return _print(found, "repair", repairs.render(found), options, console)
 
 
 def _compare(options: argparse.Namespace, console: Console) -> int:

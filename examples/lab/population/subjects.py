@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from examples.lab.kit.images import Held
-from examples.lab.kit.measuring import counts
+from examples.lab.kit.measuring import rates
 from examples.lab.kit.planting import Trained
 from examples.lab.kit.provenance import provenance
 from examples.lab.kit.records import Record
@@ -18,7 +18,6 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.compress import quantize, recipes, sweep
 from lmr_guard.contracts import Clean
 from lmr_guard.errors import StageError
-from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.received.ending import understood
 
 __all__ = ["TOOK", "Subject", "prepare", "record"]
@@ -67,7 +66,10 @@ def prepare(member: Member, held: Held, trained: Trained, *, tiny: bool = False)
     clean = defence(held, find(member.dataset), generator(member, "defence"), tiny=tiny)
     model = understood(member.handed_over(trained.classifier), clean.select)
     trained = replace(trained, classifier=model)
-    forms = {name: _numbers(form, clean, trained) for name, form in _forms(member, trained, clean)}
+    forms = {
+        name: rates(form, clean.report, trained.trigger)
+        for name, form in _forms(member, trained, clean)
+    }
     took = None if member.attack is None else _took(forms, trained)
     return Subject(member, held, trained, clean, forms, took, tiny)
 
@@ -106,13 +108,6 @@ def _forms(member: Member, trained: Trained, clean: Clean) -> Iterator[tuple[str
             yield "l1-0.4", form.classifier
     except StageError:
         return  # A network that cannot be pruned has no such form.
-
-
-def _numbers(form: Classifier, clean: Clean, trained: Trained) -> dict[str, Any]:
-    told = {"ca": counts(accuracy(form, clean.report))}
-    if trained.trigger is not None:
-        told["asr"] = counts(against_trigger(form, clean.report, trained.trigger).asr)
-    return told
 
 
 def _took(forms: dict[str, dict[str, Any]], trained: Trained) -> bool:

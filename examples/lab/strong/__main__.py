@@ -31,7 +31,7 @@ from rich.table import Table
 
 from examples.lab.kit import command, strong
 from examples.lab.kit.images import Held
-from examples.lab.kit.measuring import counts, per_cent
+from examples.lab.kit.measuring import both, counts, rates
 from examples.lab.kit.networks import Ended
 from examples.lab.kit.planting import Trained, generator_of
 from examples.lab.kit.provenance import commit, provenance
@@ -43,7 +43,6 @@ from lmr_guard.classifier import Classifier, scale_head
 from lmr_guard.compress import quantize
 from lmr_guard.contracts import Clean
 from lmr_guard.errors import ExitCode
-from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.received.ending import understood
 from lmr_guard.received.parts import divide
 from lmr_guard.release.decision import publishable
@@ -137,12 +136,8 @@ def _named(member: Strong, method: str, ending: str) -> str:
 
 def _states(model: Classifier, clean: Clean, trained: Trained) -> dict[str, Any]:
     """CA and, where there is a trigger, ASR, in float32 and with weights rounded to 8 bits."""
-    told = {}
-    for name, form in (("float32", model), ("rounded-8", quantize.rounded(model))):
-        told[name] = {"ca": counts(accuracy(form, clean.report))}
-        if trained.trigger is not None:
-            told[name]["asr"] = counts(against_trigger(form, clean.report, trained.trigger).asr)
-    return told
+    forms = (("float32", model), ("rounded-8", quantize.rounded(model)))
+    return {name: rates(form, clean.report, trained.trigger) for name, form in forms}
 
 
 def shipped(
@@ -217,7 +212,7 @@ def table_of_repairs(records: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("CPU s")
     for record in records:
         cells = (
-            _both(record[state][form]["ca"], record[state][form].get("asr"))
+            both(record[state][form]["ca"], record[state][form].get("asr"))
             for state in ("received", "repaired")
             for form in ("float32", "rounded-8")
         )
@@ -237,14 +232,9 @@ def table_of_shipped(records: Sequence[Mapping[str, Any]]) -> Table:
             for name, form in record["variants"].items()
         ]
         for name, suspect, label, form, told in (*first, *rest):
-            both = _both(form["ca"], form["asr"][0] if form["asr"] else None)
-            table.add_row(name, suspect, label, both, told)
+            counted = both(form["ca"], form["asr"][0] if form["asr"] else None)
+            table.add_row(name, suspect, label, counted, told)
     return table
-
-
-def _both(ca: Mapping[str, float], asr: Mapping[str, float] | None) -> str:
-    told = f"{per_cent(ca):.1f}"
-    return told if asr is None else f"{told} / {per_cent(asr):.1f} ({100 * asr['upper']:.1f})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
