@@ -1,12 +1,13 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Repairs over the population: real networks cut short, and counts by hand."""
+"""Repairs and cuts over the population: real networks cut short, and counts by hand."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from examples.lab.kit.cuts import WAYS
 from examples.lab.kit.records import Store
 from examples.lab.population.__main__ import main
 
@@ -49,6 +50,19 @@ def test_only_backdoored_networks_are_repaired(
     assert {"phase", "step"} <= set(found["history"][1])
     capsys.readouterr()
     assert main(["show-repair", "--everyday", "--out", f"{out}"]) == 0
+
+
+def test_honest_networks_are_cut_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    common = ["--everyday", "--tiny", "--cache", f"{cache}", "--only", HONEST]
+    assert main(["plant", *common]) == 0
+    assert main(["cut", *common, "--out", f"{out}"]) == 0
+    (found,) = Store(out / "everyday-cuts.jsonl").read()
+    assert list(found["cuts"]) == ["0.6"]
+    assert list(found["cuts"]["0.6"]) == list(WAYS)
+    capsys.readouterr()
+    assert main(["show-cuts", "--everyday", "--out", f"{out}"]) == 0
+    assert HONEST in capsys.readouterr().out
 
 
 def test_what_each_half_comes_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

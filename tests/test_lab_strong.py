@@ -12,11 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from examples.lab.kit import strong
+from examples.lab.kit import cuts, strong
 from examples.lab.kit.records import Store
 from examples.lab.kit.strong import DEVELOP, NETWORKS, STRONG, Strong
 from examples.lab.strong import __main__ as lab
-from examples.lab.strong import cuts
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Clean
@@ -132,14 +131,14 @@ def test_a_cut_is_measured_in_every_way(
     strong.make(MEMBER, strong.held(data), tmp_path)
     clean = lab.defence(MEMBER, strong.held(data, train=False), 60)
     trained = strong.take(MEMBER, strong.held(data), tmp_path)
-    record = cuts.cut(MEMBER, trained, clean, ratios=(0.5,), code=None)
+    record = cuts.cut(trained.classifier, clean, (0.5,))
     told = record["cuts"]["0.5"]
     assert list(told) == list(cuts.WAYS)
     assert all(way["ca"]["trials"] == 60 for way in told.values())
     assert told["cut"]["seconds"] <= told["batch norm"]["seconds"]
     # PlainCnn has no batch norm to take anew.
     assert told["cut"]["ca"] == told["batch norm"]["ca"]
-    Store(tmp_path / "cut.jsonl").add(record)
+    Store(tmp_path / "cut.jsonl").add({"name": MEMBER.name, **record})
     assert lab.main(["show", "--results", f"{tmp_path}"]) == 0
     assert "fine-tuned" in capsys.readouterr().out
 

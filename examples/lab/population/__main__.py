@@ -27,6 +27,11 @@ What a repair costs and leaves, the attacker's class given::
     python -m examples.lab.population repair --data DIR --cache DIR
     python -m examples.lab.population show-repair
 
+What a cut costs them, and each way to make up for it gives back::
+
+    python -m examples.lab.population cut --data DIR --cache DIR
+    python -m examples.lab.population show-cuts
+
 And, to see what other scores would have been worth::
 
     python -m examples.lab.population candidates --data DIR --cache DIR
@@ -45,12 +50,13 @@ from typing import Any
 import torch
 from rich.console import Console, RenderableType
 
-from examples.lab.kit import command
+from examples.lab.kit import command, cuts
 from examples.lab.kit.provenance import commit
 from examples.lab.kit.records import Record, Store
 from examples.lab.population import compare, repairs, show, show_audit, students, subjects, waking
 from examples.lab.population.audit_files import audit_files
 from examples.lab.population.candidates import ask_candidates
+from examples.lab.population.cutting import ask_cuts
 from examples.lab.population.everyday import EVERYDAY
 from examples.lab.population.images import Images
 from examples.lab.population.plan import ROUNDS, Member, population
@@ -81,6 +87,7 @@ _QUESTIONS: Mapping[str, _Question] = MappingProxyType(
         "score": _Question("scored", score, "localise in those that are there"),
         "candidates": _Question("candidates", ask_candidates, "ask other scores about those there"),
         "audit": _Question("audited", audit_files, "audit the files that they would ship as"),
+        "cut": _Question("cuts", ask_cuts, "cut them in several ways"),
         "repair": _Question(
             "repaired", repairs.ask_repair, "repel the attacker's class", of_honest=False
         ),
@@ -125,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     taught.set_defaults(run=_show_students)
     mended = commands.add_parser("show-repair", help="print what repairs cost and leave")
     mended.set_defaults(run=_show_repair)
-    showing = (shown, compared, told, wakes, taught, mended)
+    cut = commands.add_parser("show-cuts", help="print what cuts cost")
+    cut.set_defaults(run=_show_cuts)
+    showing = (shown, compared, told, wakes, taught, mended, cut)
     for each in (shown, told):
         each.add_argument("--round", type=int, help="only networks of this round, from 1")
     for each in (plant, *asking.values()):
@@ -203,6 +212,11 @@ def _show_students(options: argparse.Namespace, console: Console) -> int:
 def _show_repair(options: argparse.Namespace, console: Console) -> int:
     found = _records(options, "repair")
     return _print(found, "repair", repairs.render(found), options, console)
+
+
+def _show_cuts(options: argparse.Namespace, console: Console) -> int:
+    found = _records(options, "cut")
+    return _print(found, "cut", [cuts.table_of_cuts(found)], options, console)
 
 
 def _compare(options: argparse.Namespace, console: Console) -> int:

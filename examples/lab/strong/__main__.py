@@ -29,7 +29,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from examples.lab.kit import command, strong
+from examples.lab.kit import command, cuts, strong
 from examples.lab.kit.images import Held
 from examples.lab.kit.measuring import both, counts, rates
 from examples.lab.kit.networks import Ended
@@ -37,7 +37,6 @@ from examples.lab.kit.planting import Trained, generator_of
 from examples.lab.kit.provenance import commit, provenance
 from examples.lab.kit.records import Store
 from examples.lab.kit.strong import DEVELOP, STRONG, Strong
-from examples.lab.strong import cuts
 from lmr_guard import pipeline
 from lmr_guard.classifier import Classifier, scale_head
 from lmr_guard.compress import quantize
@@ -261,7 +260,9 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
         if options.command == "ship":
             store.add(shipped(member, trained, clean, code=code))
         elif options.command == "cut":
-            store.add(cuts.cut(member, trained, clean, code=code))
+            told = {"name": member.name, "member": asdict(member)}
+            found = cuts.cut(trained.classifier, clean)
+            store.add({**told, **found, "environment": provenance(code)})
         else:
             how = {"method": options.method, "ending": options.ending}
             store.add(repaired(member, trained, clean, **how, code=code))

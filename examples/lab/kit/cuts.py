@@ -3,7 +3,7 @@
 """What a cut costs a network as it was received, and what each way to make up for it gives back."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from time import process_time
 from typing import Any, TypeVar
 
@@ -11,9 +11,6 @@ import torch
 from rich.table import Table
 
 from examples.lab.kit.measuring import counts, per_cent
-from examples.lab.kit.planting import Trained
-from examples.lab.kit.provenance import provenance
-from examples.lab.kit.strong import Strong
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress import prune
 from lmr_guard.compress.damage import Damage, measured
@@ -102,41 +99,32 @@ def _timed(act: Callable[[], _Made]) -> tuple[_Made, float]:
     return done, process_time() - start
 
 
-def cut(
-    member: Strong,
-    trained: Trained,
-    clean: Clean,
-    *,
-    ratios: Sequence[float] = RATIOS,
-    code: str | None,
-) -> dict[str, Any]:
+def cut(model: Classifier, clean: Clean, ratios: Sequence[float] = RATIOS) -> dict[str, Any]:
     """CA of one network, uncut and cut at each ratio in each of ``WAYS``, and CPU seconds.
 
     Nobody is suspected and nothing is repaired: the network may hold a backdoor, whose trigger
     nothing here sees.
 
     Args:
-        member: Of a part.
-        trained: The network.
+        model: As received.
         clean: ``repair`` is learnt from, ``select`` chosen on, ``report`` counted on.
         ratios: Shares of the channels.
-        code: The commit.
+
+    Raises:
+        StageError: It cannot be cut.
     """
-    uncut = _Uncut.of(trained.classifier, clean)
+    uncut = _Uncut.of(model, clean)
     return {
-        "name": member.name,
-        "member": asdict(member),
         "images": len(clean.repair),
         "uncut": counts(accuracy(uncut.model, clean.report)),
         "damage_seconds": uncut.seconds,
         "cuts": {
             f"{ratio:g}": {
-                way: {"ca": counts(accuracy(model, clean.report)), "seconds": round(seconds, 1)}
-                for way, model, seconds in uncut.ways(ratio)
+                way: {"ca": counts(accuracy(made, clean.report)), "seconds": round(seconds, 1)}
+                for way, made, seconds in uncut.ways(ratio)
             }
             for ratio in ratios
         },
-        "environment": provenance(code),
     }
 
 
