@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Repairs and cuts over the population: real networks cut short, and counts by hand."""
+"""Repairs, cuts and what ships over the population: real networks cut short, and counts by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import pytest
 from examples.lab.kit.cuts import WAYS
 from examples.lab.kit.records import Store
 from examples.lab.population.__main__ import main
+from examples.lab.population.shipments import withheld
 
 HONEST = "calibration-digits-resnet10-clean-s22"
 BACKDOORED = "calibration-digits-plain_cnn-lira-t3-s30"
@@ -84,3 +85,32 @@ def test_without_records_it_says_what_to_run(
 ) -> None:
     assert main(["show-repair", "--everyday", "--out", f"{tmp_path}"]) == 3
     assert "run repair first" in capsys.readouterr().err
+
+
+def test_what_ships_and_what_withholds_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for name in (HONEST, BACKDOORED):
+        common = ["--everyday", "--tiny", "--cache", f"{tmp_path / 'cache'}", "--only", name]
+        assert main(["plant", *common]) == 0
+        assert main(["ship", *common, "--out", f"{out}"]) == 0
+    backdoored, honest = Store(out / "everyday-shipped.jsonl").read()
+    assert honest["variants"]["float32"]["asr"] == []
+    assert len(backdoored["variants"]["float32"]["asr"]) == 1
+    assert "triggers" in honest["variants"]["float32"]["failed"]
+    assert "triggers" not in withheld(honest)["float32"]
+    assert withheld(backdoored)["float32"] == backdoored["variants"]["float32"]["failed"]
+    store = Store(tmp_path / "everyday-shipped.jsonl")
+    form = {"ca": rate(90, 0.95), "asr": [rate(1, 0.02)], "failed": []}
+    member = {**backdoored["member"], "half": "reported"}
+    weak = {**form, "failed": ["clean accuracy"]}
+    variants = {"float32": form, "l1-0.3": form, "l1-0.6": weak}
+    kept = {key: value for key, value in backdoored.items() if key != "format"}
+    store.add({**kept, "member": member, "took": True, "variants": variants})
+    capsys.readouterr()
+    assert main(["show-ship", "--everyday", "--out", f"{tmp_path}"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "2 of 3" in told
+    assert "of 1 networks 1 ship in some form (float32 of 1, l1-0.3 of 1)" in told
+    assert "withheld for clean accuracy 1" in told

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from examples.lab.kit import cuts, strong
+from examples.lab.kit import cuts, shipping, strong
 from examples.lab.kit.records import Store
 from examples.lab.kit.strong import DEVELOP, NETWORKS, STRONG, Strong
 from examples.lab.strong import __main__ as lab
@@ -167,10 +167,11 @@ def test_the_guard_says_what_it_would_publish(data: Path, tmp_path: Path) -> Non
     clean = lab.defence(MEMBER, images, 60)
     short = Clean(clean.repair, clean.select, images.report)
     trained = strong.take(MEMBER, images, tmp_path)
-    record = lab.shipped(MEMBER, trained, short, settings=settings, code=None)
+    record = shipping.shipped(trained, short, 54 + 6, settings)
     assert record["suspect"] == 3
     assert record["variants"]["float32"]["asr"][0]["trials"] == 54
-    table = lab.table_of_shipped([record, {**record, "suspect": None}])
+    named = {"name": MEMBER.name, **record}
+    table = shipping.table_of_shipped([named, {**named, "suspect": None}])
     assert table.row_count == 4
     honest = replace(trained, trigger=None)
     assert lab._states(honest.classifier, short, honest)["float32"].keys() == {"ca"}

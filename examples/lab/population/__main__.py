@@ -27,6 +27,11 @@ What a repair costs and leaves, the attacker's class given::
     python -m examples.lab.population repair --data DIR --cache DIR
     python -m examples.lab.population show-repair
 
+What the whole guard publishes of them, and why not the rest::
+
+    python -m examples.lab.population ship --data DIR --cache DIR
+    python -m examples.lab.population show-ship
+
 What a cut costs them, and each way to make up for it gives back::
 
     python -m examples.lab.population cut --data DIR --cache DIR
@@ -53,7 +58,16 @@ from rich.console import Console, RenderableType
 from examples.lab.kit import command, cuts
 from examples.lab.kit.provenance import commit
 from examples.lab.kit.records import Record, Store
-from examples.lab.population import compare, repairs, show, show_audit, students, subjects, waking
+from examples.lab.population import (
+    compare,
+    repairs,
+    shipments,
+    show,
+    show_audit,
+    students,
+    subjects,
+    waking,
+)
 from examples.lab.population.audit_files import audit_files
 from examples.lab.population.candidates import ask_candidates
 from examples.lab.population.cutting import ask_cuts
@@ -91,6 +105,7 @@ _QUESTIONS: Mapping[str, _Question] = MappingProxyType(
         "repair": _Question(
             "repaired", repairs.ask_repair, "repel the attacker's class", of_honest=False
         ),
+        "ship": _Question("shipped", shipments.ask_ship, "send them through the whole guard"),
         "students": _Question("students", students.ask_students, "search them and their students"),
     }
 )
@@ -134,7 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     mended.set_defaults(run=_show_repair)
     cut = commands.add_parser("show-cuts", help="print what cuts cost")
     cut.set_defaults(run=_show_cuts)
-    showing = (shown, compared, told, wakes, taught, mended, cut)
+    ships = commands.add_parser("show-ship", help="print what is published")
+    ships.set_defaults(run=_show_ship)
+    showing = (shown, compared, told, wakes, taught, mended, cut, ships)
     for each in (shown, told):
         each.add_argument("--round", type=int, help="only networks of this round, from 1")
     for each in (plant, *asking.values()):
@@ -212,6 +229,11 @@ def _show_students(options: argparse.Namespace, console: Console) -> int:
 def _show_repair(options: argparse.Namespace, console: Console) -> int:
     found = _records(options, "repair")
     return _print(found, "repair", repairs.render(found), options, console)
+
+
+def _show_ship(options: argparse.Namespace, console: Console) -> int:
+    found = _records(options, "ship")
+    return _print(found, "ship", shipments.render(found), options, console)
 
 
 def _show_cuts(options: argparse.Namespace, console: Console) -> int:

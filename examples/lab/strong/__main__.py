@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import process_time
 from typing import Any
 
@@ -29,49 +28,44 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from examples.lab.kit import command, cuts, strong
+from examples.lab.kit import command, cuts, shipping, strong
 from examples.lab.kit.images import Held
-from examples.lab.kit.measuring import both, counts, rates
+from examples.lab.kit.measuring import both, rates
 from examples.lab.kit.networks import Ended
 from examples.lab.kit.planting import Trained, generator_of
 from examples.lab.kit.provenance import commit, provenance
 from examples.lab.kit.records import Store
 from examples.lab.kit.strong import DEVELOP, STRONG, Strong
-from lmr_guard import pipeline
 from lmr_guard.classifier import Classifier, scale_head
 from lmr_guard.compress import quantize
 from lmr_guard.contracts import Clean
 from lmr_guard.errors import ExitCode
 from lmr_guard.received.ending import understood
 from lmr_guard.received.parts import divide
-from lmr_guard.release.decision import publishable
-from lmr_guard.release.records import Outcome, Variant
 from lmr_guard.repel import PAPER, RepelSettings, repel
 from lmr_guard.settings import Settings
 from lmr_guard.workshop import Structure, repair_twins
 
 __all__ = [
     "ENDINGS",
+    "REPORTED",
     "RESULTS",
     "ended",
     "main",
     "repaired",
-    "shipped",
     "table_of_repairs",
-    "table_of_shipped",
 ]
 
 RESULTS = Path(__file__).parent
 """Where the committed records are."""
+REPORTED = 1500
+"""Images that the guard's report counts on."""
 
 _WIDE = 140
 _PARTS: Mapping[str, tuple[Strong, ...]] = {"report": STRONG, "develop": DEVELOP}
 _METHODS: Mapping[str, RepelSettings] = {"default": RepelSettings(), "paper": PAPER}
 ENDINGS: Mapping[str, float] = {"logits": 1.0, "softmax": 1.0, "x0.001": 0.001, "x1000": 1000.0}
 """Of networks that are otherwise the same: what the weights of the head are multiplied by."""
-
-_REPORTED = 1500
-_DEFAULT = Settings(threads=1)
 
 
 def defence(member: Strong, images: Held, count: int) -> Clean:
@@ -139,69 +133,6 @@ def _states(model: Classifier, clean: Clean, trained: Trained) -> dict[str, Any]
     return {name: rates(form, clean.report, trained.trigger) for name, form in forms}
 
 
-def shipped(
-    member: Strong,
-    trained: Trained,
-    clean: Clean,
-    *,
-    settings: Settings = _DEFAULT,
-    code: str | None,
-) -> dict[str, Any]:
-    """The whole guard, its files audited with the real trigger, which no other stage sees.
-
-    Args:
-        member: Of a part.
-        trained: The network.
-        clean: Of ``report`` the first 1500 are counted on.
-        settings: The guard's.
-        code: The commit.
-    """
-    few = Clean(
-        clean.repair,
-        clean.select,
-        clean.report.subset(torch.arange(min(_REPORTED, len(clean.report)))),
-    )
-    start = process_time()
-    with TemporaryDirectory() as folder:
-        measured = pipeline.run_stages(
-            trained.classifier,
-            few,
-            [] if trained.trigger is None else [trained.trigger],
-            folder=Path(folder),
-            settings=settings,
-        )
-    published = {variant.name for variant in publishable(measured.variants, settings.policy)}
-    suspicion = measured.repaired.suspicion
-    return {
-        "name": member.name,
-        "member": asdict(member),
-        "suspect": suspicion.target,
-        "method": suspicion.method,
-        "scores": suspicion.scores,
-        "seconds": round(process_time() - start, 1),
-        "received": _form(measured.received[0]),
-        "variants": {
-            variant.name: {**_form(variant), "published": variant.name in published}
-            for variant in measured.variants
-        },
-        "notes": list(measured.notes),
-        "environment": provenance(code),
-    }
-
-
-def _form(variant: Variant) -> dict[str, Any]:
-    """CA, ASR where there is a trigger, and the checks that it failed."""
-    return {
-        "ca": counts(variant.clean_accuracy),
-        "asr": [counts(result.asr) for result in variant.triggers if result.source == "drilled"],
-        "failed": [
-            finding.label
-            for finding in variant.verdict.findings
-            if finding.outcome is not Outcome.PASS
-        ],
-    }
-
-
 def table_of_repairs(records: Sequence[Mapping[str, Any]]) -> Table:
     """CA and ASR before and after, both forms."""
     table = Table("network", "method", title="CA / ASR (upper bound), per cent", box=None)
@@ -217,22 +148,6 @@ def table_of_repairs(records: Sequence[Mapping[str, Any]]) -> Table:
         )
         name, *how = record["name"].split(" ")
         table.add_row(name, " ".join(how), *cells, f"{record['seconds']:.0f}")
-    return table
-
-
-def table_of_shipped(records: Sequence[Mapping[str, Any]]) -> Table:
-    """One line per form: what it came to, and whether it was published."""
-    table = Table("network", "suspect", "form", "CA / ASR (upper bound)", "published", box=None)
-    for record in records:
-        who = "nobody" if record["suspect"] is None else str(record["suspect"])
-        first = [(record["name"], who, "as received", record["received"], "")]
-        rest = [
-            ("", "", name, form, "yes" if form["published"] else "; ".join(form["failed"]))
-            for name, form in record["variants"].items()
-        ]
-        for name, suspect, label, form, told in (*first, *rest):
-            counted = both(form["ca"], form["asr"][0] if form["asr"] else None)
-            table.add_row(name, suspect, label, counted, told)
     return table
 
 
@@ -254,15 +169,17 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
             return command.do_each(members, making, limit=options.limit_seconds, console=console)
     store, code = Store(options.out), commit()
 
+    def add(member: Strong, found: Mapping[str, Any]) -> None:
+        told = {"name": member.name, "member": asdict(member)}
+        store.add({**told, **found, "environment": provenance(code)})
+
     def work(member: Strong) -> None:
         trained = strong.take(member, images, options.cache)
         clean = defence(member, images, options.images)
         if options.command == "ship":
-            store.add(shipped(member, trained, clean, code=code))
+            add(member, shipping.shipped(trained, clean, REPORTED))
         elif options.command == "cut":
-            told = {"name": member.name, "member": asdict(member)}
-            found = cuts.cut(trained.classifier, clean)
-            store.add({**told, **found, "environment": provenance(code)})
+            add(member, cuts.cut(trained.classifier, clean))
         else:
             how = {"method": options.method, "ending": options.ending}
             store.add(repaired(member, trained, clean, **how, code=code))
@@ -281,7 +198,7 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
 def _show(folder: Path, console: Console) -> ExitCode:
     tables = (
         ("repair", table_of_repairs),
-        ("ship", table_of_shipped),
+        ("ship", shipping.table_of_shipped),
         ("cut", cuts.table_of_cuts),
     )
     parts = [
