@@ -114,12 +114,16 @@ def test_a_way_that_takes_no_pull_does_not_suppress(model: Classifier, asked: Pr
     assert not suppresses
 
 
-def test_all_of_the_way_where_lures_lose_their_pull_at_its_end(
-    model: Classifier, asked: Probe
+@pytest.mark.parametrize(("by", "share"), [(2.0, 1.5), (6.0, 1.0), (20.0, 1.0)])
+def test_beyond_the_end_where_that_takes_more_pull_than_clean_accuracy(
+    model: Classifier, asked: Probe, by: float, share: float
 ) -> None:
-    settings = replace(SETTINGS, strides=(0.001, 0.002))
-    points, _ = shortest(model, biased(model, 8.0), row_images(30, 2), settings, asked)
-    assert points[-1].share == 1.0
+    settings, end = replace(SETTINGS, strides=(0.001, 0.002)), biased(model, by)
+    points, _ = shortest(model, end, row_images(30, 2), settings, asked)
+    worth = {point.share: point.clean.value - point.pull for point in points}
+    assert (worth[1.5] > worth[1.0]) == (share == 1.5)
+    assert points[-1].share == share
+    assert points[-1].worth == worth[share]
 
 
 def test_without_a_probe_all_of_the_way_is_gone(model: Classifier) -> None:

@@ -6,7 +6,8 @@ What a repair does to the backdoor it does first, what it costs in clean accurac
 rest of the way: on the straight line between received and repaired weights the attack is often
 dead where most of the loss is not yet paid. So other lures for the suspect class, which were found
 on the received model but which the repair has not seen, are tried on points of that line, and the
-nearest is looked for at which they have lost nearly all of the pull that they lose at all. Of
+nearest is looked for at which they have lost nearly all of the pull that they lose at all. Half as
+far again may lie beyond the repaired weights: what suppresses goes on to do so along the line. Of
 patches and warps the kind is asked that pulls most to begin with; not veils, which carry off most
 images of honest models too. Nothing here sees a real trigger.
 
@@ -160,7 +161,7 @@ class Stride:
     """One point on the way.
 
     Args:
-        share: Of the way, in (0, 1].
+        share: Of the way, above 0; above 1 it lies beyond the repaired weights.
         model: In eval mode.
         pull: Share of the images that lures carry off, in the form where it is the most.
         clean: On ``select``.
@@ -170,6 +171,11 @@ class Stride:
     model: Classifier
     pull: float
     clean: Rate
+
+    @property
+    def worth(self) -> float:
+        """Images that are carried off count as much as those that are lost."""
+        return self.clean.value - self.pull
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -218,7 +224,8 @@ def shortest(
     """The points on the way that were looked at, and whether the last, the one to take, suppresses.
 
     The nearest at which lures have lost their pull is searched for by halving, and half as far
-    again is gone from there, since lures are not the trigger.
+    again is gone from there, since lures are not the trigger. Beyond the repaired weights that is
+    done only where it is worth more than these are.
 
     Args:
         received: Start of the way.
@@ -241,6 +248,12 @@ def shortest(
         return way.is_gone(look(share), settings.pull)
 
     first = bisect_left(settings.strides, True, key=is_enough)
-    nearest = (*settings.strides, 1.0)[first]
-    suppresses = way.suppresses(look(min(1.0, round(nearest * _FARTHER, 4))))
-    return tuple(found), suppresses
+    farther = round((*settings.strides, 1.0)[first] * _FARTHER, 4)
+    pulls = look(min(1.0, farther))
+    if farther > 1:
+        end, beyond = found[-1], look(farther)
+        if found[-1].worth > end.worth:
+            pulls = beyond
+        else:
+            found.append(end)
+    return tuple(found), way.suppresses(pulls)
