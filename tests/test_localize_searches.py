@@ -2,15 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Searches of one form: what is searched on, which of several counts, what is recorded."""
 
+import hypothesis.strategies as st
 import pytest
 import torch
 from factories import fingerprint, row_classifier, row_images
+from hypothesis import given
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.errors import StageError
 from lmr_guard.localize import inversion
 from lmr_guard.localize.inversion import Found, InversionSettings, Pattern
-from lmr_guard.localize.searches import Search, recognised, search_spaces
+from lmr_guard.localize.searches import Search, outstanding, recognised, search_spaces
 
 QUICK = (InversionSettings(steps=6, batch=2),)
 
@@ -62,6 +64,22 @@ def test_the_last_search_counts(model: Classifier) -> None:
     assert search.leading == 4
     assert search.score == pytest.approx(2.0)
     assert search.strangeness.tolist() == pytest.approx([0.75, 0.75, 2.0])
+
+
+def test_what_the_next_class_shows_too_is_taken_off() -> None:
+    found = outstanding(torch.tensor([3.0, 1.0, 1.95, 0.5]))
+    # By eye: 3 over 1.95 / 1.3, 1.95 over at most 2, others over 3 / 1.3 and at most 2.
+    assert found.tolist() == pytest.approx([2.0, 0.5, 0.975, 0.25])
+    assert outstanding(torch.tensor([3.0, 1.2])).tolist() == pytest.approx([3.0, 0.6])
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=2, max_size=20))
+def test_what_stands_out_is_strange_and_keeps_its_place(strange: list[float]) -> None:
+    before = torch.tensor(strange)
+    after = outstanding(before)
+    assert bool((after <= before).all())
+    assert bool((after >= before / 2 - 1e-6).all())
+    assert float(after[before.argmax()]) == float(after.max())
 
 
 def test_what_wakes_is_told_from_what_is_strange_in_both_forms(model: Classifier) -> None:

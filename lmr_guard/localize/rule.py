@@ -5,13 +5,14 @@
 A backdoor that sleeps in one form is awake in another, so every form is asked. The rule:
 
 1. *Inversion*: in each space every class has a *strangeness*, how much smaller a pattern it needs
-   than the others, and than its ``nearness`` explains. The model as received is searched deeply,
+   than the others, and than its ``nearness`` explains, and *stands out* by what of that the next
+   class of the search does not show too. The model as received is searched deeply,
    its compressed forms at first look, and deeply where a class is strange there, or *wakes* when
    weights are rounded: patches and additive patterns both make it stranger than in the model as
    received. The highest of a class in deep searches is its score.
-2. *Unlearning*: where some class comes to ``doubt``, the model as received unlearns. If in every
-   run it falls back to one class ``unlearned`` times more than to any other, and that class comes
-   to ``doubt``, it is the suspect, though another may be stranger.
+2. *Unlearning*: where some class is strange (``reached``), the model as received unlearns. If in
+   every run it falls back to one class ``unlearned`` times more than to any other, and that class
+   is strange, it is the suspect, though another may be stranger.
 3. Otherwise the class with the highest score is the suspect if that is ``sure`` or more, or if it
    is ``doubt`` or more and most runs name it when the form in question unlearns.
 4. Otherwise nobody is.
@@ -63,8 +64,10 @@ class LocalizeSettings:
         unlearning: How a form unlearns.
         confirm: Searches of forms that are made again deeply at most, the strangest first.
         sure: Score from which on the leading class is the suspect, >= 1.
-        doubt: Strangeness from which on a first look is followed, and unlearning is asked, in
-            [1, sure].
+        doubt: Score from which on a first look is followed, and runs are asked whether they name
+            the leading class, in [1, sure].
+        reached: Strangeness, whatever others come to, that a class needs at least which all runs
+            name, >= 1; without any such class they are not made.
         woken: First looks at a form that was not cut are followed too where some class is so many
             times stranger than in the model as received, >= 1; see ``_waking``.
         unlearned: Lead (see ``drift.lead``) in every run of unlearning from which on a class needs
@@ -78,8 +81,9 @@ class LocalizeSettings:
     deep: tuple[InversionSettings, ...] = DEEP
     unlearning: UnlearningSettings = field(default_factory=UnlearningSettings)
     confirm: int = 3
-    sure: float = 2.2
-    doubt: float = 1.8
+    sure: float = 2.0
+    doubt: float = 1.6
+    reached: float = 1.8
     woken: float = 1.3
     unlearned: float = 6.0
     min_accuracy: float = 0.85
@@ -95,8 +99,10 @@ class LocalizeSettings:
             raise ConfigError(
                 f"expected 1 <= doubt <= sure, got doubt {self.doubt} and sure {self.sure}"
             )
-        if self.woken < 1:
-            raise ConfigError(f"expected woken >= 1, got {self.woken}")
+        if min(self.woken, self.reached) < 1:
+            raise ConfigError(
+                f"expected woken and reached >= 1, got {self.woken} and {self.reached}"
+            )
         if self.unlearned <= 0:
             raise ConfigError(f"expected unlearned above 0, got {self.unlearned}")
 
@@ -215,7 +221,8 @@ def suspect(
     ]
     looks, deep = _search_all(asked, repair, settings, generator, progress)
     agreeing: list[_Run] = []
-    if classifier.num_classes >= FEWEST_CLASSES and float(_highest(deep).max()) >= settings.doubt:
+    strangest = float(_strangest(deep).max())
+    if classifier.num_classes >= FEWEST_CLASSES and strangest >= settings.reached:
         agreeing = _agreeing_runs(received, repair, settings, generator)
     found = _judge(
         deep, repair, settings, generator, looks=looks, agreeing=agreeing, drifted=drifted
@@ -309,7 +316,7 @@ def _judge(
     leading, method = int(scores.argmax()), Method.INVERSION
     target = leading if float(scores[leading]) >= settings.sure else None
     runs: list[_Run] = []
-    certain = _class_of_all_runs(scores, agreeing, settings)
+    certain = _class_of_all_runs(_strangest(deep), agreeing, settings)
     if certain is not None:
         target, method = certain, Method.UNLEARNING
     elif target is None and float(scores[leading]) >= settings.doubt:
@@ -337,23 +344,32 @@ def _judge(
 
 
 def _highest(searches: Sequence[Search]) -> Tensor:
-    """Of each class: its highest strangeness, 1 where it was not searched or is not strange."""
+    """Of each class: how far it stands out at most, 1 where it was not searched or does not."""
     highest = torch.ones(searches[0].model.num_classes)
     for search in searches:
-        highest[search.classes] = torch.maximum(highest[search.classes], search.strangeness)
+        highest[search.classes] = torch.maximum(highest[search.classes], search.outstanding)
     return highest
 
 
+def _strangest(searches: Sequence[Search]) -> Tensor:
+    """Of each class: its strangeness at most, 0 where it was not searched."""
+    strangest = torch.zeros(searches[0].model.num_classes)
+    for search in searches:
+        own = search.strangeness
+        strangest[search.classes] = torch.maximum(strangest[search.classes], own)
+    return strangest
+
+
 def _class_of_all_runs(
-    scores: Tensor, agreeing: Sequence[_Run], settings: LocalizeSettings
+    strangest: Tensor, agreeing: Sequence[_Run], settings: LocalizeSettings
 ) -> int | None:
-    """The class that every run fell back to and that comes to ``doubt``."""
+    """The class that every run fell back to and that is strange."""
     if len(agreeing) < len(_run_plan(settings.unlearning)):
         return None
     far = _least(agreeing)
     named = int(far.argmax())
     enough = float(far[named]) >= settings.unlearned
-    return named if enough and float(scores[named]) >= settings.doubt else None
+    return named if enough and float(strangest[named]) >= settings.reached else None
 
 
 def _agreeing_runs(
@@ -431,5 +447,5 @@ def _patterns(
     In a form where the backdoor sleeps the smallest pattern is a large, ordinary one, which goes
     on to work after the best repair.
     """
-    strange = [each for each in searches if float(_highest([each])[target]) >= settings.doubt]
+    strange = [each for each in searches if float(_strangest([each])[target]) >= settings.reached]
     return tuple(replace(each.pattern(target), origin=each.form) for each in strange[:_PATTERNS])

@@ -4,9 +4,11 @@
 
 In each space every class has a *strangeness*: how much smaller a pattern it needs than the other
 classes do. Of warps the third root counts: on honest networks some class differs there by as much
-as four. What other images have in common with a class by nature is taken off, see ``nearness``. A
-first look is short and is only good for telling where to *dig*, that is, to search again, longer
-and from several starts.
+as four. What other images have in common with a class by nature is taken off, see ``nearness``.
+What counts is how far a class *stands out*: where another class of the same search is strange too,
+the form or the images make some classes easy, and that is taken off as well. A first look is short
+and is only good for telling where to *dig*, that is, to search again, longer and from several
+starts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +24,7 @@ from lmr_guard.localize import inversion
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.measure import predict
 
-__all__ = ["FEWEST_CLASSES", "Search", "recognised", "search_spaces"]
+__all__ = ["FEWEST_CLASSES", "Search", "outstanding", "recognised", "search_spaces"]
 
 FEWEST_CLASSES = 5
 """Below that many classes nobody is strange, and some class leads anyway: too few others."""
@@ -30,6 +32,23 @@ FEWEST_CLASSES = 5
 _POWERS: Mapping[inversion.Space, float] = MappingProxyType(
     {"patch": 1.0, "additive": 1.0, "warp": 1 / 3}
 )
+# The strangest other class of a search comes to that on most networks, backdoored or not; an excuse
+# has a limit, for two backdoors may show in one search.
+_USUAL, _MOST = 1.3, 2.0
+
+
+def outstanding(strangeness: Tensor) -> Tensor:
+    """How far each class of a search stands out, at least half of its strangeness.
+
+    ``s_c / clamp(max(s_k, k != c) / 1.3, 1, 2)``. The score is ours; docs/methods/tried.md has the
+    numbers.
+
+    Args:
+        strangeness: Of each class that was searched, shape (S,), S > 1.
+    """
+    itself = torch.eye(len(strangeness), dtype=torch.bool, device=strangeness.device)
+    others = strangeness.expand(len(strangeness), -1).masked_fill(itself, 0).amax(dim=1)
+    return strangeness / (others / _USUAL).clamp(1.0, _MOST)
 
 
 @dataclass(slots=True, eq=False)
@@ -70,9 +89,14 @@ class Search:
         return counted
 
     @property
+    def outstanding(self) -> Tensor:
+        """Of each searched class, how far it stands out."""
+        return outstanding(self.strangeness)
+
+    @property
     def score(self) -> float:
-        """Strangeness of the leading class."""
-        return float(self.strangeness.max())
+        """How far the leading class stands out."""
+        return float(self.outstanding.max())
 
     def woken(self, asleep: "Search") -> Tensor:
         """Of each searched class: how many times stranger it is than in another form.
