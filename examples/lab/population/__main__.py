@@ -17,6 +17,10 @@ What wakes in the networks of the calibration half when their weights are rounde
 
     python -m examples.lab.population waking
 
+What it is worth to take off what the next class of a search shows too::
+
+    python -m examples.lab.population standing
+
 What it would change to take off what a student of the model shows as well::
 
     python -m examples.lab.population students --data DIR --cache DIR
@@ -64,6 +68,7 @@ from examples.lab.population import (
     shipments,
     show,
     show_audit,
+    standing,
     students,
     subjects,
     waking,
@@ -143,6 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     told.add_argument("--roc", type=Path, help="also draw the ROC into this file (.svg, .png)")
     wakes = commands.add_parser("waking", help="print what wakes when weights are rounded")
     wakes.set_defaults(run=_waking)
+    stands = commands.add_parser("standing", help="print what standing out is worth")
+    stands.set_defaults(run=_standing)
     taught = commands.add_parser("show-students", help="print what students would change")
     taught.set_defaults(run=_show_students)
     mended = commands.add_parser("show-repair", help="print what repairs cost and leave")
@@ -151,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     cut.set_defaults(run=_show_cuts)
     ships = commands.add_parser("show-ship", help="print what is published")
     ships.set_defaults(run=_show_ship)
-    showing = (shown, compared, told, wakes, taught, mended, cut, ships)
+    showing = (shown, compared, told, wakes, stands, taught, mended, cut, ships)
     for each in (shown, told):
         each.add_argument("--round", type=int, help="only networks of this round, from 1")
     for each in (plant, *asking.values()):
@@ -219,6 +226,11 @@ def _show(options: argparse.Namespace, console: Console) -> int:
 def _waking(options: argparse.Namespace, console: Console) -> int:
     found = _records(options, "score")
     return _print(found, "score", waking.render(found), options, console)
+
+
+def _standing(options: argparse.Namespace, console: Console) -> int:
+    found = _records(options, "score")
+    return _print(found, "score", standing.render(found), options, console)
 
 
 def _show_students(options: argparse.Namespace, console: Console) -> int:
