@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from examples.lab.kit.records import Record
 from examples.lab.population.standing import READINGS, highest, render
 
 
@@ -17,7 +18,7 @@ def search(form: str, *sizes: float, repeat: int = 0, space: str = "patch") -> d
     return told | {"classes": list(range(len(sizes))), "sizes": sizes, "nearness": ones}
 
 
-def record(*evidence: dict[str, Any], target: int | None, half: str = "calibration") -> Any:
+def record(*evidence: dict[str, Any], target: int | None, half: str = "calibration") -> Record:
     member = {"half": half, "target": target}
     took = None if target is None else True
     return {"member": member, "took": took, "suspicion": {"evidence": evidence}}

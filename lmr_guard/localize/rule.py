@@ -10,9 +10,10 @@ A backdoor that sleeps in one form is awake in another, so every form is asked. 
    its compressed forms at first look, and deeply where a class is strange there, or *wakes* when
    weights are rounded: patches and additive patterns both make it stranger than in the model as
    received. The highest of a class in deep searches is its score.
-2. *Unlearning*: where some class is strange (``reached``), the model as received unlearns. If in
-   every run it falls back to one class ``unlearned`` times more than to any other, and that class
-   is strange, it is the suspect, though another may be stranger.
+2. *Unlearning*: where the strangeness of some class comes to ``doubt``, whatever others come to,
+   the model as received unlearns. If in every run it falls back to one class ``unlearned`` times
+   more than to any other, and that class is so strange, it is the suspect, though another may
+   stand out more.
 3. Otherwise the class with the highest score is the suspect if that is ``sure`` or more, or if it
    is ``doubt`` or more and most runs name it when the form in question unlearns.
 4. Otherwise nobody is.
@@ -64,10 +65,9 @@ class LocalizeSettings:
         unlearning: How a form unlearns.
         confirm: Searches of forms that are made again deeply at most, the strangest first.
         sure: Score from which on the leading class is the suspect, >= 1.
-        doubt: Score from which on a first look is followed, and runs are asked whether they name
-            the leading class, in [1, sure].
-        reached: Strangeness, whatever others come to, that a class needs at least which all runs
-            name, >= 1; without any such class they are not made.
+        doubt: Score from which on a first look is followed, and unlearning is asked about the
+            leading class, in [1, sure]; also the strangeness, whatever other classes come to, that
+            a class needs which all runs of unlearning name.
         woken: First looks at a form that was not cut are followed too where some class is so many
             times stranger than in the model as received, >= 1; see ``_waking``.
         unlearned: Lead (see ``drift.lead``) in every run of unlearning from which on a class needs
@@ -82,8 +82,7 @@ class LocalizeSettings:
     unlearning: UnlearningSettings = field(default_factory=UnlearningSettings)
     confirm: int = 3
     sure: float = 2.0
-    doubt: float = 1.6
-    reached: float = 1.8
+    doubt: float = 1.8
     woken: float = 1.3
     unlearned: float = 6.0
     min_accuracy: float = 0.85
@@ -99,10 +98,8 @@ class LocalizeSettings:
             raise ConfigError(
                 f"expected 1 <= doubt <= sure, got doubt {self.doubt} and sure {self.sure}"
             )
-        if min(self.woken, self.reached) < 1:
-            raise ConfigError(
-                f"expected woken and reached >= 1, got {self.woken} and {self.reached}"
-            )
+        if self.woken < 1:
+            raise ConfigError(f"expected woken >= 1, got {self.woken}")
         if self.unlearned <= 0:
             raise ConfigError(f"expected unlearned above 0, got {self.unlearned}")
 
@@ -222,7 +219,7 @@ def suspect(
     looks, deep = _search_all(asked, repair, settings, generator, progress)
     agreeing: list[_Run] = []
     strangest = float(_strangest(deep).max())
-    if classifier.num_classes >= FEWEST_CLASSES and strangest >= settings.reached:
+    if classifier.num_classes >= FEWEST_CLASSES and strangest >= settings.doubt:
         agreeing = _agreeing_runs(received, repair, settings, generator)
     found = _judge(
         deep, repair, settings, generator, looks=looks, agreeing=agreeing, drifted=drifted
@@ -369,7 +366,7 @@ def _class_of_all_runs(
     far = _least(agreeing)
     named = int(far.argmax())
     enough = float(far[named]) >= settings.unlearned
-    return named if enough and float(strangest[named]) >= settings.reached else None
+    return named if enough and float(strangest[named]) >= settings.doubt else None
 
 
 def _agreeing_runs(
@@ -447,5 +444,5 @@ def _patterns(
     In a form where the backdoor sleeps the smallest pattern is a large, ordinary one, which goes
     on to work after the best repair.
     """
-    strange = [each for each in searches if float(_strangest([each])[target]) >= settings.reached]
+    strange = [each for each in searches if float(_strangest([each])[target]) >= settings.doubt]
     return tuple(replace(each.pattern(target), origin=each.form) for each in strange[:_PATTERNS])
