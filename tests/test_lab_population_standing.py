@@ -18,8 +18,13 @@ def search(form: str, *sizes: float, repeat: int = 0, space: str = "patch") -> d
     return told | {"classes": list(range(len(sizes))), "sizes": sizes, "nearness": ones}
 
 
-def record(*evidence: dict[str, Any], target: int | None, half: str = "calibration") -> Record:
-    member = {"half": half, "target": target}
+def record(
+    *evidence: dict[str, Any],
+    target: int | None,
+    half: str = "calibration",
+    network: str = "slim_vgg",
+) -> Record:
+    member = {"half": half, "target": target, "network": network}
     took = None if target is None else True
     return {"member": member, "took": took, "suspicion": {"evidence": evidence}}
 
@@ -45,15 +50,19 @@ def test_first_looks_at_compressed_forms_count_for_nothing() -> None:
 
 def test_counts_by_hand_on_the_calibration_half() -> None:
     console = Console(width=120, record=True, file=StringIO())
-    honest, hidden = (
-        record(search("received", *TWO), target=None, half=half)
-        for half in ("calibration", "reported")
-    )
-    for part in render([honest, hidden, record(search("received", *ONE), target=0)]):
+    honest = record(search("received", *TWO), target=None)
+    for part in render([honest, record(search("received", *ONE), target=0)]):
         console.print(part)
     text = console.export_text()
     rows = [line.split("│") for line in text.splitlines()]
     told = {row[1].strip(): [cell.strip() for cell in row[3:-1]] for row in rows if len(row) > 4}
     assert told["strangeness"] == ["1, 1"] * 4
     assert told["standing out"] == ["1, 1", "1, 1", "0, 1", "0, 1"]
+    assert told["the same, by kind"] == told["standing out"]
     assert "Of 1 honest networks" in text
+    assert "reported half" not in text
+
+
+def test_more_is_asked_of_a_network_that_reads_patches() -> None:
+    asked = record(search("received", *ONE), target=0, network="vit")
+    assert highest(asked, READINGS["the same, by kind"])[0] == pytest.approx(2.5)

@@ -7,12 +7,21 @@ import pytest
 import torch
 from factories import fingerprint, row_classifier, row_images
 from hypothesis import given
+from torch import nn
+from torchvision import models
 
-from lmr_guard.classifier import Classifier
+from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.errors import StageError
 from lmr_guard.localize import inversion
 from lmr_guard.localize.inversion import Found, InversionSettings, Pattern
-from lmr_guard.localize.searches import Search, outstanding, recognised, search_spaces
+from lmr_guard.localize.searches import (
+    PATCHED,
+    Search,
+    outstanding,
+    reads_patches,
+    recognised,
+    search_spaces,
+)
 
 QUICK = (InversionSettings(steps=6, batch=2),)
 
@@ -71,6 +80,33 @@ def test_what_the_next_class_shows_too_is_taken_off() -> None:
     # By eye: 3 over 1.95 / 1.3, 1.95 over at most 2, others over 3 / 1.3 and at most 2.
     assert found.tolist() == pytest.approx([2.0, 0.5, 0.975, 0.25])
     assert outstanding(torch.tensor([3.0, 1.2])).tolist() == pytest.approx([3.0, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("layer", "told"),
+    [
+        (nn.Conv2d(1, 4, 2, stride=2), True),
+        (nn.Conv2d(1, 4, (2, 4), stride=(2, 4)), True),
+        (nn.Conv2d(1, 4, 1), False),
+        (nn.Conv2d(1, 4, 3, stride=2), False),
+        (nn.Conv2d(4, 4, 2, stride=2), False),
+    ],
+)
+def test_of_a_network_that_reads_patches_less_counts(
+    model: Classifier, layer: nn.Module, *, told: bool
+) -> None:
+    other = model.clone()
+    other.network.append(layer)  # It need not run to be seen.
+    assert reads_patches(other) is told
+    search = made(other, "patch", [0.2, 0.05, 0.2])
+    assert search.score == pytest.approx(4.0 / (PATCHED if told else 1.0))
+
+
+def test_transformers_read_patches_and_residual_networks_do_not() -> None:
+    shape = Preprocessing(channels=3, height=224, width=224)
+    for network in (models.vit_b_32, models.convnext_tiny):
+        assert reads_patches(Classifier(network(), shape, 1000))
+    assert not reads_patches(Classifier(models.resnet18(), shape, 1000))
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=20))

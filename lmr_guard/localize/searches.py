@@ -6,9 +6,9 @@ In each space every class has a *strangeness*: how much smaller a pattern it nee
 classes do. Of warps the third root counts: on honest networks some class differs there by as much
 as four. What other images have in common with a class by nature is taken off, see ``nearness``.
 What counts is how far a class *stands out*: where another class of the same search is strange too,
-the form or the images make some classes easy, and that is taken off as well. A first look is short
-and is only good for telling where to *dig*, that is, to search again, longer and from several
-starts.
+the form or the images make some classes easy, and that is taken off as well. Of networks that read
+images in patches less counts: honest ones come to as much as three. A first look is short and is
+only good for telling where to *dig*, that is, to search again, longer and from several starts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Rate
@@ -24,7 +24,15 @@ from lmr_guard.localize import inversion
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.measure import predict
 
-__all__ = ["FEWEST_CLASSES", "Search", "outstanding", "recognised", "search_spaces"]
+__all__ = [
+    "FEWEST_CLASSES",
+    "PATCHED",
+    "Search",
+    "outstanding",
+    "reads_patches",
+    "recognised",
+    "search_spaces",
+]
 
 FEWEST_CLASSES = 5
 """Below that many classes nobody is strange, and some class leads anyway: too few others."""
@@ -32,6 +40,9 @@ FEWEST_CLASSES = 5
 _POWERS: Mapping[inversion.Space, float] = MappingProxyType(
     {"patch": 1.0, "additive": 1.0, "warp": 1 / 3}
 )
+PATCHED = 1.6
+"""How many times more a class must stand out of a network that reads images in patches."""
+
 # The strangest other class of a search comes to that on most networks, backdoored or not; an excuse
 # has a limit, for two backdoors may show in one search.
 _USUAL, _MOST = 1.3, 2.0
@@ -49,6 +60,20 @@ def outstanding(strangeness: Tensor) -> Tensor:
     itself = torch.eye(len(strangeness), dtype=torch.bool, device=strangeness.device)
     others = strangeness.expand(len(strangeness), -1).masked_fill(itself, 0).amax(dim=1)
     return strangeness / (others / _USUAL).clamp(1.0, _MOST)
+
+
+def reads_patches(model: Classifier) -> bool:
+    """Whether the network cuts images into patches that do not overlap, as transformers do.
+
+    That is, whether a convolution over the image's own channels has a stride as wide as its kernel,
+    more than a pixel. Uses no randomness.
+    """
+    return any(
+        isinstance(layer, nn.Conv2d)
+        and layer.in_channels == model.preprocessing.channels
+        and layer.kernel_size == layer.stride != (1, 1)
+        for layer in model.network.modules()
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -90,8 +115,8 @@ class Search:
 
     @property
     def outstanding(self) -> Tensor:
-        """Of each searched class, how far it stands out."""
-        return outstanding(self.strangeness)
+        """Of each searched class, how far it stands out of a network of its kind."""
+        return outstanding(self.strangeness) / (PATCHED if reads_patches(self.model) else 1.0)
 
     @property
     def score(self) -> float:
