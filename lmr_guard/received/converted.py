@@ -16,9 +16,10 @@ from lmr_guard.contracts import Labelled
 from lmr_guard.errors import ConfigError, ExportRefused, InputError
 from lmr_guard.extras import load as load_extra
 from lmr_guard.measure import predict
+from lmr_guard.onnxfile.editing import unconverted
 from lmr_guard.onnxfile.fileformat import FileFormat, expected_shape
 from lmr_guard.onnxfile.inspect import listed, read_model
-from lmr_guard.onnxfile.plain import plain, unconverted
+from lmr_guard.onnxfile.plain import plain
 from lmr_guard.onnxfile.predictor import OnnxPredictor, try_apart
 from lmr_guard.received import load
 from lmr_guard.received.traced import network_of

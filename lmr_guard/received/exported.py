@@ -17,8 +17,8 @@ from torch import Tensor
 from lmr_guard.classifier import Classifier
 from lmr_guard.errors import InputError, first_line
 from lmr_guard.files import sha256_of
+from lmr_guard.onnxfile.editing import unconverted
 from lmr_guard.onnxfile.fileformat import FileFormat
-from lmr_guard.onnxfile.plain import unconverted
 from lmr_guard.received import converted
 from lmr_guard.untrusted import require_regular, shown
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lmr_guard.errors import first_line
-from lmr_guard.onnxfile.plain import unconverted
+from lmr_guard.onnxfile.editing import unconverted
 
 if TYPE_CHECKING:
     from onnx import ModelProto
