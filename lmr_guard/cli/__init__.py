@@ -36,7 +36,7 @@ class _Home(NamedTuple):
 
 # A test holds these lines against the commands' own.
 _HOMES = {
-    "admit": _Home("admit", "admit", "Say whether FILE is what a report lets pass."),
+    "admit": _Home("admit", "admit_", "Say whether FILE is what a report lets pass."),
     "attest": _Home(
         "attest",
         "attest",
@@ -62,7 +62,7 @@ _HOMES = {
     ),
     "fleet": _Home(
         "fleet",
-        "fleet",
+        "fleet_",
         "Run many models under many policies from PLAN.toml; finished units are not repeated.",
     ),
     "repair": _Home(

@@ -10,16 +10,16 @@ import click
 from lmr_guard import terminal
 from lmr_guard.cli.helping import Helpful
 from lmr_guard.errors import ExitCode, printable
-from lmr_guard.release import admit as admission
+from lmr_guard.release import admit
 from lmr_guard.release.policy import policy_from_toml
 from lmr_guard.release.report import Report
 
-__all__ = ["admit"]
+__all__ = ["admit_"]
 
 _PATH = click.Path(path_type=Path)
 
 
-@click.command(cls=Helpful)
+@click.command(name="admit", cls=Helpful)
 @click.argument("file", type=_PATH)
 @click.option(
     "--report",
@@ -38,10 +38,10 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--max-age",
     metavar="30d",
-    callback=lambda _context, _option, text: None if text is None else admission.parse_age(text),
+    callback=lambda _context, _option, text: None if text is None else admit.parse_age(text),
     help="Refuse a report that is older, in days (d), hours (h) or minutes (m).",
 )
-def admit(
+def admit_(
     *, file: Path, report_file: Path, policy_file: Path | None, max_age: timedelta | None
 ) -> int:
     """Say whether FILE is what a report lets pass.
@@ -51,9 +51,9 @@ def admit(
     """
     policy = None if policy_file is None else policy_from_toml(policy_file)
     report, now = Report.read(report_file), datetime.now(UTC)
-    variant = admission.admit(file, report, policy=policy, max_age=max_age, now=now)
+    variant = admit.admit(file, report, policy=policy, max_age=max_age, now=now)
     made = report.created
-    age = "of unknown age" if made is None else f"{admission.in_words(now - made)} old"
+    age = "of unknown age" if made is None else f"{admit.in_words(now - made)} old"
     what = f"{printable(variant.name)} of {printable(str(report_file))}"
     terminal.say(f"admitted: {printable(str(file))} is {what}: pass, {age}")
     return ExitCode.PASSED

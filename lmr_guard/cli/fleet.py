@@ -3,8 +3,10 @@
 """``lmr-guard fleet``: the runs of a plan, here, on a cluster, or one shard of them."""
 
 from contextlib import chdir
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,20 +14,63 @@ from lmr_guard import terminal
 from lmr_guard.cli import arguments, commands
 from lmr_guard.cli.helping import Helpful
 from lmr_guard.errors import ConfigError, GuardError
-from lmr_guard.fleet import executors
-from lmr_guard.fleet import fleet as fleets
+from lmr_guard.fleet import executors, fleet
 from lmr_guard.fleet.executors import Executor
 from lmr_guard.fleet.plan import Names, Option, Plan, Shard, read
 from lmr_guard.fleet.summary import Summary
 
-__all__ = ["fleet"]
+__all__ = ["fleet_"]
 
 # What the fleet says to each run itself.
 _OURS = ("checkpoint", "out", "json_file", "quiet", "threads")
 _NAMED = {"patches": Names.PATCH, "folders": Names.FOLDER}
 
 
-@click.command(cls=Helpful)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Where:
+    """The options that say where units run."""
+
+    executor: str
+    workers: int
+    threads: int | None
+    address: str | None
+    gpus: float
+
+    def require_fitting(self) -> None:
+        """Raises ConfigError for what is said beside an executor that it says nothing to."""
+        if self.executor != "ray" and (self.address is not None or self.gpus):
+            raise ConfigError(
+                "expected --address and --gpus with --executor ray, got another executor"
+            )
+        if self.address is not None and self.workers != 1:
+            raise ConfigError(
+                "expected --workers or --address, got both; a cluster knows its own size"
+            )
+        if self.executor == "serial" and self.workers != 1:
+            raise ConfigError("expected --workers with --executor processes or ray, got serial")
+
+    def cores(self) -> executors.Cores:
+        """Those of each unit; of a cluster they are Ray's to deal out."""
+        if self.address is not None:
+            return executors.Cores(self.workers, self.threads or 1)
+        return executors.cores(self.workers, self.threads)
+
+    def start(self, threads: int) -> Executor:
+        """What runs the units, each with so many threads."""
+        if self.executor == "processes":
+            return partial(executors.processes, workers=self.workers)
+        if self.executor == "ray":
+            return partial(
+                executors.ray,
+                workers=self.workers,
+                threads=threads,
+                gpus=self.gpus,
+                address=self.address,
+            )
+        return executors.serial
+
+
+@click.command(name="fleet", cls=Helpful)
 @click.argument("plan_file", metavar="PLAN.toml", type=arguments.PATH)
 @click.option(
     "--out", type=arguments.PATH, required=True, help="New, empty, or of an earlier start."
@@ -57,57 +102,36 @@ _NAMED = {"patches": Names.PATCH, "folders": Names.FOLDER}
 )
 @click.option("--merge", is_flag=True, help="Run nothing; put together what the shards came to.")
 @click.option("--quiet", is_flag=True, help="Print errors alone; the exit code is the answer.")
-def fleet(
+def fleet_(
     *,
     plan_file: Path,
     out: Path,
-    executor: str,
-    workers: int,
-    threads: int | None,
-    address: str | None,
-    gpus: float,
     shard: str | None,
     merge: bool,
     quiet: bool,
+    **options: Any,  # noqa: ANN401 - what click parsed
 ) -> int:
     """Run many models under many policies from PLAN.toml; finished units are not repeated.
 
     Exit code: the worst of the units; 3 where one died or, with --merge, did not run.
     """
-    part = None if shard is None else Shard.parse(shard)
-    if merge and (part is not None or executor != "serial"):
+    part, where = None if shard is None else Shard.parse(shard), _Where(**options)
+    if merge and (part is not None or where.executor != "serial"):
         raise ConfigError(
             "expected --merge alone, got --shard or --executor; run first, then merge"
         )
-    if executor != "ray" and (address is not None or gpus):
-        raise ConfigError("expected --address and --gpus with --executor ray, got another executor")
-    if address is not None and workers != 1:
-        raise ConfigError("expected --workers or --address, got both; a cluster knows its own size")
-    if executor == "serial" and workers != 1:
-        raise ConfigError("expected --workers with --executor processes or ray, got serial")
+    where.require_fitting()
     plan = read(plan_file, _options())
     _try(plan)
     if merge:
-        return _told(fleets.merge(plan, out), out, quiet=quiet)
-    # The cores of a cluster are Ray's to deal out.
-    dealt = (
-        executors.Cores(workers, threads or 1)
-        if address is not None
-        else executors.cores(workers, threads)
-    )
-    chosen: dict[str, Executor] = {
-        "serial": executors.serial,
-        "processes": partial(executors.processes, workers=workers),
-        "ray": partial(
-            executors.ray, workers=workers, threads=dealt.threads, gpus=gpus, address=address
-        ),
-    }
+        return _told(fleet.merge(plan, out), out, quiet=quiet)
+    threads = where.cores().threads
     with terminal.progress(quiet=quiet) as progress:
-        summary = fleets.run(
+        summary = fleet.run(
             plan,
             out,
-            executor=chosen[executor],
-            threads=dealt.threads,
+            executor=where.start(threads),
+            threads=threads,
             shard=part,
             progress=progress,
         )
