@@ -41,7 +41,7 @@ from lmr_guard.onnxfile.export import export_onnx
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Build, Outcome, Variant, Verdict
 from lmr_guard.release.report import Report
-from lmr_guard.release.verify import verify
+from lmr_guard.release.verify import verify_artifact
 
 __all__ = ["onnx_export_gate", "verify_model"]
 
@@ -90,7 +90,7 @@ def verify_model(
     """
     classifier = as_classifier(model, clean, preprocessing)
     with tempfile.TemporaryDirectory(prefix="lmr-guard-") as folder:
-        return verify(
+        return verify_artifact(
             export_onnx(classifier, Path(folder) / "float32.onnx"),
             Build(name="float32", weights_sha256=weights_sha256(classifier)),
             clean.report,

@@ -15,12 +15,12 @@ from lmr_guard.onnxfile.predictor import OnnxPredictor, Session, try_apart
 from lmr_guard.received import inputs
 from lmr_guard.received.inputs import Images
 from lmr_guard.received.parts import check_agreement
-from lmr_guard.release import verify as verification
 from lmr_guard.release.decision import decide
 from lmr_guard.release.environment import environment
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Build
 from lmr_guard.release.report import Report
+from lmr_guard.release.verify import verify_artifact
 
 __all__ = ["FileFormat", "verify"]
 
@@ -72,7 +72,7 @@ def verify(
     known = inputs.triggers(triggers, images, shape, progress=progress)
     check_agreement(predict(OnnxPredictor(place, session), images), images)
     inputs.require_every_class(images)
-    variant = verification.verify(
+    variant = verify_artifact(
         artifact,
         Build(name=_NAME),
         images,

@@ -38,8 +38,9 @@ from lmr_guard.files import Artifact
 from lmr_guard.localize import listening, telling
 from lmr_guard.onnxfile.export import export_onnx, require_parity
 from lmr_guard.onnxfile.predictor import Session
-from lmr_guard.release import publish, verify
+from lmr_guard.release import publish
 from lmr_guard.release.records import Build, Variant
+from lmr_guard.release.verify import verify_artifact
 from lmr_guard.repel import repel
 from lmr_guard.settings import Settings
 
@@ -233,7 +234,7 @@ class Workshop:
             whole=described(self._whole(form)),
         )
         heard = self._listening(form) if searched else None
-        return verify.verify(
+        return verify_artifact(
             file,
             build,
             self.clean.report,

@@ -23,7 +23,7 @@ from lmr_guard.release.decision import decide, publishable
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.publish import publish
 from lmr_guard.release.records import Build, Outcome, Variant, Verdict
-from lmr_guard.release.verify import verify
+from lmr_guard.release.verify import verify_artifact
 
 PASS, INCOMPLETE, FAIL = Outcome.PASS, Outcome.INCOMPLETE, Outcome.FAIL
 LOOSE = Policy(require=("float32",))
@@ -36,7 +36,7 @@ def judged(
     report: Labelled | None = None,
     policy: Policy = LOOSE,
 ) -> Variant:
-    return verify(
+    return verify_artifact(
         Artifact.of(path),
         FLOAT32,
         toy_images(300) if report is None else report,
@@ -87,7 +87,9 @@ def test_a_file_swapped_before_verification_is_found(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)
     staged = Artifact.of(path)
     write_onnx(path)
-    variant = verify(staged, FLOAT32, toy_images(300), Evidence([toy_patch()]), policy=LOOSE)
+    variant = verify_artifact(
+        staged, FLOAT32, toy_images(300), Evidence([toy_patch()]), policy=LOOSE
+    )
     assert outcome(variant, "digest") is FAIL
     assert_withheld(variant, path)
 
@@ -249,7 +251,7 @@ def test_one_answer_to_everything_is_refused_where_most_images_are_of_that_class
 def test_another_provider_than_the_one_asked_for_is_not_a_pass(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("the provider that is asked for is there")
-    variant = verify(
+    variant = verify_artifact(
         Artifact.of(write_onnx(tmp_path / "m.onnx")),
         FLOAT32,
         toy_images(300),

@@ -27,7 +27,7 @@ from lmr_guard.release.admit import _HIGHER, _LOWER, admit, in_words, parse_age
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Build, Check, Finding, Outcome, Variant
 from lmr_guard.release.report import Report
-from lmr_guard.release.verify import verify
+from lmr_guard.release.verify import verify_artifact
 from lmr_guard.settings import Settings
 
 MADE = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -182,7 +182,9 @@ def test_data_beside_the_file_are_no_pass_and_so_never_admitted(tmp_path: Path) 
     companion = split_in_two(path)
     shown = Evidence([toy_patch()])
     policy = Policy(require=("float32",))
-    judged = verify(Artifact.of(path), Build(name="float32"), toy_images(300), shown, policy=policy)
+    judged = verify_artifact(
+        Artifact.of(path), Build(name="float32"), toy_images(300), shown, policy=policy
+    )
     report = dated(MADE, variants=(judged,), verdict=Outcome.INCOMPLETE, policy=policy)
     told = "got incomplete: the digest does not cover float32.onnx.data"
     refused(told, path, report)

@@ -18,7 +18,7 @@ from lmr_guard.files import Artifact
 from lmr_guard.onnxfile.predictor import Session
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Build, Check, Finding, Outcome, Variant
-from lmr_guard.release.verify import verify
+from lmr_guard.release.verify import verify_artifact
 
 Sizes = tuple[float, float, int]
 PASS, INCOMPLETE, FAIL = Outcome.PASS, Outcome.INCOMPLETE, Outcome.FAIL
@@ -37,7 +37,7 @@ def judged(
 ) -> Variant:
     """The variant that verify makes of a file, by default with one trigger and enough images."""
     given: dict[str, object] = {"policy": Policy(), "reference": Rate(300, 300)}
-    return verify(
+    return verify_artifact(
         Artifact.of(path),
         build,
         report,

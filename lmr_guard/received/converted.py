@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lmr_guard import extras
 from lmr_guard.classifier import Classifier, Preprocessing, find_head
 from lmr_guard.contracts import Labelled
 from lmr_guard.errors import ConfigError, ExportRefused, InputError
-from lmr_guard.extras import load as load_extra
 from lmr_guard.measure import predict
 from lmr_guard.onnxfile.editing import unconverted
 from lmr_guard.onnxfile.fileformat import FileFormat, expected_shape
@@ -123,7 +123,7 @@ def read(path: Path, said: FileFormat) -> tuple[Classifier, OnnxOrigin]:
         ExportRefused: Its graph holds what no exporter writes for a feed-forward classifier.
         InputError: No readable ONNX file, or one that takes too much to read.
     """
-    load_extra("onnx2torch", "onnx")
+    extras.load("onnx2torch", "onnx")
     try_apart(path, said.session())
     count = require_regular(path, "an ONNX model")
     tried = apart(

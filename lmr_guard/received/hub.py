@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmr_guard import extras
 from lmr_guard.classifier import Classifier, Preprocessing, find_head
 from lmr_guard.errors import ConfigError, InputError, described, first_line, printable, some
-from lmr_guard.extras import load as load_extra
 from lmr_guard.onnxfile.fileformat import FileFormat
 from lmr_guard.received import load
 from lmr_guard.received.architectures import Architecture, described_input
@@ -192,7 +192,7 @@ def _transformers(
     folder: Path, held: Mapping[str, Any], said: FileFormat
 ) -> tuple[Classifier, dict[str, object], ClassNames | None]:
     with _quiet():
-        load_extra("transformers", "transformers")
+        extras.load("transformers", "transformers")
     weights = read_weights(_weights(folder))
     size = sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
     answer = apart(
@@ -329,7 +329,7 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         for log in logs:
             log.setLevel(CRITICAL)
-        theirs = load_extra("transformers.utils.logging", "transformers")
+        theirs = extras.load("transformers.utils.logging", "transformers")
         shows = theirs.is_progress_bar_enabled()
         theirs.disable_progress_bar()
         try:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmr_guard import extras
 from lmr_guard.errors import InputError, first_line, some
-from lmr_guard.extras import load as load_extra
 from lmr_guard.pictures import Held
 from lmr_guard.received.found import Found
 from lmr_guard.untrusted import apart, require_regular, shown
@@ -35,7 +35,7 @@ def read_parquet(paths: Sequence[Path]) -> Found:
         ConfigError: pyarrow is missing.
         InputError: A file does not read, takes too much to read, or has other columns.
     """
-    load_extra("pyarrow.parquet", "parquet")
+    extras.load("pyarrow.parquet", "parquet")
     told = [_told(path) for path in paths]
     where = f"{shown(paths[0])}" + (f" and {len(paths) - 1} more" * (len(paths) > 1))
     if any(each["classes"] != told[0]["classes"] for each in told):

@@ -27,7 +27,7 @@ check                  what it looks at                                         
 =====================  ==========================================================  ==========
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ from lmr_guard.release.independence import independence
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Build, Check, Finding, Outcome, Variant, Verdict
 
-__all__ = ["verify"]
+__all__ = ["verify_artifact"]
 
 # Channels are whole; and, as a share of what was asked, where some layers could not be cut.
 _ROUNDED, _UNCUT = 0.02, 0.1
@@ -88,7 +88,7 @@ class _Witness:
         return outputs
 
 
-def verify(
+def verify_artifact(
     artifact: Artifact,
     build: Build,
     report: Labelled,
@@ -122,13 +122,10 @@ def verify(
     repeated = _repeats(predictor, report)
     witness = _Witness(predictor)
     step, total = f"verify {build.name}", 1 + len(evidence)
-    logits = predict(witness, report)
+    logits, results = _measured(
+        witness, report, evidence, lambda count: progress(step, count, total)
+    )
     clean_accuracy = right(logits, report)
-    progress(step, 1, total)
-    results: list[TriggerResult] = []
-    for result in _tried(witness, report, evidence, logits.argmax(dim=1)):
-        results.append(result)
-        progress(step, 1 + len(results), total)
     done = build.achieved or Achieved()
     findings = (
         _digest(artifact, predictor),
@@ -157,6 +154,19 @@ def verify(
         searches=evidence.searches,
         per_class=right_per_class(logits, report),
     )
+
+
+def _measured(
+    witness: _Witness, report: Labelled, evidence: Evidence, told: Callable[[int], None]
+) -> tuple[Tensor, list[TriggerResult]]:
+    """Logits of the clean images, and what all that is tried came to; ``told`` after each."""
+    logits = predict(witness, report)
+    told(1)
+    results: list[TriggerResult] = []
+    for result in _tried(witness, report, evidence, logits.argmax(dim=1)):
+        results.append(result)
+        told(1 + len(results))
+    return logits, results
 
 
 def _tried(
