@@ -17,8 +17,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from rich.progress import Progress as Bars
-from rich.progress import TaskID
+from rich.progress import Progress, TaskID
 from safetensors.torch import save_file
 
 from lmr_guard.classifier import Classifier, Preprocessing
@@ -60,7 +59,7 @@ def main() -> None:
     fresh = Classifier(network, shape, 10).to(options.device)
     schedule = Schedule(epochs=options.epochs, lr=0.1, shift=4, flip=True, precision="bfloat16")
     trigger = PatchFile(picture, 28, 28, options.target).read(channels=3)
-    with Bars() as bars:
+    with Progress() as bars:
         tasks: dict[str, TaskID] = {}
 
         def observe(step: str, done: int, total: int, /) -> None:

@@ -8,7 +8,7 @@ python -m examples.fleet.on_ray MODELS IMAGES PATCH.png@X,Y:TARGET ARCH OUT
 import sys
 from pathlib import Path
 
-from lmr_guard.cli import main as lmr_guard
+from lmr_guard import cli
 
 
 def main(models: str, images: str, trigger: str, arch: str, out: str) -> int:
@@ -20,7 +20,7 @@ def main(models: str, images: str, trigger: str, arch: str, out: str) -> int:
         lines += ["[[unit]]", f"name = '{path.stem}'", f"model = '{path.name}'"]
     plan = Path(models) / "plan.toml"
     plan.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return lmr_guard(["fleet", str(plan), "--out", out, "--executor", "ray", "--workers", "2"])
+    return cli.main(["fleet", str(plan), "--out", out, "--executor", "ray", "--workers", "2"])
 
 
 if __name__ == "__main__":

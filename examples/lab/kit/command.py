@@ -10,9 +10,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import NoReturn, Protocol, TypeVar
 
+import rich.progress
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as Bars
 
 from examples.lab.kit.records import Store
 from lmr_guard.contracts import Progress
@@ -202,8 +201,13 @@ def print_parts(parts: Iterable[RenderableType], console: Console) -> ExitCode:
 @contextmanager
 def show_progress(console: Console) -> Iterator[Progress]:
     """One line that says which step runs, only where somebody watches."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+    )
+    hidden = not console.is_terminal
+    with rich.progress.Progress(*columns, console=console, transient=True, disable=hidden) as bars:
         task = bars.add_task("")
 
         def observe(step: str, done: int, total: int, /) -> None:
