@@ -18,10 +18,20 @@ import tomllib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmr_guard.errors import ConfigError, GuardError, InputError, first_line
+from lmr_guard.errors import (
+    ConfigError,
+    ExitCode,
+    ExportRefused,
+    GuardError,
+    InputError,
+    described,
+    first_line,
+)
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -30,10 +40,14 @@ __all__ = [
     "LARGEST_PICTURE",
     "LARGEST_RECORD",
     "LARGEST_SETTINGS",
+    "Allowance",
     "apart",
     "end_with_parent",
+    "entries",
     "exhausted",
     "in_words",
+    "json_object",
+    "parsed_json",
     "read_bytes",
     "read_toml",
     "require_known",
@@ -103,6 +117,46 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         return tomllib.loads(text.decode("utf-8-sig"))
     except (RecursionError, ValueError) as error:
         raise ConfigError(f"expected TOML, got {first_line(error)}: {path}") from error
+
+
+def parsed_json(text: bytes | str, expected: str, where: str, *, got: str | None = None) -> Any:  # noqa: ANN401 - whatever it holds
+    """What JSON holds.
+
+    Args:
+        text: Of a size that was looked at.
+        expected: What it should be, in words.
+        where: The file, and where in it: the end of the message.
+        got: What is told where it does not read; None tells the parser's own words.
+
+    Raises:
+        InputError: It is no JSON, or is nested too deep.
+    """
+    try:
+        return json.loads(text)
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"expected {expected}, got {got or error}{where}") from error
+
+
+def json_object(text: bytes | str, expected: str, where: str, *, got: str) -> dict[str, Any]:
+    """The object that JSON holds; the arguments are those of ``parsed_json``.
+
+    Raises:
+        InputError: It does not read, or holds something else.
+    """
+    held = parsed_json(text, expected, where, got=got)
+    if not isinstance(held, dict):
+        raise InputError(f"expected {expected}, got {described(held)}{where}")
+    return held
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, in no order. Raises InputError where it cannot be listed."""
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"expected a folder that can be read, got {error.strerror}: {shown(folder)}"
+        ) from error
 
 
 def require_known(keys: Iterable[str], known: Sequence[str], what: str, where: str) -> None:
@@ -180,6 +234,40 @@ def in_words(count: int) -> str:
 # --- a process of its own -----------------------------------------------------------------------
 
 _Job = Callable[..., Mapping[str, Any]]
+# What a job may raise to be raised here just so, by the exit codes that tell one from another.
+_ERRORS: Mapping[int, Callable[[str], GuardError]] = {
+    ExitCode.REFUSED: ExportRefused,
+    ExitCode.INCOMPLETE: partial(ExportRefused, incomplete=True),
+    ExitCode.USAGE: ConfigError,
+    ExitCode.UNSAFE_INPUT: InputError,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """What reading a file may take, by its size.
+
+    Args:
+        copies: Of the file, in memory.
+        spare: Bytes of memory beside.
+        speed: Bytes a second, at the least.
+        seconds: Beside the time that its size takes.
+    """
+
+    copies: int
+    spare: int
+    speed: float
+    seconds: float
+
+    def apart(self, size: int, job: _Job, *arguments: object, what: str) -> Mapping[str, Any]:
+        """``apart``, with what a file of ``size`` bytes may take."""
+        return apart(
+            job,
+            *arguments,
+            what=what,
+            memory=self.copies * size + self.spare,
+            seconds=self.seconds + size / self.speed,
+        )
 
 
 def apart(
@@ -190,14 +278,15 @@ def apart(
     The process is a fork, as those that torch's own ``DataLoader`` reads with: it starts at once.
 
     Args:
-        job: Answers a mapping of plain data; the ``InputError`` that it raises is raised here.
+        job: Answers a mapping of plain data; what it raises of ``ConfigError``, ``InputError`` and
+            ``ExportRefused`` is raised here, without what it was raised from.
         arguments: Of ``job``.
         what: What the file should be, in words.
         memory: Bytes that it may take beyond what this process has.
         seconds: That it may take.
 
     Raises:
-        InputError: It took more than that, broke off, or said so.
+        InputError: It took more than that, broke off, or raised an error of somebody else's.
     """
     if sys.platform != "linux":
         return job(*arguments)
@@ -221,10 +310,10 @@ def apart(
         process.kill()
         process.join()
         ours.close()
+    if "raised" in said:
+        raise _ERRORS[said["code"]](said["raised"])
     if "answer" not in said:
-        told = said["refused"]
-        if told is not None and said["by us"]:
-            raise InputError(told)
+        told = said["failed"]
         got = f"takes more than {in_words(memory)} to read" if told is None else f"raises {told}"
         raise InputError(f"expected {what}, got one that {got}")
     answered: Mapping[str, Any] = said["answer"]
@@ -232,7 +321,7 @@ def apart(
 
 
 def _child(pipe: "Connection", memory: int, job: _Job, arguments: tuple[object, ...]) -> None:
-    """The other side: limits itself, does the job, answers; no ``refused`` is no memory."""
+    """The other side: limits itself, does the job, answers."""
     import torch
 
     _let_go(pipe.fileno())
@@ -241,10 +330,17 @@ def _child(pipe: "Connection", memory: int, job: _Job, arguments: tuple[object, 
     try:
         said: dict[str, Any] = {"answer": job(*arguments)}
     except Exception as error:  # noqa: BLE001  # Hostile bytes may raise anything.
-        ours = isinstance(error, InputError)
-        told = None if exhausted(error) else str(error) if ours else first_line(error)
-        said = {"refused": told, "by us": ours}
+        said = _failure(error)
     pipe.send_bytes(json.dumps(said).encode())
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    """How an error crosses; None in place of words where memory ran out."""
+    if exhausted(error) and not isinstance(error, ConfigError | ExportRefused):
+        return {"failed": None}
+    if isinstance(error, ConfigError | ExportRefused | InputError):
+        return {"raised": str(error), "code": int(error.exit_code)}
+    return {"failed": first_line(error)}
 
 
 def _let_go(kept: int) -> None:

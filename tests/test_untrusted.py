@@ -9,16 +9,21 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lmr_guard.errors import ConfigError, InputError
+from lmr_guard.errors import ConfigError, ExportRefused, GuardError, InputError
 from lmr_guard.untrusted import (
+    Allowance,
     apart,
+    entries,
     exhausted,
     in_words,
+    json_object,
+    parsed_json,
     read_bytes,
     require_path,
     require_regular,
@@ -97,6 +102,25 @@ def test_a_path_is_shown_in_one_line() -> None:
     assert shown(Path("x" * 300)) == f"'...{'x' * 200}'"
 
 
+def test_json_is_told_by_what_it_is_for() -> None:
+    assert parsed_json(b"[1]", "numbers", ": f") == [1]
+    assert json_object('{"a": 1}', "an object", ": f", got="none") == {"a": 1}
+    for text in (b"{", b"\xff\xfe", b"[" * 100_000):
+        with pytest.raises(InputError, match=r"^expected an object, got none in line 3: f$"):
+            json_object(text, "an object", " in line 3: f", got="none")
+    with pytest.raises(InputError, match=r"^expected numbers, got Expecting value: .*: f$"):
+        parsed_json("?", "numbers", ": f")
+    with pytest.raises(InputError, match=r"^expected an object, got list: f$"):
+        json_object("[1]", "an object", ": f", got="none")
+
+
+def test_what_lies_in_a_folder_or_why_nobody_can_tell(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    assert entries(tmp_path) == [tmp_path / "a"]
+    with pytest.raises(InputError, match=r"a folder that can be read, got Not a directory: '.*a'"):
+        entries(tmp_path / "a")
+
+
 # --- apart --------------------------------------------------------------------------------------
 
 
@@ -132,6 +156,18 @@ def refusing() -> Mapping[str, int]:
     raise InputError("expected this, got that")
 
 
+def misused() -> Mapping[str, int]:
+    raise ConfigError("expected this, got that; give this")
+
+
+def refused() -> Mapping[str, int]:
+    raise ExportRefused("expected this, got that")
+
+
+def undecided() -> Mapping[str, int]:
+    raise ExportRefused("expected this, got that", incomplete=True)
+
+
 def failing() -> Mapping[str, int]:
     raise RuntimeError("odd\nbytes")
 
@@ -161,6 +197,24 @@ def test_what_goes_wrong_apart_is_one_line_here(
 ) -> None:
     with pytest.raises(InputError, match=told):
         apart(job, **LIMITS)
+
+
+@pytest.mark.parametrize("job", [misused, refused, undecided, refusing])
+def test_what_is_refused_apart_is_refused_here(job: Callable[[], Mapping[str, Any]]) -> None:
+    with pytest.raises(GuardError, match="expected this, got that") as there:
+        job()
+    with pytest.raises(type(there.value), match=f"^{there.value}$") as here:
+        apart(job, **LIMITS)
+    assert here.value.exit_code == there.value.exit_code
+
+
+def test_what_a_file_may_take_grows_with_its_size() -> None:
+    allowed = Allowance(copies=2, spare=64 << 20, speed=1e6, seconds=60.0)
+    assert allowed.apart(10, doubled, 21, what="a file") == {"value": 42}
+    with pytest.raises(InputError, match="got one that takes more than 66 MB to read"):
+        allowed.apart(1 << 20, greedy, what="a file")
+    with pytest.raises(InputError, match="still being read after 2 seconds"):
+        replace(allowed, seconds=1.0).apart(1_000_000, slow, what="a file")
 
 
 def test_a_job_that_takes_too_long_is_ended() -> None:

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from lmr_guard.errors import InputError
 from lmr_guard.files import sha256_of
 from lmr_guard.received.converted import is_onnx
 from lmr_guard.received.shards import indexed
 from lmr_guard.release.formats.shared import digests
-from lmr_guard.untrusted import require_path, shown
+from lmr_guard.untrusted import entries, require_path
 
 __all__ = ["Digests", "code"]
 
@@ -113,21 +112,12 @@ def _inside(folder: Path) -> Iterator[Path]:
     """Every regular file; links are followed, but not to where they came from."""
     waiting, seen = [folder], {folder.resolve()}
     while waiting:
-        for entry in _entries(waiting.pop()):
+        for entry in sorted(entries(waiting.pop())):
             if entry.is_file():
                 yield entry
             elif entry.is_dir() and (real := entry.resolve()) not in seen:
                 seen.add(real)
                 waiting.append(entry)
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise InputError(
-            f"expected a folder that can be read, got {error.strerror}: {shown(folder)}"
-        ) from error
 
 
 def _of(content: object) -> str:

@@ -18,7 +18,7 @@ from lmr_guard.classifier import Preprocessing
 from lmr_guard.errors import ConfigError, InputError, first_line, some
 from lmr_guard.onnxfile.functions import EXPANDING, MOST_NODES
 from lmr_guard.onnxfile.inspect import branches, companions, inventory, read_model
-from lmr_guard.untrusted import apart, require_regular, shown
+from lmr_guard.untrusted import Allowance, require_regular, shown
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, RunOptions
@@ -59,8 +59,7 @@ class Session:
 
 
 # What opening a foreign file may take: the graph in memory several times, and one picture.
-_COPIES, _SPARE = 8, 1 << 30
-_SECONDS, _SPEED = 60.0, 10e6
+_ALLOWED = Allowance(copies=8, spare=1 << 30, speed=10e6, seconds=60.0)
 _LARGEST_BATCH = 4096
 
 
@@ -197,20 +196,9 @@ def try_apart(path: Path, session: Session | None = None) -> None:
 
     what = f"an ONNX model like {shown(path)}"
     count = require_regular(path, "an ONNX model")
-    memory, seconds = _allowed(count)
-    count += apart(_beside, path, what=what, memory=memory, seconds=seconds)["bytes"]
-    memory, seconds = _allowed(count)
+    count += _ALLOWED.apart(count, _beside, path, what=what)["bytes"]
     how = session or Session()
-    told = apart(
-        _opened_once, path, how.layout, how.output, what=what, memory=memory, seconds=seconds
-    )
-    if "usage" in told:
-        raise ConfigError(told["usage"])
-
-
-def _allowed(count: int) -> tuple[int, float]:
-    """What a file of so many bytes may take: memory, seconds."""
-    return _COPIES * count + _SPARE, _SECONDS + count / _SPEED
+    _ALLOWED.apart(count, _opened_once, path, how.layout, how.output, what=what)
 
 
 def _beside(path: Path) -> dict[str, int]:
@@ -220,10 +208,7 @@ def _beside(path: Path) -> dict[str, int]:
 
 def _opened_once(path: Path, layout: Layout, output: str | None) -> dict[str, str]:
     """Opens a file, and shows it one grey picture where it says how large that must be."""
-    try:
-        predictor = OnnxPredictor(path, Session(threads=1, layout=layout, output=output))
-    except ConfigError as error:
-        return {"usage": str(error)}
+    predictor = OnnxPredictor(path, Session(threads=1, layout=layout, output=output))
     size = [side for side in predictor.shape[1:] if side is not None]
     if len(size) == 3:
         predictor(torch.full((1, *size), 0.5))

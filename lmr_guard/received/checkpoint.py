@@ -26,7 +26,7 @@ from lmr_guard.errors import InputError, described, first_line, printable, some
 from lmr_guard.received.peeling import without_prefix
 from lmr_guard.received.recognised import other_kind
 from lmr_guard.received.shards import indexed, require_whole
-from lmr_guard.untrusted import apart, exhausted, in_words, require_regular
+from lmr_guard.untrusted import Allowance, exhausted, in_words, require_regular
 
 __all__ = ["read_weights"]
 
@@ -36,8 +36,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 _DEEPEST = 2  # dictionaries around the weights that are looked through
 _ADVICE = "ask for the bare state dict, best as safetensors"
 # What reading a torch checkpoint may take: weights are read, copied and written.
-_COPIES, _SPARE = 4, 1 << 29
-_SECONDS, _SPEED = 60.0, 10e6
+_ALLOWED = Allowance(copies=4, spare=1 << 29, speed=10e6, seconds=60.0)
 # Torch packs nothing; weights that somebody else has packed do not shrink much.
 _PACKED, _SMALL = 8, 1 << 24
 
@@ -93,14 +92,8 @@ def _converted(path: Path) -> object:
     size = path.stat().st_size
     with tempfile.TemporaryDirectory(prefix="lmr-guard-", ignore_cleanup_errors=True) as folder:
         weights = Path(folder) / "weights.safetensors"
-        told = apart(
-            _convert,
-            path,
-            weights,
-            what=f"a checkpoint like {str(path)!r}",
-            memory=_COPIES * size + _SPARE,
-            seconds=_SECONDS + size / _SPEED,
-        )
+        what = f"a checkpoint like {str(path)!r}"
+        told = _ALLOWED.apart(size, _convert, path, weights, what=what)
         held = load_file(weights)
     found = OrderedDict((name, held[name]) for name in told["names"])
     if told["versions"]:

@@ -14,7 +14,7 @@ from torch import nn
 from lmr_guard import extras
 from lmr_guard.classifier import Classifier, Preprocessing, find_head
 from lmr_guard.contracts import Labelled
-from lmr_guard.errors import ConfigError, ExportRefused, InputError
+from lmr_guard.errors import ExportRefused, InputError
 from lmr_guard.measure import predict
 from lmr_guard.onnxfile.editing import unconverted
 from lmr_guard.onnxfile.fileformat import FileFormat, expected_shape
@@ -23,14 +23,13 @@ from lmr_guard.onnxfile.plain import plain
 from lmr_guard.onnxfile.predictor import OnnxPredictor, try_apart
 from lmr_guard.received import load
 from lmr_guard.received.traced import network_of
-from lmr_guard.untrusted import apart, require_regular, shown
+from lmr_guard.untrusted import Allowance, require_regular, shown
 
 __all__ = ["OnnxOrigin", "is_onnx", "read"]
 
 _TOLERANCE = 1e-3
 _HALF_TOLERANCE = 2e-2
-_COPIES, _SPARE = 24, 2 << 30
-_SECONDS, _SPEED = 120.0, 2e6
+_ALLOWED = Allowance(copies=24, spare=2 << 30, speed=2e6, seconds=120.0)
 
 
 def is_onnx(path: Path) -> bool:
@@ -126,28 +125,12 @@ def read(path: Path, said: FileFormat) -> tuple[Classifier, OnnxOrigin]:
     extras.load("onnx2torch", "onnx")
     try_apart(path, said.session())
     count = require_regular(path, "an ONNX model")
-    tried = apart(
-        _tried,
-        path,
-        said,
-        what=f"an ONNX model like {shown(path)}",
-        memory=_COPIES * count + _SPARE,
-        seconds=_SECONDS + count / _SPEED,
-    )
-    if "usage" in tried:
-        raise ConfigError(tried["usage"])
-    if "refused" in tried:
-        raise ExportRefused(tried["refused"], incomplete=True)
+    _ALLOWED.apart(count, _tried, path, said, what=f"an ONNX model like {shown(path)}")
     return _read(path, said)
 
 
 def _tried(path: Path, said: FileFormat) -> dict[str, str]:
-    try:
-        _read(path, said)
-    except ConfigError as error:
-        return {"usage": str(error)}
-    except ExportRefused as error:
-        return {"refused": str(error)}
+    _read(path, said)
     return {}
 
 

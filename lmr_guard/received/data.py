@@ -29,8 +29,8 @@ from lmr_guard.received.found import listed, numbered, require_counts
 from lmr_guard.received.leavings import Passed, is_leaving
 from lmr_guard.received.names import named
 from lmr_guard.received.oddities import Kind, Oddities
-from lmr_guard.received.sources import LAYOUT, entries, found_in
-from lmr_guard.untrusted import require_path
+from lmr_guard.received.sources import LAYOUT, found_in
+from lmr_guard.untrusted import entries, require_path
 
 __all__ = ["common_size", "read_folder", "read_image", "read_images"]
 

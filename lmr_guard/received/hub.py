@@ -6,7 +6,6 @@ It is of transformers (an image classifier that the package itself holds) or of 
 comes from the folder: nothing is fetched, no code of it is imported, nothing is unpickled.
 """
 
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,14 +20,14 @@ from torch import Tensor, nn
 
 from lmr_guard import extras
 from lmr_guard.classifier import Classifier, Preprocessing, find_head
-from lmr_guard.errors import ConfigError, InputError, described, first_line, printable, some
+from lmr_guard.errors import ConfigError, InputError, first_line, printable, some
 from lmr_guard.onnxfile.fileformat import FileFormat
 from lmr_guard.received import load
 from lmr_guard.received.architectures import Architecture, described_input
 from lmr_guard.received.checkpoint import read_weights
 from lmr_guard.received.names import ClassNames
 from lmr_guard.received.processor import described_by
-from lmr_guard.untrusted import LARGEST_SETTINGS, apart, read_bytes, shown
+from lmr_guard.untrusted import LARGEST_SETTINGS, Allowance, json_object, read_bytes, shown
 
 __all__ = ["answering_logits", "is_folder", "read"]
 
@@ -40,8 +39,7 @@ _REFUSED = (
     *("use_pretrained_backbone", "use_timm_backbone"),
 )
 _LARGEST = 1e6  # of what is read as a number; no image is larger, no pixel either
-_COPIES, _SPARE = 8, 2 << 30
-_SECONDS, _SPEED = 120.0, 10e6
+_ALLOWED = Allowance(copies=8, spare=2 << 30, speed=10e6, seconds=120.0)
 
 
 def is_folder(path: Path) -> bool:
@@ -82,15 +80,8 @@ def read(folder: Path, said: FileFormat) -> tuple[Classifier, dict[str, object],
 
 def _json(path: Path) -> dict[str, Any]:
     text = read_bytes(path, "a model's description", LARGEST_SETTINGS)
-    try:
-        held = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"expected a JSON object, got a file that does not read: {shown(path)}"
-        ) from error
-    if not isinstance(held, dict):
-        raise InputError(f"expected a JSON object, got {described(held)}: {shown(path)}")
-    return held
+    got = "a file that does not read"
+    return json_object(text, "a JSON object", f": {shown(path)}", got=got)
 
 
 def _keys(held: object) -> Iterator[str]:
@@ -195,17 +186,8 @@ def _transformers(
         extras.load("transformers", "transformers")
     weights = read_weights(_weights(folder))
     size = sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
-    answer = apart(
-        _tried,
-        dict(held),
-        weights,
-        folder,
-        what=f"a model like {shown(folder)}",
-        memory=_COPIES * size + _SPARE,
-        seconds=_SECONDS + size / _SPEED,
-    )
-    if "usage" in answer:
-        raise ConfigError(answer["usage"])
+    what = f"a model like {shown(folder)}"
+    _ALLOWED.apart(size, _tried, dict(held), weights, folder, what=what)
     network = _network(dict(held), weights, folder)
     shape, notes = _input(folder, network, said)
     with torch.random.fork_rng(devices=[]):
@@ -224,10 +206,7 @@ def _transformers(
 
 
 def _tried(held: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> dict[str, str]:
-    try:
-        _network(held, weights, folder)
-    except ConfigError as error:
-        return {"usage": str(error)}
+    _network(held, weights, folder)
     return {}
 
 

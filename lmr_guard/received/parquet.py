@@ -14,13 +14,12 @@ from lmr_guard import extras
 from lmr_guard.errors import InputError, first_line, some
 from lmr_guard.pictures import Held
 from lmr_guard.received.found import Found
-from lmr_guard.untrusted import apart, require_regular, shown
+from lmr_guard.untrusted import Allowance, require_regular, shown
 
 __all__ = ["read_parquet"]
 
 _BATCH = 16  # rows at a time
-_COPIES, _SPARE = 4, 1 << 30
-_SECONDS, _SPEED = 60.0, 5e6
+_ALLOWED = Allowance(copies=4, spare=1 << 30, speed=5e6, seconds=60.0)
 _LABELS = ("label", "labels", "class", "target")
 
 
@@ -66,14 +65,7 @@ def _name(label: str, names: Sequence[str], where: str) -> str:
 
 def _told(path: Path) -> dict[str, Any]:
     size = require_regular(path, "a Parquet file")
-    answer = apart(
-        _looked_at,
-        path,
-        what=f"a Parquet file like {shown(path)}",
-        memory=_COPIES * size + _SPARE,
-        seconds=_SECONDS + size / _SPEED,
-    )
-    return dict(answer)
+    return dict(_ALLOWED.apart(size, _looked_at, path, what=f"a Parquet file like {shown(path)}"))
 
 
 def _looked_at(path: Path) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from lmr_guard.received.archives import read_shards
 from lmr_guard.received.found import Found, parts_of
 from lmr_guard.received.parquet import read_parquet
 from lmr_guard.received.tables import ENDINGS, METADATA, read_list
-from lmr_guard.untrusted import require_path
+from lmr_guard.untrusted import entries, require_path
 
-__all__ = ["LAYOUT", "entries", "found_in"]
+__all__ = ["LAYOUT", "found_in"]
 
 LAYOUT = "expected a folder that holds one folder of images for each class"
 _TAR, _PARQUET = ".tar", ".parquet"
@@ -79,13 +79,3 @@ def _in_folder(root: Path) -> Found | None:
             f"save_to_disk writes them, in {str(root)!r}; write them with to_parquet"
         )
     return None
-
-
-def entries(folder: Path) -> list[Path]:
-    """What lies in a folder. Raises InputError where it cannot be listed."""
-    try:
-        return list(folder.iterdir())
-    except OSError as error:
-        raise InputError(
-            f"expected a folder that can be read, got {error.strerror}: {str(folder)!r}"
-        ) from error

@@ -7,15 +7,14 @@ Paths stand relative to the list's own folder and do not leave it.
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from lmr_guard.errors import InputError, described, first_line, is_text, printable, some
+from lmr_guard.errors import InputError, first_line, is_text, printable, some
 from lmr_guard.received.found import Found
-from lmr_guard.untrusted import LARGEST_RECORD, read_bytes, shown
+from lmr_guard.untrusted import LARGEST_RECORD, json_object, read_bytes, shown
 
 __all__ = ["ENDINGS", "METADATA", "read_list"]
 
@@ -133,26 +132,17 @@ def _json_rows(text: str, path: Path) -> Iterator[_Row]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            held = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"expected a JSON object in every line, got none in line {number}: {shown(path)}"
-            ) from error
-        if not isinstance(held, dict):
-            raise InputError(
-                f"expected a JSON object in every line, got {described(held)} in line {number}: "
-                f"{shown(path)}"
-            )
+        where = f" in line {number}: {shown(path)}"
+        held = json_object(line, "a JSON object in every line", where, got="none")
         lower = {key.lower(): value for key, value in held.items()}
-        where = next((lower[name] for name in _PATHS if name in lower), None)
+        named = next((lower[name] for name in _PATHS if name in lower), None)
         label = next((lower[name] for name in _LABELS if lower.get(name) is not None), "")
-        if not isinstance(where, str) or not (isinstance(label, str) or type(label) is int):
+        if not isinstance(named, str) or not (isinstance(label, str) or type(label) is int):
             raise InputError(
                 "expected a path and a label, a name or a whole number, in every line, got "
-                f"{some(held) or 'nothing'} in line {number}: {shown(path)}"
+                f"{some(held) or 'nothing'}{where}"
             )
-        yield _Row(number, where, str(label).strip())
+        yield _Row(number, named, str(label).strip())
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a fire drill came to, as a record and as ``drill.json``; ``firedrill`` holds one."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Self
 from lmr_guard.contracts import Rate
 from lmr_guard.errors import ConfigError, ExitCode, InputError, first_line
 from lmr_guard.release.records import Outcome
-from lmr_guard.untrusted import LARGEST_RECORD, read_bytes
+from lmr_guard.untrusted import LARGEST_RECORD, parsed_json, read_bytes
 
 __all__ = ["DRILL_VERSION", "DrillReport", "DrilledAttack", "DrilledForm"]
 
@@ -213,10 +212,8 @@ class DrillReport:
             InputError: No such file, or no result of a drill.
         """
         text = read_bytes(path, "the drill.json of a drill", LARGEST_RECORD)
-        try:
-            document = json.loads(text)
-        except (RecursionError, ValueError) as error:
-            raise InputError(f"expected the drill.json of a drill, got no JSON: {path}") from error
+        what = "the drill.json of a drill"
+        document = parsed_json(text, what, f": {path}", got="no JSON")
         try:
             return cls.from_json(document)
         except InputError as error:

@@ -22,7 +22,7 @@ from lmr_guard.release.decision import decide
 from lmr_guard.release.drills import DrillReport
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Outcome, Variant
-from lmr_guard.untrusted import LARGEST_RECORD, read_bytes
+from lmr_guard.untrusted import LARGEST_RECORD, parsed_json, read_bytes
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -187,10 +187,7 @@ class Report:
             InputError: There is none that can be read, or it is none.
         """
         text = read_bytes(path, "a report.json", LARGEST_RECORD)
-        try:
-            document = json.loads(text)
-        except (RecursionError, ValueError) as error:
-            raise InputError(f"expected JSON in a report, got {error}: {path}") from error
+        document = parsed_json(text, "JSON in a report", f": {path}")
         try:
             return cls.from_json(document)
         except InputError as error:

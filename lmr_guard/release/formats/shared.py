@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import quote
 
@@ -16,7 +17,7 @@ from lmr_guard.files import sha256_of
 from lmr_guard.onnxfile.inspect import companions
 from lmr_guard.release.records import Outcome, Variant
 from lmr_guard.release.report import Report
-from lmr_guard.untrusted import apart, require_regular, shown
+from lmr_guard.untrusted import Allowance, require_regular, shown
 
 __all__ = [
     "REQUIRED",
@@ -42,9 +43,7 @@ TOOL = "lmr-guard"
 REQUIRED = "required"
 """What no check is about: a variant that the policy requires and nobody built or checked."""
 
-_COPIES = 4  # of a file, in memory while it is parsed
-_SPARE = 1 << 29  # bytes
-_PATIENCE = 600.0  # seconds
+_ALLOWED = Allowance(copies=4, spare=1 << 29, speed=inf, seconds=600.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +86,8 @@ def digests(path: Path) -> dict[str, str]:
     """
     import onnx  # noqa: F401 - what is loaded here does not count as what the file takes
 
-    memory = _COPIES * require_regular(path, "an ONNX model") + _SPARE
-    what = f"an ONNX model like {shown(path)}"
-    return dict(apart(_digests, path, what=what, memory=memory, seconds=_PATIENCE))
+    size = require_regular(path, "an ONNX model")
+    return dict(_ALLOWED.apart(size, _digests, path, what=f"an ONNX model like {shown(path)}"))
 
 
 def _digests(path: Path) -> dict[str, str]:
