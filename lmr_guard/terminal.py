@@ -13,15 +13,8 @@ from datetime import timedelta
 from typing import Any, TextIO
 
 import click
+import rich.progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bars
 
 from lmr_guard.contracts import Progress, silent
 from lmr_guard.errors import StageError
@@ -159,14 +152,14 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
         yield _logged()
         return
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(bar_width=20),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("left"),
+        rich.progress.TimeRemainingColumn(),
     )
-    with Bars(*columns, console=console, transient=True) as bars:
+    with rich.progress.Progress(*columns, console=console, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def observe(step: str, done: int, total: int, /) -> None:
