@@ -17,7 +17,7 @@ PIN_airflow := apache-airflow==3.3.2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest docs reliability hosts install clean release advisories
+.PHONY: help demo test lint types pytest docs structure reliability hosts install clean release advisories
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,9 @@ pytest: $(STAMP) ## Run the tests alone
 # A warning is an error: a link that leads nowhere, a page in no list.
 docs: $(STAMP) ## Build the documentation as a site into .make/docs
 	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs .make/docs
+
+structure: $(STAMP) ## Count modules, functions, imports and files: how long, how wide, how many
+	$(BIN)/python -m examples.lab.structure
 
 reliability: $(STAMP) ## The long runs: bad inputs, kills, fuzzing; writes docs/reliability.md
 	-OMP_NUM_THREADS=1 $(BIN)/python -m examples.lab.reliability inputs

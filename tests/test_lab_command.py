@@ -16,6 +16,7 @@ from examples.lab.kit import command
 from examples.lab.kit.records import Store
 from examples.lab.population.__main__ import main as population
 from examples.lab.reproduce.__main__ import main as reproduce
+from examples.lab.structure.__main__ import main as structure
 from lmr_guard.errors import ConfigError, StageError
 
 EXPERIMENTS = {
@@ -23,6 +24,7 @@ EXPERIMENTS = {
     "benchmarks": benchmarks,
     "population": population,
     "reproduce": reproduce,
+    "structure": structure,
 }
 
 
