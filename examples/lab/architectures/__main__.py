@@ -17,7 +17,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +26,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from examples.lab.architectures.subjects import SUBJECTS, Subject, write
 from examples.lab.kit import command
@@ -36,7 +36,6 @@ from examples.lab.kit.tables import framed_table
 from lmr_guard import pipeline
 from lmr_guard.compress.recipes import parse
 from lmr_guard.contracts import silent
-from lmr_guard.errors import ExitCode
 from lmr_guard.evidence import Patch
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.localize.listening import ListeningSettings
@@ -56,21 +55,10 @@ _EACH, _EACH_TINY = 16, 12  # images of each class
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do the work, or show it, and return the exit code."""
-    return command.answer(partial(_act, arguments), width=200, pieces="networks")
-
-
-def _act(arguments: Sequence[str] | None, console: Console) -> int:
-    parser = command.parser("architectures", __doc__)
-    options, store = command.one_table(
-        parser, arguments, RESULTS, pieces="networks", shows=("show", "page")
+    table = command.OneTable(
+        experiment="architectures", purpose=__doc__, results=RESULTS, pieces="networks", width=200
     )
-    if options.command == "show":
-        console.print(_table(store.read()))
-        return ExitCode.PASSED
-    if options.command == "page":
-        print(_markdown(store.read()))
-        return ExitCode.PASSED
-    return _run(options, store, console)
+    return command.fill_or_show(table, arguments, _run, show=_table, page=_markdown)
 
 
 def _run(options: argparse.Namespace, store: Store, console: Console) -> int:
@@ -178,11 +166,11 @@ def _table(records: Sequence[Record]) -> Table:
     return table
 
 
-def _markdown(records: Sequence[Record]) -> str:
+def _markdown(records: Sequence[Record]) -> Text:
     rows = [_row(record) for record in records]
     heads = (*_WORDS, *_NUMBERS)
     lines = [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows)]
-    return "\n".join([*lines, "", f"{_summed_up(rows, records)}."])
+    return Text("\n".join([*lines, "", f"{_summed_up(rows, records)}."]))
 
 
 def _unbuilt(record: Record) -> str:

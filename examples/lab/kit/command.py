@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import NoReturn, Protocol, TypeVar
@@ -13,18 +14,19 @@ from typing import NoReturn, Protocol, TypeVar
 import rich.progress
 from rich.console import Console, RenderableType
 
-from examples.lab.kit.records import Store
+from examples.lab.kit.records import Record, Store
 from lmr_guard.contracts import Progress
 from lmr_guard.errors import ConfigError, ExitCode, GuardError
 
 __all__ = [
     "Named",
+    "OneTable",
     "add_work_options",
     "answer",
     "do_each",
+    "fill_or_show",
     "matching",
     "missing",
-    "one_table",
     "parser",
     "print_parts",
     "refuse_tiny_results",
@@ -76,33 +78,55 @@ def add_work_options(command: argparse.ArgumentParser, pieces: str) -> None:
     )
 
 
-def one_table(
-    command: argparse.ArgumentParser,
-    arguments: Sequence[str] | None,
-    results: Path,
-    *,
-    pieces: str,
-    shows: Sequence[str] = ("show",),
-) -> tuple[argparse.Namespace, Store]:
-    """What is asked of an experiment that fills one table, ``run`` or a way to show it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneTable:
+    """An experiment that fills one table.
 
     Args:
-        command: See ``parser``; gets ``command``, ``--out`` and what ``add_work_options`` adds.
-        arguments: Of the command line; None takes those of the process.
+        experiment: Name of its folder.
+        purpose: A docstring, whose first line the help shows.
         results: The file that is committed.
-        pieces: What they are called, in the plural.
-        shows: The other commands.
-
-    Raises:
-        ConfigError: They cannot be meant, or a tiny run would fill what is committed.
+        pieces: What its records are of, in the plural.
+        width: Columns, where nobody watches.
     """
-    command.add_argument("command", choices=("run", *shows))
-    command.add_argument("--out", type=Path, default=results, help="file of records")
-    add_work_options(command, pieces)
-    options = command.parse_args(arguments)
-    if options.command == "run":
-        refuse_tiny_results(options.out, results, tiny=options.tiny)
-    return options, Store(options.out)
+
+    experiment: str
+    purpose: str | None
+    results: Path
+    pieces: str
+    width: int
+
+
+def fill_or_show(
+    table: OneTable,
+    arguments: Sequence[str] | None,
+    run: Callable[[argparse.Namespace, Store, Console], int],
+    **shows: Callable[[list[Record]], RenderableType],
+) -> int:
+    """Do the work of an experiment, or show what came of it, and return the exit code.
+
+    Args:
+        table: Where its records stand, and what they are of.
+        arguments: ``run`` or one of ``shows``, ``--out``, and what ``add_work_options`` adds; None
+            takes those of the process.
+        run: Fills the table.
+        shows: The other commands, and what each prints of the records.
+    """
+
+    def act(console: Console) -> int:
+        command = parser(table.experiment, table.purpose)
+        command.add_argument("command", choices=("run", *shows))
+        command.add_argument("--out", type=Path, default=table.results, help="file of records")
+        add_work_options(command, table.pieces)
+        options = command.parse_args(arguments)
+        store = Store(options.out)
+        if options.command in shows:
+            console.print(shows[options.command](store.read()))
+            return ExitCode.PASSED
+        refuse_tiny_results(options.out, table.results, tiny=options.tiny)
+        return run(options, store, console)
+
+    return answer(act, width=table.width, pieces=table.pieces)
 
 
 def answer(act: Callable[[Console], int], *, width: int, pieces: str) -> int:

@@ -13,7 +13,6 @@ repaired here. ``verify`` says whether ``lmr-guard verify`` can open the file.
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +27,7 @@ from examples.lab.kit.provenance import commit, provenance
 from examples.lab.kit.records import Record, Store
 from examples.lab.onnxfiles.subjects import SUBJECTS, Subject, shown
 from lmr_guard.compress.groups import Groups
-from lmr_guard.errors import ExitCode, GuardError
+from lmr_guard.errors import GuardError
 from lmr_guard.onnxfile.export import export_onnx
 from lmr_guard.onnxfile.fileformat import FileFormat
 from lmr_guard.onnxfile.predictor import OnnxPredictor
@@ -41,16 +40,10 @@ RESULTS = Path(__file__).parent / "results" / "files.jsonl"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do the work, or show it, and return the exit code."""
-    return command.answer(partial(_act, arguments), width=160, pieces="files")
-
-
-def _act(arguments: Sequence[str] | None, console: Console) -> int:
-    parser = command.parser("onnxfiles", __doc__)
-    options, store = command.one_table(parser, arguments, RESULTS, pieces="files")
-    if options.command == "show":
-        console.print(_table(store.read()))
-        return ExitCode.PASSED
-    return _run(options, store, console)
+    table = command.OneTable(
+        experiment="onnxfiles", purpose=__doc__, results=RESULTS, pieces="files", width=160
+    )
+    return command.fill_or_show(table, arguments, _run, show=_table)
 
 
 def _run(options: argparse.Namespace, store: Store, console: Console) -> int:

@@ -16,7 +16,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -36,7 +35,6 @@ from lmr_guard import demo, pipeline
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.compress.recipes import parse
 from lmr_guard.contracts import Labelled
-from lmr_guard.errors import ExitCode
 from lmr_guard.evidence import Patch
 from lmr_guard.onnxfile.export import export_onnx
 from lmr_guard.onnxfile.fileformat import FileFormat
@@ -81,16 +79,14 @@ PIECES = tuple(Piece(seed, route) for seed in SEEDS for route in ROUTES)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do the work, or show it, and return the exit code."""
-    return command.answer(partial(_act, arguments), width=120, pieces="networks")
-
-
-def _act(arguments: Sequence[str] | None, console: Console) -> int:
-    parser = command.parser("onnxfiles.routes", __doc__)
-    options, store = command.one_table(parser, arguments, RESULTS, pieces="networks")
-    if options.command == "show":
-        console.print(_table(store.read()))
-        return ExitCode.PASSED
-    return _run(options, store, console)
+    table = command.OneTable(
+        experiment="onnxfiles.routes",
+        purpose=__doc__,
+        results=RESULTS,
+        pieces="networks",
+        width=120,
+    )
+    return command.fill_or_show(table, arguments, _run, show=_table)
 
 
 def _run(options: argparse.Namespace, store: Store, console: Console) -> int:
