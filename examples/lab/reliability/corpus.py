@@ -4,7 +4,7 @@
 
 from collections.abc import Iterator
 
-from examples.lab.reliability import checkpoints, onnxfiles, others
+from examples.lab.reliability import checkpoints, onnxfiles, pictures, settings
 from examples.lab.reliability.trial import Case
 
 __all__ = ["corpus"]
@@ -14,4 +14,5 @@ def corpus() -> Iterator[Case]:
     """All cases, family by family."""
     yield from checkpoints.cases()
     yield from onnxfiles.cases()
-    yield from others.cases()
+    yield from pictures.cases()
+    yield from settings.cases()

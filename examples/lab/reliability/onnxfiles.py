@@ -3,7 +3,7 @@
 """ONNX files that nobody should hand in."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto, helper, parser
 from examples.lab.reliability.place import BODY, CLASSES, SIDE, write_onnx
 from examples.lab.reliability.trial import Case
 
-__all__ = ["cases", "verify"]
+__all__ = ["cases", "verify", "with_option"]
 
 _FOUND = (1, 3)
 
@@ -24,6 +24,12 @@ def verify(folder: Path, model: Path | str | None = None) -> list[str]:
     patch = f"{folder / 'patch.png'}@5,5:2"
     said = ["verify", str(artefact), "--clean", str(folder / "clean"), "--trigger", patch]
     return [*said, "--threads", "1", "--policy", str(_policy(folder))]
+
+
+def with_option(words: Sequence[str], option: str, value: object) -> list[str]:
+    """The words of a command, with this value of an option in place of its own."""
+    at = list(words).index(option) if option in words else len(words)
+    return [*words[:at], option, str(value), *words[at + 2 :]]
 
 
 def _policy(folder: Path) -> Path:
