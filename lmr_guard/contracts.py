@@ -20,7 +20,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import sqrt
+from math import isfinite, sqrt
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
@@ -36,6 +36,7 @@ __all__ = [
     "Inverted",
     "Labelled",
     "Listening",
+    "Margins",
     "Method",
     "Predictor",
     "Progress",
@@ -448,6 +449,47 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
+class Margins:
+    """How near images of other classes come to a target: quantiles of its margin.
+
+    Each tuple holds 11 ascending numbers: the smallest, and for each tenth the smallest that at
+    least so many images do not exceed, the last of which is the largest. All are margins of single
+    images, in the unit of what was measured puts out. Above 0 an image lands in the target.
+
+    Args:
+        clean: Of the images as they are.
+        triggered: Of the triggered images.
+
+    Raises:
+        ValueError: They are not 11 ascending finite numbers each.
+    """
+
+    TENTHS: ClassVar[int] = 10
+
+    clean: tuple[float, ...]
+    triggered: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Validates; see the class. Somebody else may have written them."""
+        for values in (self.clean, self.triggered):
+            finite = len(values) == self.TENTHS + 1 and all(map(isfinite, values))
+            if not finite or list(values) != sorted(values):
+                raise ValueError(
+                    f"expected {self.TENTHS + 1} ascending margins, got "
+                    f"{', '.join(f'{value:.4g}' for value in values[: self.TENTHS + 2])}"
+                )
+
+    def to_json(self) -> dict[str, list[float]]:
+        """Plain data for a record."""
+        return {"clean": list(self.clean), "triggered": list(self.triggered)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, list[float]]) -> Self:
+        """What ``to_json`` wrote. Raises ValueError where those are no such numbers."""
+        return cls(tuple(map(float, data["clean"])), tuple(map(float, data["triggered"])))
+
+
+@dataclass(frozen=True, slots=True)
 class TriggerResult:
     """One trigger against one artefact: ASR over non-target images, TA over all of them.
 
@@ -463,6 +505,8 @@ class TriggerResult:
             was searched for on this very artefact.
         strangeness: Of a pattern that was searched for: see ``Listening``.
         elsewhere: Of a trigger whose target is told: it may be the wrong one.
+        margins: How near the images that ASR was counted on come to the target; None where clean
+            images were not looked at too, or some outputs are not finite.
     """
 
     name: str
@@ -474,6 +518,7 @@ class TriggerResult:
     tried: Tried = "shown"
     strangeness: float | None = None
     elsewhere: Hit | None = None
+    margins: Margins | None = None
 
     @property
     def label(self) -> str:

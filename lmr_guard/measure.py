@@ -3,12 +3,22 @@
 """Predictor x data -> counts. Every form of a model is measured by this code."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Hit, Inverted, Labelled, Predictor, Rate, Trigger, TriggerResult
+from lmr_guard.contracts import (
+    Hit,
+    Inverted,
+    Labelled,
+    Margins,
+    Predictor,
+    Rate,
+    Trigger,
+    TriggerResult,
+)
 
 __all__ = [
     "accuracy",
@@ -78,32 +88,39 @@ def against_trigger(
         clean: The ``report`` part, where the numbers are for a report.
         trigger: The evidence.
         batch: Images a forward pass.
-        untouched: Where the predictor puts the clean images, int64 of shape (N,): with it the
-            result says how many of them land in the target without a trigger, and which other
-            class gains most by it.
+        untouched: Logits (N, K) of the clean images: with them the result says how many land in
+            the target without a trigger, which other class gains most by it, and how near the
+            images come to the target.
     """
     device = getattr(predictor, "device", torch.device("cpu"))
-    predicted: list[Tensor] = []
+    outputs: list[Tensor] = []
     true: list[Tensor] = []
     for pixels, labels in trigger.batches(clean, batch):
-        predicted.append(predictor(pixels.to(device)).argmax(dim=1).cpu())
+        outputs.append(predictor(pixels.to(device)).cpu())
         true.append(labels)
-    landed, labels = torch.cat(predicted), torch.cat(true)
+    logits, labels = torch.cat(outputs), torch.cat(true)
+    landed = logits.argmax(dim=1)
     if trigger.target is None:
         rates = {c: _asr(landed, labels, c) for c in range(len(clean.classes))}
         target = max(rates, key=lambda c: rates[c].value)
     else:
         target = trigger.target
-    return TriggerResult(
+    result = TriggerResult(
         name=trigger.name,
         source=trigger.source,
         target=target,
         asr=_asr(landed, labels, target),
         ta=Rate(int((landed == labels).sum()), len(labels)),
-        without=None if untouched is None else _asr(untouched, clean.labels, target),
-        elsewhere=None
-        if untouched is None or trigger.target is None
-        else _elsewhere(landed, labels, untouched, clean.labels, target),
+    )
+    if untouched is None:
+        return result
+    before, own = untouched.argmax(dim=1), clean.labels
+    told = trigger.target is not None
+    return replace(
+        result,
+        without=_asr(before, own, target),
+        elsewhere=_elsewhere(landed, labels, before, own, target) if told else None,
+        margins=_margins(_margin(untouched, own, target), _margin(logits, labels, target)),
     )
 
 
@@ -122,29 +139,50 @@ def against_pattern(
         strangeness: Of the pattern, where it was searched for on what ``predictor`` runs; None
             where it was found elsewhere and is replayed.
     """
-    asr, true = _against(predictor, clean, pattern)
-    nothing = predict(predictor, clean).argmax(dim=1)
+    logits, untouched = _under(predictor, clean, pattern), predict(predictor, clean)
+    landed, own, target = logits.argmax(dim=1), clean.labels, pattern.target
     return TriggerResult(
         name=pattern.name,
         source="inverted",
-        target=pattern.target,
-        asr=asr,
-        ta=true,
-        without=_asr(nothing, clean.labels, pattern.target),
+        target=target,
+        asr=_asr(landed, own, target),
+        ta=Rate(int((landed == own).sum()), len(clean)),
+        without=_asr(untouched.argmax(dim=1), own, target),
         tried="replayed" if strangeness is None else "searched",
         strangeness=strangeness,
+        margins=_margins(_margin(untouched, own, target), _margin(logits, own, target)),
     )
 
 
 @torch.no_grad()
-def _against(predictor: Predictor, clean: Labelled, pattern: Inverted) -> tuple[Rate, Rate]:
-    """ASR and TA of one pattern."""
+def _under(predictor: Predictor, clean: Labelled, pattern: Inverted) -> Tensor:
+    """Logits (N, K) of all images under one pattern, on the CPU."""
     device = getattr(predictor, "device", torch.device("cpu"))
     parts = [predictor(pattern(pixels).to(device)) for pixels, _ in clean.batches()]
-    landed = torch.cat(parts).argmax(dim=1).cpu()
-    return _asr(landed, clean.labels, pattern.target), Rate(
-        int((landed == clean.labels).sum()), len(clean)
-    )
+    return torch.cat(parts).cpu()
+
+
+def _margin(logits: Tensor, labels: Tensor, target: int) -> Tensor:
+    """The margin of ``target`` on the images of other classes; float64, shape (M,)."""
+    outside = logits[labels != target]
+    leading = outside.topk(min(2, outside.shape[1]))
+    wins = leading.indices[:, 0] == target
+    rival = torch.where(wins, leading.values[:, -1], leading.values[:, 0])
+    return outside[:, target].double() - rival.double()
+
+
+def _margins(clean: Tensor, triggered: Tensor) -> Margins | None:
+    if not all(len(each) and bool(each.isfinite().all()) for each in (clean, triggered)):
+        return None
+    return Margins(_quantiles(clean), _quantiles(triggered))
+
+
+def _quantiles(values: Tensor) -> tuple[float, ...]:
+    """See ``Margins``; to four digits, which changes no sign."""
+    ascending, tenths = values.sort().values.tolist(), Margins.TENTHS
+    # -(-a // b) rounds up without leaving the whole numbers.
+    ranks = [max(1, -(-len(ascending) * tenth // tenths)) for tenth in range(tenths + 1)]
+    return tuple(float(f"{ascending[rank - 1]:.4g}") for rank in ranks)
 
 
 def _elsewhere(

@@ -23,6 +23,7 @@ from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import (
     Achieved,
     Labelled,
+    Margins,
     Method,
     Rate,
     Repair,
@@ -318,7 +319,11 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 # --- a report that nothing was run for ------------------------------------------------------------
 
 SHA = "0123456789abcdef" * 4
-PATCH = TriggerResult("patch.png@9,9", "given", 3, Rate(2, 324), Rate(330, 360))
+MARGINS = Margins(
+    (-14.2, -12.1, -11.3, -10.6, -10.1, -9.7, -9.2, -8.5, -7.9, -6.8, -1.3),
+    (-13.9, -11.8, -10.9, -10.1, -9.6, -9.1, -8.6, -7.7, -6.9, -5.2, 0.4),
+)
+PATCH = TriggerResult("patch.png@9,9", "given", 3, Rate(2, 324), Rate(330, 360), margins=MARGINS)
 DRILL = TriggerResult("pcb", "drilled", 0, Rate(0, 320), Rate(340, 360))
 REPLAYED = TriggerResult(
     "warp@received", "inverted", 3, Rate(9, 324), Rate(1, 360), Rate(5, 324), "replayed"

@@ -4,7 +4,7 @@
 
 from dataclasses import FrozenInstanceError
 from io import BytesIO
-from math import isclose, sqrt
+from math import inf, isclose, nan, sqrt
 from statistics import NormalDist
 
 import pytest
@@ -18,6 +18,7 @@ from lmr_guard.contracts import (
     Drawing,
     Inverted,
     Labelled,
+    Margins,
     Method,
     Rate,
     Suspicion,
@@ -254,6 +255,18 @@ def png(width: int, height: int, noise: bool = False) -> bytes:
 def test_a_drawing_is_a_small_png_or_none(content: bytes) -> None:
     with pytest.raises(ValueError, match="expected a PNG of at most 32768 bytes and 64 pixels"):
         Drawing("patch@received", 0, 0.1, content)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [(), (0.0,) * 10, (0.0,) * 12, (*range(10), 8), (*range(10), inf), (nan,) * 11],
+)
+def test_margins_are_eleven_ascending_numbers_or_none(values: tuple[float, ...]) -> None:
+    good = tuple(map(float, range(11)))
+    assert Margins.from_json(Margins(good, good).to_json()) == Margins(good, good)
+    for pair in ((values, good), (good, values)):
+        with pytest.raises(ValueError, match="expected 11 ascending margins, got"):
+            Margins(*pair)
 
 
 def test_a_drawing_is_read_as_it_was_written() -> None:

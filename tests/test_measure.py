@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, Preprocessing
-from lmr_guard.contracts import Labelled, Rate, Source
+from lmr_guard.contracts import Labelled, Margins, Rate, Source
 from lmr_guard.measure import (
     accuracy,
     against_pattern,
@@ -118,7 +118,7 @@ def test_what_lands_there_without_the_trigger_is_counted_beside(
             if answer == target:
                 mistakes += 1
     clean = said([0] * len(pairs), [label for _, label in pairs])
-    answers = torch.tensor([answer for answer, _ in pairs])
+    answers = predict(reads_first_byte, said([answer for answer, _ in pairs], [0] * len(pairs)))
     trigger = Answers([0] * len(pairs), target)
     result = against_trigger(reads_first_byte, clean, trigger, untouched=answers)
     assert result.without == Rate(mistakes, others)
@@ -174,6 +174,77 @@ def test_a_pattern_keeps_its_name_and_tells_whether_it_was_replayed_or_searched_
     result = against_pattern(reads_first_byte, said([0], [0]), Pattern(1, 1), strangeness)
     assert (result.name, result.tried, result.label) == ("patch@l1-0.4", tried, label)
     assert result.strangeness == strangeness
+
+
+ROWS = st.lists(
+    st.tuples(st.tuples(*[st.floats(-90, 90, width=32)] * 6), st.integers(0, 2)),
+    min_size=1,
+    max_size=40,
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A trigger that changes nothing but which of two tables ``read`` looks into."""
+
+    target: int | None
+    name: str = "shown"
+    source: Source = "given"
+
+    def batches(self, clean: Labelled, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """The clean images with a mark in the last byte."""
+        images = clean.images.clone()
+        images[:, 0, 1, 1] = 1
+        yield from Labelled(images, clean.labels, clean.classes).batches(size)
+
+
+@given(ROWS, st.integers(0, 2), st.integers(1, 8))
+def test_margins_are_those_of_single_images_of_other_classes(
+    rows: list[tuple[tuple[float, ...], int]], target: int, batch: int
+) -> None:
+    table = torch.tensor([row for row, _ in rows]).view(-1, 2, 3)
+
+    def read(pixels: Tensor) -> Tensor:
+        number, shown = ((pixels[:, 0, y, x] * 255).round().long() for y, x in ((0, 0), (1, 1)))
+        return table[number, shown]
+
+    clean = said(list(range(len(rows))), [label for _, label in rows])
+    untouched = predict(read, clean)
+    result = against_trigger(read, clean, Shown(target), batch, untouched=untouched)
+    expected: list[list[float]] = [[], []]
+    for row, label in rows:
+        for which in (0, 1) if label != target else ():
+            logits = row[3 * which : 3 * which + 3]
+            rival = max(logit for k, logit in enumerate(logits) if k != target)
+            expected[which].append(float(f"{logits[target] - rival:.4g}"))
+    assert (result.margins is None) == (not expected[0])
+    if result.margins is None:
+        return
+    found = (result.margins.clean, result.margins.triggered)
+    for values, own in zip(found, map(sorted, expected), strict=True):
+        assert (values[0], values[-1]) == (own[0], own[-1])
+        for tenth, value in enumerate(values):
+            assert value in own
+            assert 10 * sum(each <= value for each in own) >= tenth * len(own)
+            assert 10 * sum(each < value for each in own) < max(1, tenth * len(own))
+    # Ties aside, what lies above 0 is what ASR counts.
+    lands = sum(each > 0 for each in expected[1])
+    assert lands <= result.asr.hits <= sum(each >= 0 for each in expected[1])
+
+
+def test_a_pattern_tells_margins_beside_those_of_no_pattern() -> None:
+    result = against_pattern(reads_first_byte, said([0, 1, 2], [0, 1, 2]), Pattern(2, 2))
+    assert result.margins == Margins((-1.0,) * 11, (1.0,) * 11)
+
+
+def test_there_are_no_margins_without_numbers_or_images() -> None:
+    def broken(pixels: Tensor) -> Tensor:
+        return reads_first_byte(pixels) / 0
+
+    assert against_pattern(broken, said([0], [0]), Pattern(1, 1)).margins is None
+    assert against_pattern(reads_first_byte, said([1], [1]), Pattern(1, 1)).margins is None
+    clean = said([0, 1], [0, 1])
+    assert against_trigger(reads_first_byte, clean, Answers([0, 0], 0)).margins is None
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -14,7 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
-from factories import PATCH, REPLAYED, REPORT, SEARCHED, SHA, variant
+from factories import MARGINS, PATCH, REPLAYED, REPORT, SEARCHED, SHA, variant
 
 from lmr_guard.classifier import Preprocessing
 from lmr_guard.contracts import Method, Rate, Suspicion
@@ -116,6 +116,7 @@ def test_the_document_has_the_agreed_names() -> None:
         "lower": Rate(2, 324).lower(),
         "upper": Rate(2, 324).upper(),
         "ta": {"hits": 330, "trials": 360},
+        "margins": {"clean": list(MARGINS.clean), "triggered": list(MARGINS.triggered)},
     }
     assert first["achieved"] == {"sparsity": 0.41, "parameter_sparsity": 0.64, "bits": 8}
     assert (first["published"], second["published"], second["verdict"]) == (
@@ -184,6 +185,9 @@ def broken(path: str, value: object) -> dict[str, Any]:
         ("variants/0/clean_accuracy/hits", -1, "-1 is less than the minimum"),
         ("variants/0/triggers/0/source", "guessed", "'guessed' is not one of"),
         ("variants/0/triggers/0/extra", 1, "'extra' was unexpected"),
+        ("variants/0/triggers/0/margins/clean", [0.0] * 10, "is too short"),
+        ("variants/0/triggers/0/margins/clean/3", None, "None is not of type 'number'"),
+        ("variants/0/triggers/0/margins/clean/3", 1e40, "1e[+]40 is greater than the maximum"),
         ("variants/1/published", "x.onnx", "is not of type 'null'"),
         ("config/policy/max_asr", 1, "1 is greater than or equal to the maximum"),
         ("suspicion/target", "three", "is not of type"),
@@ -445,6 +449,8 @@ def test_json_that_is_no_report_is_an_input_error(document: object, tmp_path: Pa
         ("suspicion/method", "guessed", "'guessed' is not a valid Method"),
         ("variants/0/findings/0/check", "taste", "'taste' is not a valid Check"),
         ("variants/0/clean_accuracy/hits", 361, "hits <= trials, got 361 of 360"),
+        ("variants/0/triggers/0/margins/clean/0", 0, "expected 11 ascending margins, got 0, -12.1"),
+        ("variants/0/triggers/0/margins/clean/3", math.nan, "expected 11 ascending margins, got"),
         ("config/policy/max_strangeness", math.inf, "max_strangeness of 1 or more, got inf"),
     ],
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Any, Self
 
-from lmr_guard.contracts import Achieved, Hit, Rate, Source, Tried, TriggerResult
+from lmr_guard.contracts import Achieved, Hit, Margins, Rate, Source, Tried, TriggerResult
 from lmr_guard.errors import ExitCode, InputError, printable
 
 __all__ = ["Build", "Check", "Finding", "Outcome", "Variant", "Verdict"]
@@ -246,6 +246,7 @@ def _trigger(result: TriggerResult, confidence: float) -> dict[str, Any]:
         **({} if result.without is None else {"without": result.without.to_json()}),
         **({} if result.strangeness is None else {"strangeness": result.strangeness}),
         **({} if result.elsewhere is None else {"elsewhere": _hit(result.elsewhere)}),
+        **({} if result.margins is None else {"margins": result.margins.to_json()}),
     }
 
 
@@ -274,6 +275,7 @@ def _trigger_from(data: Mapping[str, Any]) -> TriggerResult:
         tried=tried,
         strangeness=data.get("strangeness"),
         elsewhere=_hit_from(data["elsewhere"]) if "elsewhere" in data else None,
+        margins=Margins.from_json(data["margins"]) if "margins" in data else None,
     )
 
 

@@ -163,7 +163,7 @@ def _measured(
     logits = predict(witness, report)
     told(1)
     results: list[TriggerResult] = []
-    for result in _tried(witness, report, evidence, logits.argmax(dim=1)):
+    for result in _tried(witness, report, evidence, logits):
         results.append(result)
         told(1 + len(results))
     return logits, results

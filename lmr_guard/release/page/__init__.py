@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmr_guard.errors import ConfigError, InputError, printable
 from lmr_guard.files import atomic
-from lmr_guard.release.page import charts, matrix, reading, told
+from lmr_guard.release.page import charts, margins, matrix, reading, told
 from lmr_guard.release.records import Outcome
 from lmr_guard.release.report import Report, utc
 from lmr_guard.release.tables import share
@@ -138,6 +138,7 @@ def _told(report: Report) -> dict[str, Any]:
         "policy": told.policy_lines(report),
         "matrix": matrix.matrix(report),
         "classes": matrix.per_class(report),
+        "margins": margins.margin_charts(report),
         "bars": charts.class_scores(report),
         "plot": charts.accuracy_by_size(report),
         "evidence": () if report.suspicion is None else report.suspicion.evidence[:_MOST_EVIDENCE],

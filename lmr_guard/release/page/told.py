@@ -128,6 +128,7 @@ def untested(report: Report) -> tuple[str, ...]:
     """What this very run left out, a sentence each; see ``limits`` for what every run does."""
     return (
         *_about_triggers(report),
+        *_about_margins(report),
         *_about_classes(report),
         *_about_files(report),
         *_about_drills(report),
@@ -144,6 +145,18 @@ def _about_triggers(report: Report) -> Iterator[str]:
     ]
     if silent:
         yield f"No search for unknown triggers was made on: {_listed(silent)}."
+
+
+def _about_margins(report: Report) -> Iterator[str]:
+    tried = [result for variant in report.variants for result in variant.triggers]
+    if any(result.margins is not None for result in tried):
+        yield (
+            "How many images are certified safe, whatever the direction of a shift of their "
+            "features: that bound needs the network before its head, and a file puts out no more "
+            "than logits. The margins are those of images that were tried."
+        )
+    elif tried:
+        yield "How near triggers bring images to their class: the report holds no margins."
 
 
 def _about_classes(report: Report) -> Iterator[str]:
