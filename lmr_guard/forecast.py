@@ -18,9 +18,20 @@ from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.localize import inversion
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.localize.telling import hindrance
+from lmr_guard.repel import RepelSettings
 from lmr_guard.settings import Settings
 
-__all__ = ["Forecast", "Passes", "forecast", "passes", "seconds_per_pass"]
+__all__ = [
+    "Forecast",
+    "Passes",
+    "Stages",
+    "attempt_passes",
+    "forecast",
+    "passes",
+    "search_passes",
+    "seconds_per_pass",
+    "stages",
+]
 
 _FORWARD = 1 / 3
 _TRAINING = 3 + _FORWARD
@@ -48,6 +59,17 @@ class Passes:
     def __add__(self, other: "Passes") -> "Passes":
         """Of both."""
         return Passes(self.least + other.least, self.most + other.most)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """What each stage of a run asks for, in their order."""
+
+    localize: Passes
+    repel: Passes
+    compress: Passes
+    listen: Passes
+    verify: Passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +130,14 @@ def seconds_per_pass(model: Classifier, images: Labelled, *, rounds: int = 5) ->
 def passes(
     classifier: Classifier, clean: Clean, settings: Settings, *, triggers: int, searched: bool
 ) -> Passes:
+    """What a run asks for in all; see ``stages``."""
+    asked = stages(classifier, clean, settings, triggers=triggers, searched=searched)
+    return asked.localize + asked.repel + asked.compress + asked.listen + asked.verify
+
+
+def stages(
+    classifier: Classifier, clean: Clean, settings: Settings, *, triggers: int, searched: bool
+) -> Stages:
     """What a run asks for, stage by stage. Uses no randomness.
 
     Args:
@@ -119,17 +149,24 @@ def passes(
     """
     looked = settings.repair and settings.suspect is None and searched
     classes = classifier.num_classes
-    return (
-        (_localizing(classes, settings) if looked else Passes(0, 0))
-        + _repelling(settings, looked=looked)
-        + _compressing(classifier, clean, settings)
-        + (_listening(classes, settings) if searched else Passes(0, 0))
-        + _verifying(clean, settings, triggers)
+    return Stages(
+        localize=_localizing(classes, settings) if looked else Passes(0, 0),
+        repel=_repelling(settings, looked=looked),
+        compress=_compressing(classifier, clean, settings),
+        listen=_listening(classes, settings) if searched else Passes(0, 0),
+        verify=_verifying(clean, settings, triggers),
     )
 
 
-def _search(classes: int, starts: tuple[InversionSettings, ...]) -> dict[inversion.Space, int]:
-    """Passes of one search of each space."""
+def search_passes(
+    classes: int, starts: tuple[InversionSettings, ...]
+) -> dict[inversion.Space, int]:
+    """Passes of one search of each space, in the order in which they are made.
+
+    Args:
+        classes: K.
+        starts: See ``inversion.invert``.
+    """
     found: dict[inversion.Space, int] = {}
     for space in inversion.SPACES:
         made = starts if space in inversion.RUGGED else starts[-1:]
@@ -141,7 +178,7 @@ def _localizing(classes: int, settings: Settings) -> Passes:
     how = settings.localize
     ratios = {recipe.prune.ratio for recipe in settings.recipes if recipe.prune}
     forms = any(recipe.int8 for recipe in settings.recipes) + min(2, len(ratios))
-    deep, look = _search(classes, how.deep), _search(classes, how.look)
+    deep, look = search_passes(classes, how.deep), search_passes(classes, how.look)
     least = sum(deep.values()) + forms * sum(look.values())
     followed = min(how.confirm, len(look) * forms) * max(deep.values())
     asked = how.unlearning
@@ -153,12 +190,17 @@ def _repelling(settings: Settings, *, looked: bool) -> Passes:
     """Nothing at least where a class has yet to be found."""
     if not settings.repair or not (looked or settings.suspect is not None):
         return Passes(0, 0)
-    how = settings.repel
+    searches, attempt = attempt_passes(settings.repel)
+    named, rates = settings.suspect is not None, len(settings.repel.learning_rates)
+    return Passes(searches + attempt if named else 0, searches + attempt * rates)
+
+
+def attempt_passes(how: RepelSettings) -> tuple[float, float]:
+    """Passes of a repair before its first learning rate, and those of each."""
     searches = 2 * how.lure_steps * how.batch if how.lures else 0
     epochs = how.phase1_epochs + how.phase2_epochs
     attempt = epochs * (how.pass_steps or 8) * how.batch * _TRAINING + _PROBED * _POINTS * _FORWARD
-    named = settings.suspect is not None
-    return Passes(searches + attempt if named else 0, searches + attempt * len(how.learning_rates))
+    return float(searches), attempt
 
 
 def _compressing(classifier: Classifier, clean: Clean, settings: Settings) -> Passes:
@@ -181,8 +223,10 @@ def _listening(classes: int, settings: Settings) -> Passes:
     if settings.listening is None:
         return Passes(0, 0)
     forms = len(settings.recipes)
-    look = forms * sum(_search(classes, settings.listening.look).values())
-    return Passes(look, look + forms * sum(_search(classes, settings.listening.deep).values()))
+    look = forms * sum(search_passes(classes, settings.listening.look).values())
+    return Passes(
+        look, look + forms * sum(search_passes(classes, settings.listening.deep).values())
+    )
 
 
 def _verifying(clean: Clean, settings: Settings, triggers: int) -> Passes:

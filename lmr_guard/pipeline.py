@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lmr_guard import localize
+from lmr_guard import localize, remaining
 from lmr_guard.arithmetic import plain
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.contracts import Clean, Method, Progress, Repair, Suspicion, Trigger, silent
@@ -69,7 +69,7 @@ def guard(
         arch: torchvision:NAME, timm:NAME or package.module:factory; see ``received.inputs``.
         settings: How; None takes all defaults.
         drills: What drills on the same weights came to; they decide nothing.
-        progress: Told how far each step is.
+        progress: Told how far each step is; see ``remaining`` too.
 
     Returns:
         What stands in report.json. A refusal is a report whose ``verdict`` is no PASS.
@@ -89,6 +89,7 @@ def guard(
         known = inputs.triggers(triggers, parts.report, shape, others, progress)
         received = inputs.understood(received, parts, known)
         report_on(received, parts, _nothing(received), how, drills).require_writable()
+        progress = remaining.whole(progress, received.classifier, parts, how, len(known))
         measured = run_stages(
             received.classifier, parts, known, folder=stage, settings=how, progress=progress
         )
@@ -106,8 +107,7 @@ def guard(
 
 def _nothing(received: Received) -> "Measured":
     """What is known before the work."""
-    nobody = Suspicion(None, (), Method.NOT_LOOKED_FOR)
-    unrepaired = Repaired(received.classifier, nobody, None)
+    unrepaired = Repaired(received.classifier, Suspicion(None, (), Method.NOT_LOOKED_FOR), None)
     return Measured(unrepaired, (), (), Outcome.INCOMPLETE, ())
 
 

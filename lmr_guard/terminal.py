@@ -2,19 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a terminal, or the log of a pipeline, sees while a command works, and what stops it."""
 
+import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TextIO
 
 import click
 import rich.progress
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.text import Text
 
 from lmr_guard.contracts import Progress, silent
 from lmr_guard.errors import StageError
@@ -28,11 +30,14 @@ __all__ = [
     "progress",
     "say",
     "show",
+    "span",
     "stoppable",
 ]
 
 QUIET = 20.0
 """Seconds that a log goes without a line at least."""
+
+_MINUTE = 60
 
 # Windows has no SIGHUP.
 _STOPS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
@@ -151,25 +156,72 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
     if not console.is_terminal:
         yield _logged()
         return
-    columns = (
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(bar_width=20),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("left"),
-        rich.progress.TimeRemainingColumn(),
-    )
-    with rich.progress.Progress(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, Any] = {}
+    with _Shown(console) as bars:
+        yield bars.observer
 
-        def observe(step: str, done: int, total: int, /) -> None:
-            if step not in tasks:
-                tasks[step] = bars.add_task(step, total=total)
-            bars.update(tasks[step], completed=done, total=total)
-            if done == total:
-                bars.remove_task(tasks.pop(step))
 
-        yield observe
+class _Shown(rich.progress.Progress):
+    """A bar for each step, and below them what is left of the whole run, where that is known."""
+
+    def __init__(self, console: Console) -> None:
+        # The first drawing comes before the base class is done.
+        self.observer = _Observer(self)
+        columns = (
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(bar_width=20),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TextColumn("left"),
+            rich.progress.TimeRemainingColumn(),
+        )
+        super().__init__(*columns, console=console, transient=True)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is drawn, from top to bottom."""
+        yield from super().get_renderables()
+        if line := self.observer.line():
+            yield Text(line)
+
+
+class _Observer:
+    """Told by the work; see ``remaining.Watching``."""
+
+    def __init__(self, bars: rich.progress.Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, Any] = {}
+        self._start = time.monotonic()
+        self._left: tuple[float, float, float] | None = None
+
+    def __call__(self, step: str, done: int, total: int, /) -> None:
+        if step not in self._tasks:
+            self._tasks[step] = self._bars.add_task(step, total=total)
+        self._bars.update(self._tasks[step], completed=done, total=total)
+        if done == total:
+            self._bars.remove_task(self._tasks.pop(step))
+
+    def left(self, least: float, most: float, /) -> None:
+        self._left = (time.monotonic(), least, most)
+
+    def line(self) -> str:
+        """Of the whole run; empty where nothing is known, or it takes longer than was told."""
+        now = time.monotonic()
+        told, least, most = self._left or (now, 0.0, 0.0)
+        if (ends := most - (now - told)) <= 0:
+            return ""
+        begins, spent = max(0.0, least - (now - told)), timedelta(seconds=int(now - self._start))
+        return f"whole run {spent}, about {span(begins, ends)} left"
+
+
+def span(least: float, most: float) -> str:
+    """Two durations in seconds, in the unit of the longer one, rounded up.
+
+    >>> span(20, 50), span(200, 900), span(10, 61), span(170, 180)
+    ('20 to 50 seconds', '4 to 15 minutes', '1 to 2 minutes', '3 minutes')
+    """
+    unit, name = (1, "second") if most <= _MINUTE else (_MINUTE, "minute")
+    low, high = (max(1, math.ceil(seconds / unit)) for seconds in (least, most))
+    several = "" if high == 1 else "s"
+    return f"{high} {name}{several}" if low == high else f"{low} to {high} {name}s"
 
 
 def _logged() -> Progress:

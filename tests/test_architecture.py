@@ -19,6 +19,7 @@ LAYERS = (
     {"compress", "localize", "received", "release", "repel"},
     {"redteam", "settings"},
     {"forecast", "workshop"},
+    {"remaining"},
     {"foreign", "pipeline", "proposal"},
     {"demo", "doctor", "firedrill", "fleet", "hooks", "terminal"},
     {"cli"},

@@ -53,7 +53,7 @@ def test_what_it_tells(six_files: Path, tmp_path: Path, capsys: pytest.CaptureFi
     told = capsys.readouterr().out
     assert re.search(r"^model: 1x7x7 pixels, 6 classes; recognises \d+/\d+", told, re.MULTILINE)
     assert re.search(r"^images: \d+ to repair, \d+ to choose on, \d+ to report on$", told, re.M)
-    assert re.search(r"^time: about \d+ to \d+ (seconds|minutes) ", told, re.MULTILINE)
+    assert re.search(r"^time: about \d+( to \d+)? (second|minute)s? ", told, re.MULTILINE)
     assert "PATCH.png@X,Y" in told
     assert "warning" not in told
 

@@ -13,7 +13,7 @@ from lmr_guard import localize, repel
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress.recipes import parse
 from lmr_guard.contracts import Clean
-from lmr_guard.forecast import _search, forecast, passes, seconds_per_pass
+from lmr_guard.forecast import forecast, passes, search_passes, seconds_per_pass
 from lmr_guard.localize import inversion
 from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
 from lmr_guard.received.parts import split
@@ -67,7 +67,7 @@ def test_a_search_makes_the_passes_that_are_told(
 ) -> None:
     counting, seen = counted(model)
     inversion.invert(counting, clean.repair, space, starts, torch.Generator().manual_seed(0))
-    assert sum(seen) == _search(6, starts)[space]
+    assert sum(seen) == search_passes(6, starts)[space]
 
 
 def test_localize_stays_between_the_two_numbers(model: Classifier, clean: Clean) -> None:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is said while a command works, and that one signal stops it and the next do not."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import time
 import pytest
 
 from lmr_guard import terminal
+from lmr_guard.remaining import Watching
+from lmr_guard.terminal import _Observer
 
 STOPS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -108,3 +111,51 @@ def test_a_terminal_gets_bars_and_nothing_stays(
     assert "reading images" in shown
     # The last thing written clears the line: transient bars leave the terminal as it was.
     assert shown.rstrip().endswith("\x1b[2K\x1b[?25h")
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_a_terminal_tells_what_is_left_of_the_whole_run_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", columns)
+    with terminal.progress() as progress:
+        assert isinstance(progress, Watching)
+        progress("search l1-0.6+int8", 1, 1000)
+        progress.left(4000, 7000)
+        time.sleep(0.3)
+    lines = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "\n", capsys.readouterr().err).splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    assert "whole run 0:00:00, about 67 to 117 minutes left" in lines
+
+
+def test_what_is_left_counts_down_and_is_silent_where_it_was_too_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with terminal.progress() as progress:
+        assert isinstance(progress, _Observer)
+        seen = [progress.line()]
+        progress.left(30, 50)
+        for passed in (0, 10, 35, 49.5, 51):
+            now[0] = 100 + passed
+            seen.append(progress.line())
+        progress.left(0, 0)
+        seen.append(progress.line())
+    assert seen == [
+        "",
+        "whole run 0:00:00, about 30 to 50 seconds left",
+        "whole run 0:00:10, about 20 to 40 seconds left",
+        "whole run 0:00:35, about 1 to 15 seconds left",
+        "whole run 0:00:49, about 1 second left",
+        "",
+        "",
+    ]
+
+
+def test_neither_a_log_nor_silence_asks_for_the_whole_run() -> None:
+    with terminal.progress() as logged, terminal.progress(quiet=True) as quiet:
+        assert not isinstance(logged, Watching)
+        assert not isinstance(quiet, Watching)

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``lmr-guard init``: a policy and a command to start from."""
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,6 @@ from lmr_guard.release.policy import Policy
 __all__ = ["init"]
 
 _UNKNOWN = "PATCH.png@X,Y"
-_MINUTE = 60
 
 
 def _vacant(_context: object, _option: object, path: Path) -> Path:
@@ -135,20 +133,11 @@ def _tell(found: proposal.Proposal, expected: Forecast, policy: Policy) -> None:
             f"warning: {len(parts.report)} images to report on are fewer than min_trials "
             f"{policy.min_trials}: every run will be INCOMPLETE; give more images"
         )
+    takes = terminal.span(expected.least, expected.most)
     terminal.say(
-        f"time: about {_span(expected.least, expected.most)} on this machine as it is loaded now "
-        "(measured: one pass through the network; more is found, the longer)"
+        f"time: about {takes} on this machine as it is loaded now (measured: one pass through the "
+        "network; the more is found, the longer)"
     )
-
-
-def _span(least: float, most: float) -> str:
-    """Two durations in the unit of the longer one, rounded up.
-
-    >>> _span(20, 50), _span(200, 900), _span(10, 61)
-    ('20 to 50 seconds', '4 to 15 minutes', '1 to 2 minutes')
-    """
-    unit, name = (1, "seconds") if most <= _MINUTE else (_MINUTE, "minutes")
-    return f"{max(1, math.ceil(least / unit))} to {max(1, math.ceil(most / unit))} {name}"
 
 
 def _tell_command(model: Sequence[str], known: Sequence[str], given: Mapping[str, object]) -> None:
