@@ -155,7 +155,7 @@ def table(title: str, columns: Sequence[str]) -> "Table":
             column,
             justify="right" if numeric else "left",
             overflow="fold",
-            no_wrap=column not in ("trigger", "check", "reason"),
+            no_wrap=column not in ("CA", "trigger", "ASR", "check", "reason"),
         )
     return empty
 
