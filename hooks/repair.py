@@ -18,15 +18,21 @@ An ONNX file goes in the place of the network, and the repaired one can be writt
 
     _, receipt = pre_quantize("model.onnx", clean=clean, into="repaired.onnx")
 
+A decorated function that is called with a file is handed the path of the repaired one.
+
 The model handed in is never touched. What comes back is repaired, not audited: no trigger is
 tried here, so a receipt is no verdict. Verify the compressed file before it ships.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, overload
+from tempfile import TemporaryDirectory
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, cast, overload
+
+from torch import nn
 
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.compress.recipes import parse
@@ -47,6 +53,7 @@ __all__ = ["Guarded", "Receipt", "RepairHook", "pre_prune", "pre_quantize"]
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
+_Given = TypeVar("_Given", bound=nn.Module | Path | str)
 _NO_VERDICT = "no verdict: no trigger was tried; verify the compressed file before it ships"
 
 
@@ -207,15 +214,35 @@ class RepairHook:
             InputError: The model does not recognise the images, or has no head.
             StageError: See ``localize``, ``repel`` and ``export_onnx``.
         """
-        how = settings or self.settings
+        return self._guarded(
+            model,
+            into,
+            clean=clean,
+            preprocessing=preprocessing,
+            said=file_format,
+            how=settings or self.settings,
+            progress=progress,
+        )
+
+    def _guarded(
+        self,
+        model: Any,  # noqa: ANN401 - what comes back is of its kind, which two callers know
+        into: Path | str | None,
+        *,
+        clean: Clean,
+        preprocessing: Preprocessing | None,
+        said: FileFormat | None,
+        how: Settings,
+        progress: Progress,
+    ) -> Guarded[Any]:
         if isinstance(model, Path | str):
             if preprocessing is not None:
                 raise ConfigError("expected no preprocessing beside an ONNX file; use file_format")
-            said, place = file_format or FileFormat(), None if into is None else Path(into)
+            path, place = Path(model), None if into is None else Path(into)
             return self._of_file(
-                Path(model), place, clean=clean, said=said, how=how, progress=progress
+                path, place, clean=clean, said=said or FileFormat(), how=how, progress=progress
             )
-        if file_format is not None or into is not None:
+        if said is not None or into is not None:
             raise ConfigError(
                 "expected file_format and into beside an ONNX file only, got a network"
             )
@@ -257,38 +284,54 @@ class RepairHook:
         clean: Clean,
         on_receipt: Callable[[Receipt], object],
         preprocessing: Preprocessing | None = None,
+        file_format: FileFormat | None = None,
+        into: Path | str | None = None,
         settings: Settings | None = None,
         progress: Progress = silent,
     ) -> Callable[
-        [Callable[Concatenate[Model, _Arguments], _Result]],
-        Callable[Concatenate[Model, _Arguments], _Result],
+        [Callable[Concatenate[_Given, _Arguments], _Result]],
+        Callable[Concatenate[_Given, _Arguments], _Result],
     ]:
         """Decorates a function that compresses its first argument: it gets the repaired model.
+
+        What it gets is of the kind that it is called with: a network, or the path of an ONNX file.
 
         Args:
             clean: See ``__call__``.
             on_receipt: Called with the receipt before the function runs, e.g. ``list.append``.
             preprocessing: See ``__call__``.
+            file_format: See ``__call__``.
+            into: Where an ONNX file is written again; None writes it under its own name into a
+                folder that is gone when the function has run. Needs to be None with networks.
             settings: See ``__call__``.
             progress: See ``__call__``.
         """
 
         def decorate(
-            compress: Callable[Concatenate[Model, _Arguments], _Result],
-        ) -> Callable[Concatenate[Model, _Arguments], _Result]:
+            compress: Callable[Concatenate[_Given, _Arguments], _Result],
+        ) -> Callable[Concatenate[_Given, _Arguments], _Result]:
             @wraps(compress)
             def guarded(
-                model: Model, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs
+                model: _Given, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs
             ) -> _Result:
-                repaired, receipt = self(
-                    model,
-                    clean=clean,
-                    preprocessing=preprocessing,
-                    settings=settings,
-                    progress=progress,
-                )
-                on_receipt(receipt)
-                return compress(repaired, *args, **kwargs)
+                with ExitStack() as kept:
+                    place = into
+                    if place is None and isinstance(model, Path | str):
+                        folder = kept.enter_context(TemporaryDirectory(prefix="lmr-guard-"))
+                        place = Path(folder) / Path(model).name
+                    repaired, receipt = self._guarded(
+                        model,
+                        place,
+                        clean=clean,
+                        preprocessing=preprocessing,
+                        said=file_format,
+                        how=settings or self.settings,
+                        progress=progress,
+                    )
+                    if place is not None:
+                        repaired = str(place) if isinstance(model, str) else Path(place)
+                    on_receipt(receipt)
+                    return compress(cast("_Given", repaired), *args, **kwargs)
 
             return guarded
 

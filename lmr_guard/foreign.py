@@ -14,6 +14,7 @@ from lmr_guard.onnxfile.fileformat import FileFormat, expected_shape
 from lmr_guard.onnxfile.predictor import OnnxPredictor, Session, try_apart
 from lmr_guard.received import inputs
 from lmr_guard.received.inputs import Images
+from lmr_guard.received.names import told_by_model
 from lmr_guard.received.parts import check_agreement
 from lmr_guard.release.decision import decide
 from lmr_guard.release.environment import environment
@@ -66,9 +67,10 @@ def verify(
     predictor = OnnxPredictor(place, opened)
     artifact = Artifact(place, predictor.sha256, predictor.bytes)
     shape, count = expected_shape(predictor, said), predictor.num_classes
+    names = said.classes or told_by_model(predictor.classes)
     del predictor  # Each holds the whole model.
     session = replace(opened, preprocessing=shape if said.mean else None, patience=_PATIENCE)
-    images = inputs.images(clean, shape, count, said.classes, minimum=1, progress=progress)
+    images = inputs.images(clean, shape, count, names, minimum=1, progress=progress)
     known = inputs.triggers(triggers, images, shape, progress=progress)
     check_agreement(predict(OnnxPredictor(place, session), images), images)
     inputs.require_every_class(images)

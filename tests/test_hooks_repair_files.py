@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """pre_quantize and pre_prune on an ONNX file, with ONNX Runtime's quantisation behind."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from test_hooks_repair import CLEAN, HOOKS, TOY, short
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean
 from lmr_guard.errors import ConfigError, InputError
-from lmr_guard.hooks import RepairHook, pre_quantize
+from lmr_guard.hooks import Receipt, RepairHook, pre_quantize
 from lmr_guard.measure import accuracy
 from lmr_guard.onnxfile.export import export_onnx, write_module
 from lmr_guard.onnxfile.fileformat import FileFormat
@@ -111,4 +112,70 @@ def test_what_is_said_beside_a_file_and_a_network_is_not_mixed(
     other = Clean(row_images(6), row_images(6), row_images(6))
     with pytest.raises(ConfigError, match=r"expected clean images of \(1, 7, 7\), as the prepr"):
         pre_quantize(file, clean=other)
+    assert tree(file.parent) == held
+
+
+# --- the decorator ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_decorated_function_gets_the_path_of_the_repaired_file(
+    file: Path, trained: Classifier, kind: type
+) -> None:
+    receipts: list[Receipt] = []
+    held = file.read_bytes()
+    how = short(pre_quantize, suspect=2)
+
+    @pre_quantize.hook(clean=CLEAN, settings=how, on_receipt=receipts.append)
+    def compress(model: Path | str, suffix: str) -> Path:
+        assert type(model) is (str if kind is str else type(file))
+        assert Path(model) != file
+        return Path(shutil.copy(model, file.with_suffix(suffix)))
+
+    copied = compress(kind(file), ".copy.onnx")
+    _, direct = pre_quantize(file, clean=CLEAN, settings=how)
+    assert receipts == [direct]
+    assert file.read_bytes() == held
+    assert sorted(each.name for each in file.parent.iterdir()) == ["model.copy.onnx", "model.onnx"]
+    pixels = CLEAN.report.pixels
+    ours, theirs = OnnxPredictor(copied)(pixels), trained(pixels).detach()
+    assert not torch.allclose(ours, theirs, atol=1e-2)
+
+
+def test_a_decorated_function_is_handed_the_file_that_is_kept(file: Path) -> None:
+    into, seen = file.with_name("repaired.onnx"), list[Path]()
+
+    @pre_quantize.hook(
+        clean=CLEAN, into=into, settings=short(pre_quantize, suspect=2), on_receipt=seen.append
+    )
+    def compress(model: Path) -> bytes:
+        seen.append(model)
+        return model.read_bytes()
+
+    assert compress(file) == into.read_bytes()
+    assert seen[1:] == [into]
+    with pytest.raises(ConfigError, match="expected nothing or an earlier record"):
+        compress(file)
+
+
+def test_a_decorated_function_does_not_run_on_what_the_call_refuses(
+    file: Path, trained: Classifier
+) -> None:
+    ran, held = list[object](), tree(file.parent)
+
+    @pre_quantize.hook(clean=CLEAN, preprocessing=TOY, on_receipt=ran.append)
+    def compress(model: object) -> None:
+        ran.append(model)
+
+    @pre_quantize.hook(clean=CLEAN, file_format=NORMALISED, on_receipt=ran.append)
+    def of_files(model: object) -> None:
+        ran.append(model)
+
+    with pytest.raises(ConfigError, match="no preprocessing beside an ONNX file; use file_format"):
+        compress(file)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"a network, or a file called .onnx, got 'a.pt'; load a"):
+        of_files("a.pt")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="file_format and into beside an ONNX file only, got a n"):
+        of_files(trained)  # type: ignore[arg-type]
+    assert ran == []
     assert tree(file.parent) == held

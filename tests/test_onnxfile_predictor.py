@@ -147,27 +147,6 @@ def test_bytes_are_not_normalised(tmp_path: Path) -> None:
         OnnxPredictor(path, Session(preprocessing=shape))
 
 
-def test_a_map_of_classes_is_told_how_to_avoid(tmp_path: Path) -> None:
-    from onnx import TensorProto, helper
-
-    path = tmp_path / "m.onnx"
-    zipped = helper.make_node(
-        "ZipMap", ["y"], ["mapped"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]
-    )
-    flat = helper.make_node("Flatten", ["pixels"], ["y"])
-    pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 1, 1, 3])
-    kind = helper.make_map_type_proto(
-        TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
-    )
-    mapped = helper.make_value_info("mapped", helper.make_sequence_type_proto(kind))
-    graph = helper.make_graph([flat, zipped], "g", [pixels], [mapped])
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    path.write_bytes(model.SerializeToString())
-    with pytest.raises(InputError, match="export it with zipmap=False"):
-        OnnxPredictor(path)
-
-
 def test_a_graph_that_onnx_runtime_refuses_is_one_line(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "m.onnx", "flat = Flatten(pixels) logits = Nonsense(flat, W)")
     with pytest.raises(InputError, match="expected a valid ONNX model, got") as caught:

@@ -19,6 +19,8 @@ what decides and what is chosen are then made element by element of one and the 
 constants. The outcome of a comparison may go nowhere else: what chooses between other values is a
 branch.
 
+A ZipMap at the end, and the label beside it, are left out: see ``zipped``.
+
 Not seen is arithmetic that imitates a decision: a steep sigmoid, a coarse quantisation, images of
 one batch that are mixed. Position embeddings and paddings that are fitted to the image at run time
 (Swin exported by TorchScript with a free height and width, the TensorFlow-like padding of timm's
@@ -35,6 +37,7 @@ import numpy as np
 
 from lmr_guard.onnxfile.functions import flattened, with_subgraphs
 from lmr_guard.onnxfile.sizes import Numbers, whole_numbers
+from lmr_guard.onnxfile.zipped import tails
 
 if TYPE_CHECKING:
     from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
@@ -200,7 +203,8 @@ def branches(model: "ModelProto") -> dict[str, int]:
     """
     flat, functions, odd = flattened(model)
     found = Counter(odd)
-    nodes, circle = _ordered(flat.graph.node)
+    ends = tails(flat.graph, {tensor.name: tensor for tensor in model.graph.initializer})
+    nodes, circle = _ordered(node for node in flat.graph.node if not ends & {*node.output})
     found.update(["nodes in a circle"] * circle)
     weights = {tensor.name for tensor in flat.graph.initializer}
     inputs = [value.name for value in flat.graph.input if value.name not in weights]

@@ -26,6 +26,7 @@ from lmr_guard.onnxfile.editing import (
     unconverted,
 )
 from lmr_guard.onnxfile.explicit import fold_sizes, free_batch, write_out
+from lmr_guard.onnxfile.zipped import zips
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -64,7 +65,7 @@ def plain(
         model: With all its data inside; ONNX Runtime has opened it, and its graph holds no branch.
             Left as it is.
         size: Channels, rows and columns of its input.
-        output: Name of the output that is kept.
+        output: Name of the output that is kept; of a ZipMap its input is.
         channels_last: Whether it takes (N, H, W, C).
 
     Raises:
@@ -74,8 +75,8 @@ def plain(
 
     whole = _inlined(model)
     graph = whole.graph
-    _require_operators(graph)
     _keep_output(graph, output)
+    _require_operators(graph)
     _constants(graph)
     _single_precision(graph)
     frozen = _free_input(graph, size, channels_last)
@@ -134,7 +135,12 @@ def _require_operators(graph: "GraphProto") -> None:
 
 
 def _keep_output(graph: "GraphProto", output: str) -> None:
+    """Of several outputs one is left; of a map the probabilities that it is made of."""
+    from onnx import TensorProto, helper
+
     kept = [value for value in graph.output if value.name == output]
+    if (mapped := zips(graph).get(output)) is not None:
+        kept = [helper.make_tensor_value_info(mapped.source, TensorProto.FLOAT, None)]
     del graph.output[:]
     graph.output.extend(kept)
     prune(graph)

@@ -4,7 +4,7 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from lmr_guard.classifier import Preprocessing
 from lmr_guard.errors import ConfigError, InputError, first_line, some
 from lmr_guard.onnxfile.functions import EXPANDING, MOST_NODES
 from lmr_guard.onnxfile.inspect import branches, companions, inventory, read_model
+from lmr_guard.onnxfile.zipped import Key, zips
 from lmr_guard.untrusted import Allowance, require_regular, shown
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ _FLOATS = {
     "tensor(double)": np.float64,
 }
 _BYTES = "tensor(uint8)"
+_MAPS = frozenset({"seq(map(int64,tensor(float)))", "seq(map(string,tensor(float)))"})
+_Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +73,8 @@ class OnnxPredictor:
 
     Args:
         path: Any ONNX file with one input of images, floats or bytes (0 to 255), channels first
-            or last, and an output (N, K). External data must lie in the file's own folder.
+            or last, and an output (N, K) or a ZipMap. External data must lie in the file's own
+            folder.
         session: How it is run; None runs it as a ``Session`` of all defaults.
 
     Attributes:
@@ -85,6 +89,7 @@ class OnnxPredictor:
         channels_last: Whether the file takes (N, H, W, C).
         output: Name of the output that is read.
         num_classes: K, or None where the file does not say.
+        classes: What a ZipMap calls the classes, in the order of its input; None for others.
 
     Raises:
         InputError: Not such a file; one line says why.
@@ -104,15 +109,18 @@ class OnnxPredictor:
         self.branches = branches(model)
         if expanding := [name for name in self.branches if name.startswith(EXPANDING)]:
             raise _too_large(path, expanding[0])
+        maps = {name: each.keys for name, each in zips(model.graph).items()}
         runnable = model.SerializeToString() if self.external else data
         del model  # A large one is held several times by what comes next.
         self.requested = "CUDAExecutionProvider" if how.device == "cuda" else "CPUExecutionProvider"
         self._session = _session(path, runnable, self.requested, how.threads)
         self.provider: str = self._session.get_providers()[0]
-        given, found = _signature(path, self._session, how.output)
+        given, found = _signature(path, self._session, how.output, maps)
         self._input, self._kind, self.output = given.name, given.type, found.name
         self.shape, self.channels_last = _arranged(_sizes(given), how.layout)
-        self.num_classes = _sizes(found)[1]
+        self._keys = maps.get(found.name)
+        self.num_classes = _sizes(found)[1] if self._keys is None else len(self._keys)
+        self.classes = None if self._keys is None else tuple(map(str, self._keys))
         if self._kind == _BYTES and how.preprocessing is not None:
             raise ConfigError(
                 f"expected no mean and std beside an input of bytes, got both: {path}; drop them"
@@ -144,7 +152,8 @@ class OnnxPredictor:
         array = self._arranged(torch.cat([chunk, filler]).detach().float().cpu())
         try:
             with _deadline(self._patience) as options:
-                (logits,) = self._session.run([self.output], {self._input: array}, options)
+                (answer,) = self._session.run([self.output], {self._input: array}, options)
+            logits = answer if self._keys is None else _rows(answer, self._keys)
         except Exception as error:  # ONNX Runtime's errors share no base class.
             raise InputError(
                 f"expected {self.path} to run, got {first_line(error)}; export it again"
@@ -155,7 +164,7 @@ class OnnxPredictor:
             )
         return torch.from_numpy(logits)[: len(chunk)].float()
 
-    def _arranged(self, pixels: Tensor) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
+    def _arranged(self, pixels: Tensor) -> _Array:
         """Float32 pixels (N, C, H, W) in the type and order that the file takes."""
         if self._kind == _BYTES:
             pixels = (pixels * 255).round().clamp(0, 255)
@@ -172,6 +181,12 @@ class OnnxPredictor:
                 f"expected images of {text} (channels x height x width), got "
                 f"{'x'.join(map(str, got))}; resize the images to what {self.path.name} takes"
             )
+
+
+def _rows(maps: "list[dict[Key, float]]", keys: tuple[Key, ...]) -> _Array:
+    """What maps say, in the order of their classes."""
+    values = [[row[key] for key in keys] for row in maps]
+    return np.array(values, np.float32).reshape(-1, len(keys))
 
 
 def _too_large(path: Path, told: str) -> InputError:
@@ -256,21 +271,28 @@ def _session(path: Path, data: bytes, provider: str, threads: int | None) -> "In
         raise InputError(f"expected a valid ONNX model, got {first_line(error)}: {path}") from error
 
 
-def _signature(path: Path, session: "InferenceSession", wanted: str | None) -> tuple[Any, Any]:
+def _signature(
+    path: Path, session: "InferenceSession", wanted: str | None, maps: Mapping[str, tuple[Key, ...]]
+) -> tuple[Any, Any]:
     """The input of images, and the output with the logits."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    rows = [value for value in outputs if value.type in _FLOATS and len(value.shape or ()) == 2]
+    rows = [
+        value
+        for value in outputs
+        if (value.type in _FLOATS and len(value.shape or ()) == 2)
+        or (value.type in _MAPS and value.name in maps)
+    ]
     images = inputs and (inputs[0].type in _FLOATS or inputs[0].type == _BYTES)
     if len(inputs) != 1 or not images or len(inputs[0].shape or ()) != 4 or not rows:
         got = "; ".join(
             f"{side} " + ", ".join(f"{v.name} {v.type} {v.shape}" for v in values)
             for side, values in (("inputs", inputs), ("outputs", outputs))
         )
-        mapped = any(value.type.startswith("seq(map") for value in outputs)
-        advice = "; export it with zipmap=False" if mapped else ""
+        mapped = any(value.type.startswith("seq(map") for value in outputs) and not rows
+        advice = "; only a ZipMap with each class once makes such maps" if mapped else ""
         raise InputError(
             "expected one float or uint8 input (N, C, H, W) or (N, H, W, C) and a float output "
-            f"(N, K), got {got}: {path}{advice}"
+            f"(N, K) or a ZipMap of it, got {got}: {path}{advice}"
         )
     names = [value.name for value in rows]
     if wanted is not None and wanted not in names:

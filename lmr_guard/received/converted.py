@@ -48,6 +48,7 @@ class OnnxOrigin:
         shape: Size and normalisation of the images that it takes.
         said: What the user said about it.
         half: Whether it computes in half precision.
+        classes: What a ZipMap at its end calls the classes, in the order of the network's outputs.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class OnnxOrigin:
     shape: Preprocessing
     said: FileFormat
     half: bool
+    classes: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, object]:
         """Plain data for a record."""
@@ -147,13 +149,13 @@ def _read(path: Path, said: FileFormat) -> tuple[Classifier, OnnxOrigin]:
         )
     shape = expected_shape(predictor, said)
     sha256, external, output = predictor.sha256, predictor.external, predictor.output
-    last = predictor.channels_last
+    last, classes = predictor.channels_last, predictor.classes
     del predictor  # It holds the whole model.
     model, _, _ = read_model(path)
     half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
     size = (shape.channels, shape.height, shape.width)
     network = network_of(plain(model, size, output=output, channels_last=last))
-    origin = OnnxOrigin(path, sha256, external, shape, said, half)
+    origin = OnnxOrigin(path, sha256, external, shape, said, half, classes)
     return _classifier(network, shape), origin
 
 

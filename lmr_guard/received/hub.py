@@ -25,7 +25,7 @@ from lmr_guard.onnxfile.fileformat import FileFormat
 from lmr_guard.received import load
 from lmr_guard.received.architectures import Architecture, described_input
 from lmr_guard.received.checkpoint import read_weights
-from lmr_guard.received.names import ClassNames
+from lmr_guard.received.names import ClassNames, told_by_model
 from lmr_guard.received.processor import described_by
 from lmr_guard.untrusted import LARGEST_SETTINGS, Allowance, json_object, read_bytes, shown
 
@@ -293,9 +293,7 @@ def _names(told: object, count: int) -> ClassNames | None:
         return None
     if all(re.fullmatch(r"LABEL_\d+", name) for name in told):
         return None
-    names = ClassNames(told)
-    names.told_by_model = True
-    return names
+    return told_by_model(told)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from lmr_guard.received import converted, data, ending, exported, hub, load
 from lmr_guard.received.architectures import Architecture, described_input
 from lmr_guard.received.converted import OnnxOrigin
 from lmr_guard.received.found import listed
-from lmr_guard.received.names import ClassNames
+from lmr_guard.received.names import ClassNames, told_by_model
 from lmr_guard.received.parts import check_agreement, check_order
 
 __all__ = [
@@ -56,6 +56,7 @@ Images = Path | str | Labelled | tuple[Tensor, Tensor]
 """What ``sources`` knows, such as a folder per class; or images (N, C, H, W) and labels (N,)."""
 
 _PLAIN = "The network says nothing about its input: it was given pixels in [0, 1]."
+_ROWS = "The file answers with a ZipMap; what is published answers with the rows it is made of."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,7 +139,9 @@ def _from_onnx(path: Path, said: Source | None) -> Received:
     if said is not None and said.classes is not None:
         raise ConfigError("expected the classes in the settings, got them in a FileFormat")
     classifier, origin = converted.read(path, said or FileFormat())
-    return Received(classifier, str(path), origin.sha256, origin.to_json(), file=origin)
+    names = told_by_model(origin.classes)
+    made, notes = origin.to_json(), () if names is None else (_ROWS,)
+    return Received(classifier, str(path), origin.sha256, made, notes, file=origin, classes=names)
 
 
 def _in_memory(given: nn.Module, clean: Images) -> Received:

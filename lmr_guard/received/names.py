@@ -10,7 +10,7 @@ from typing import Any
 from lmr_guard.errors import ConfigError, described, is_text, printable
 from lmr_guard.untrusted import LARGEST_SETTINGS, read_bytes, shown
 
-__all__ = ["ClassNames", "named", "read_classes"]
+__all__ = ["ClassNames", "named", "read_classes", "told_by_model"]
 
 
 class ClassNames(tuple[str, ...]):
@@ -23,6 +23,15 @@ class ClassNames(tuple[str, ...]):
 
     others: tuple[tuple[str, ...], ...] = ()
     told_by_model: bool = False
+
+
+def told_by_model(names: Sequence[str] | None) -> ClassNames | None:
+    """Names from the model's own files; images may bear others."""
+    if names is None:
+        return None
+    told = ClassNames(names)
+    told.told_by_model = True
+    return told
 
 
 def named(classes: Sequence[str] | None, written: Collection[str]) -> tuple[str, ...] | None:
