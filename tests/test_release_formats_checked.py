@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A published folder against its own report and statement: what changed is told, file by file."""
 
+import importlib.metadata
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,9 +19,9 @@ from hypothesis import strategies as st
 
 from lmr_guard.errors import InputError
 from lmr_guard.files import sha256_of
-from lmr_guard.release import formats
+from lmr_guard.release import formats, page
 from lmr_guard.release.formats import Beside, Format
-from lmr_guard.release.formats.checked import problems
+from lmr_guard.release.formats.checked import examined, problems
 from lmr_guard.release.records import Outcome, Variant, Verdict
 from lmr_guard.release.report import Report
 
@@ -48,6 +50,7 @@ def published(folder: Path, *, external: bool = False) -> Report:
     files = [folder / "float32.onnx", folder / "int8.onnx"]
     report = replace(REPORT, variants=tuple(map(shipped, files)))
     report.write(folder / "report.json")
+    page.write(report, folder / "report.html")
     return report
 
 
@@ -140,11 +143,101 @@ def test_any_changed_byte_is_told(folder: Path, data: st.DataObject) -> None:
         path.write_bytes(before)
 
 
+# --- the page -----------------------------------------------------------------------------------
+
+
+def redrawn(folder: Path) -> None:
+    place = folder / "report.html"
+    place.write_text(place.read_text().replace("0.0%", "0.1%", 1) + " ")
+
+
+def by_hand(folder: Path) -> None:
+    (folder / "report.html").write_text("<h1>PASS</h1>")
+
+
+def emptied(folder: Path) -> None:
+    (folder / "report.html").write_bytes(b"")
+
+
+def a_pipe(folder: Path) -> None:
+    (folder / "report.html").unlink()
+    os.mkfifo(folder / "report.html")
+
+
+def a_loop(folder: Path) -> None:
+    (folder / "report.html").unlink()
+    (folder / "report.html").symlink_to("report.html")
+
+
+@pytest.mark.parametrize("change", [redrawn, by_hand, emptied, a_pipe, a_loop])
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_changed_page_is_told(folder: Path, change: Change, stated: bool) -> None:
+    if not stated:
+        (folder / "statement.json").unlink()
+    change(folder)
+    (told,) = problems(folder)
+    assert told.startswith("report.html: expected")
+    assert examined(folder).uncovered == ()
+
+
+def test_a_page_is_a_subject_and_may_be_missing_only_where_it_is_none(folder: Path) -> None:
+    listed = json.loads((folder / "statement.json").read_text())["subject"]
+    assert {
+        "name": "report.html",
+        "digest": {"sha256": sha256_of(folder / "report.html")},
+    } in listed
+    (folder / "report.html").unlink()
+    assert problems(folder) == ["report.html: the statement is about it, and it is gone"]
+    (folder / "statement.json").unlink()
+    assert problems(folder) == []
+
+
+def test_an_old_statement_without_the_page_is_read(folder: Path) -> None:
+    def older(document: dict[str, object]) -> None:
+        listed = document["subject"]
+        assert isinstance(listed, list)
+        document["subject"] = [each for each in listed if each["name"] != "report.html"]
+
+    assert stated(folder, older) == []
+    by_hand(folder)
+    assert problems(folder) == [
+        "report.html: expected the page that report.json makes, got another"
+    ]
+
+
+def other_version(folder: Path) -> None:
+    place = folder / "report.html"
+    mark = f"{page.MARK}{importlib.metadata.version('lmr-guard')}"
+    place.write_text(place.read_text().replace(mark, f"{page.MARK}0.0.1"))
+
+
+def test_a_page_of_another_version_is_covered_by_a_statement_alone(folder: Path) -> None:
+    other_version(folder)
+    assert problems(folder)[0].startswith("report.html: expected the bytes that the statement")
+    (folder / "statement.json").unlink()
+    found = examined(folder)
+    assert found.problems == ()
+    assert found.uncovered == (
+        "report.html: not covered, for lmr-guard 0.0.1 drew it; `lmr-guard report report.json` "
+        "draws it anew",
+    )
+
+
+def test_a_statement_is_not_written_about_a_page_of_something_else(folder: Path) -> None:
+    by_hand(folder)
+    state(Report.read(folder / "report.json"), folder)
+    assert "report.html" not in (folder / "statement.json").read_text()
+    assert problems(folder) == [
+        "report.html: expected the page that report.json makes, got another"
+    ]
+
+
 # --- reports ------------------------------------------------------------------------------------
 
 
 def rewritten(folder: Path, report: Report) -> list[str]:
     report.write(folder / "report.json")
+    page.write(report, folder / "report.html")
     (folder / "statement.json").unlink()
     return problems(folder)
 
@@ -271,6 +364,7 @@ def test_data_beside_a_file_must_be_covered_by_the_statement(tmp_path: Path) -> 
         "float32.onnx",
         "float32.onnx.data",
         "int8.onnx",
+        "report.html",
     ]
     data = folder / "float32.onnx.data"
     data.write_bytes(data.read_bytes()[::-1])

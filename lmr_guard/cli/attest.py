@@ -10,7 +10,7 @@ from lmr_guard import terminal
 from lmr_guard.cli.helping import Helpful
 from lmr_guard.errors import ConfigError, ExitCode
 from lmr_guard.release import formats, signing
-from lmr_guard.release.formats.checked import problems
+from lmr_guard.release.formats.checked import examined
 from lmr_guard.release.report import Report
 
 __all__ = ["attest"]
@@ -90,11 +90,13 @@ def _write(path: Path, chosen: formats.Format, out: Path) -> None:
 def _checked(folder: Path, private_key: Path | None, public_key: Path | None) -> int:
     if public_key is not None:
         signing.require_signed(folder, public_key)
-    found = problems(folder)
-    for line in found:
+    found = examined(folder)
+    for line in found.problems:
         terminal.complain(line, ExitCode.REFUSED)
-    if found:
+    if found.problems:
         return ExitCode.REFUSED
+    for line in found.uncovered:
+        terminal.say(line)
     terminal.say(f"{folder}: every file is as its report says, and there is no other")
     if public_key is not None:
         terminal.say(f"{folder}: signed by {public_key}")

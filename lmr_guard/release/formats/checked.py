@@ -2,27 +2,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a published folder still holds what its report, and a statement beside it, say."""
 
+import hashlib
+import importlib.metadata
 import json
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmr_guard.errors import InputError, printable
 from lmr_guard.files import sha256_of
+from lmr_guard.release import page
 from lmr_guard.release.formats import FILE_NAMES, Format, intoto
-from lmr_guard.release.formats.shared import Beside, digests, file_name, is_plain
+from lmr_guard.release.formats.shared import TOOL, Beside, digests, file_name, is_plain
 from lmr_guard.release.records import Outcome, Variant
 from lmr_guard.release.report import Report
 from lmr_guard.untrusted import LARGEST_RECORD, read_bytes, require_path, shown
 
-__all__ = ["problems"]
+__all__ = ["Examined", "examined", "problems"]
 
 _REPORT = "report.json"
 _SUFFIX = ".onnx"
+_LARGEST_PAGE = 1 << 26
+_DRAWN_BY = re.compile(re.escape(page.MARK) + r'([\w.+-]{1,40})">')
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a look at a published folder came to, a line each.
+
+    Args:
+        problems: What is not as the report says.
+        uncovered: What nothing says anything about.
+    """
+
+    problems: tuple[str, ...]
+    uncovered: tuple[str, ...]
 
 
 def problems(folder: Path) -> list[str]:
-    """What is wrong with a published folder, a line each; empty where nothing is.
+    """What is wrong with a published folder; see ``examined``."""
+    return list(examined(folder).problems)
+
+
+def examined(folder: Path) -> Examined:
+    """Holds a published folder against its report, its statement and its page.
+
+    The page is a subject of a statement that was written beside it; else it must be what this
+    version draws of the report. One that another version drew cannot be told from a changed one.
 
     Signatures are not looked at. Whoever can write into the folder can write a report and a
     statement that agree with other files; only a signature over the statement tells these apart.
@@ -59,7 +87,8 @@ def problems(folder: Path) -> list[str]:
     else:
         beside = Beside(report_sha256=sha256_of(folder / _REPORT), companions=companions)
         found += _of_statement(report, beside, statement)
-    return found
+    wrong, uncovered = _of_page(folder / page.PAGE, report, statement)
+    return Examined((*found, *wrong), tuple(uncovered))
 
 
 def _of_report(report: Report) -> Iterator[str]:
@@ -93,6 +122,32 @@ def _strangers(folder: Path, known: set[str]) -> Iterator[str]:
             yield f"{printable(name)}: the report does not know it"
 
 
+def _of_page(
+    path: Path, report: Report, said: Mapping[str, Any] | None
+) -> tuple[list[str], list[str]]:
+    """Problems with the page, and what is not covered of it."""
+    stated = [digest for name, digest in said["subjects"] if name == page.PAGE] if said else []
+    if not (path.exists() or path.is_symlink()):
+        return [f"{page.PAGE}: the statement is about it, and it is gone"] * bool(stated), []
+    try:
+        held = read_bytes(path, "the page of a report", _LARGEST_PAGE)
+    except InputError as error:
+        return [f"{page.PAGE}: {error}"], []
+    if stated:
+        got = hashlib.sha256(held).hexdigest()
+        told = f"{page.PAGE}: expected the bytes that the statement is about, got {got[:12]}"
+        return ([] if stated == [got] else [told]), []
+    if held == page.html(report).encode():
+        return [], []
+    mark = _DRAWN_BY.search(held.decode(errors="replace"))
+    if mark is not None and mark[1] != importlib.metadata.version(TOOL):
+        return [], [
+            f"{page.PAGE}: not covered, for lmr-guard {mark[1]} drew it; `lmr-guard report "
+            f"{_REPORT}` draws it anew"
+        ]
+    return [f"{page.PAGE}: expected the page that {_REPORT} makes, got another"], []
+
+
 def _statement(path: Path) -> dict[str, Any] | None:
     if not (path.exists() or path.is_symlink()):
         return None
@@ -119,7 +174,7 @@ def _of_statement(report: Report, beside: Beside, said: Mapping[str, Any]) -> It
         if (name, digest) not in said["subjects"]:
             yield f"{place}: expected the subject {name} with {digest[:12]}, got none"
     for name, digest in said["subjects"]:
-        if (name, digest) not in expected:
+        if name != page.PAGE and (name, digest) not in expected:
             yield f"{place}: {printable(str(name))} with {printable(str(digest)[:12])} is not here"
     settings = {c["name"]: c["digest"]["sha256"] for c in intoto.configuration(report, beside)}
     if said["settings"] != settings:

@@ -22,6 +22,7 @@ from lmr_guard.release.formats.shared import (
     policy_json,
     version,
 )
+from lmr_guard.release.page import PAGE
 from lmr_guard.release.records import Outcome, Variant
 from lmr_guard.release.report import Report, utc
 
@@ -72,13 +73,14 @@ def result(report: Report) -> str:
 
 
 def subjects(report: Report, beside: Beside) -> list[tuple[str, str]]:
-    """Name and digest of each file that the statement is about, companions too."""
+    """Name and digest of each file that the statement is about, companions and the page too."""
     found = []
     for _, variant in _tested(report):
         name = file_name(variant) if report.received else base_name(report.model)
         found.append((name, variant.sha256))
         found += beside.companions.get(name, {}).items()
-    return found or [(base_name(report.model), report.model_sha256)]
+    found = found or [(base_name(report.model), report.model_sha256)]
+    return found if beside.page_sha256 is None else [*found, (PAGE, beside.page_sha256)]
 
 
 def _tested(report: Report) -> list[tuple[str, Variant]]:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all formats say of a report: its cases, its files, its names in a form that harms nobody."""
 
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -12,12 +13,13 @@ from math import inf
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import quote
 
-from lmr_guard.errors import printable
+from lmr_guard.errors import InputError, printable
 from lmr_guard.files import sha256_of
 from lmr_guard.onnxfile.inspect import companions
+from lmr_guard.release import page
 from lmr_guard.release.records import Outcome, Variant
 from lmr_guard.release.report import Report
-from lmr_guard.untrusted import Allowance, require_regular, shown
+from lmr_guard.untrusted import Allowance, read_bytes, require_regular, shown
 
 __all__ = [
     "REQUIRED",
@@ -54,9 +56,11 @@ class Beside:
         report_sha256: Digest of the report's own file; None where it lies in none.
         companions: Of each published file the digests of the files that hold its data, by name;
             empty for files that hold their data themselves, as all that ``publish`` lets out do.
+        page_sha256: Digest of the page; None where there is none, or not the one of this report.
     """
 
     report_sha256: str | None = None
+    page_sha256: str | None = None
     companions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
@@ -73,7 +77,20 @@ class Beside:
             # Other bytes than those that were verified are not even parsed.
             if is_plain(name) and place.is_file() and sha256_of(place) == variant.sha256:
                 found[name] = digests(place)
-        return cls(report_sha256=sha256_of(path), companions={k: v for k, v in found.items() if v})
+        return cls(
+            report_sha256=sha256_of(path),
+            page_sha256=_page(report, path.parent / page.PAGE),
+            companions={k: v for k, v in found.items() if v},
+        )
+
+
+def _page(report: Report, path: Path) -> str | None:
+    drawn = page.html(report).encode()
+    try:
+        held = read_bytes(path, "a page", len(drawn))
+    except InputError:
+        return None
+    return hashlib.sha256(held).hexdigest() if held == drawn else None
 
 
 def digests(path: Path) -> dict[str, str]:
