@@ -170,3 +170,22 @@ def test_nothing_is_unpacked(tmp_path: Path) -> None:
     read_images(tmp_path / "a.tar", EIGHT)
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
     assert not (tmp_path.parent / "out.png").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_what_stands_before_a_member_is_bounded(tmp_path: Path, kind: bytes) -> None:
+    """A hole of 2 MB that tarfile would read whole; larger ones cost no disk either."""
+    member = tarfile.TarInfo("odd")
+    member.type, member.size = kind, 2 << 20
+    path = tmp_path / "a.tar"
+    path.write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes((2 << 20) + 10_240))
+    with pytest.raises(InputError, match=r"more than 1 MB before a member"):
+        read_shards([path])
+
+
+def test_many_members_have_headers_of_their_own(tmp_path: Path) -> None:
+    """Together they are more than one may have."""
+    held = [(f"{'x' * 3000}{i:04d}.cls", b"0") for i in range(400)]
+    packed(tmp_path / "a.tar", held)
+    with pytest.raises(InputError, match="got no image"):
+        read_shards([tmp_path / "a.tar"])

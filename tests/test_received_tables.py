@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from lmr_guard.errors import InputError
+from lmr_guard.received import tables
 from lmr_guard.received.found import Found
 from lmr_guard.received.tables import read_list
 
@@ -122,6 +123,8 @@ def test_lists_that_are_not_whole_are_refused_in_one_line(
         ("[1]", r"a JSON object in every line, got list in line 1"),
         ("{", r"a JSON object in every line, got none in line 1"),
         ("[" * 100_000, r"a JSON object in every line, got none in line 1"),
+        ('{"path": "a.png", "label": 1, "label": 0}', r"got a key twice in line 1"),
+        ('{"path": "a.png", "label": 1, "Label": 0}', r"got a key in two cases in line 1"),
         ('{"path": "a.png", "label": 1.5}', r"a name or a whole number, .* got path, label in"),
         ('{"path": "a.png", "label": true}', r"a name or a whole number, .* got path, label in"),
         ('{"path": 3, "label": 1}', r"expected a path and a label, .* got path, label in line 1"),
@@ -134,6 +137,22 @@ def test_lines_that_hold_something_else_are_refused(place: Path, line: str, matc
     with pytest.raises(InputError, match=match) as refused:
         read(place, line, "labels.jsonl")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl"])
+def test_more_rows_than_memory_holds_are_refused(
+    place: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "_MOST_ROWS", 20)
+    row = '{"path": "a", "label": 1}\n' if ending == ".jsonl" else "a,b\n".replace(",", "\t")
+    with pytest.raises(InputError, match="expected at most 20 rows, got more"):
+        read(place, row * 21, f"labels{ending}")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_may_end_in_any_way(place: Path, end: str) -> None:
+    text = end.join(["path,label", 'a.png,"cat', 'dog"', "größe.png,1"])
+    assert list(read(place, text).labels) == [f"cat{end}dog", "1"]
 
 
 def test_another_encoding_is_named(place: Path) -> None:

@@ -9,6 +9,7 @@ it is decoded. Links, devices and sparse files in an archive are refused.
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
 
 from lmr_guard import pictures
 from lmr_guard.errors import InputError, first_line, is_text, printable
@@ -21,7 +22,31 @@ __all__ = ["read_shards"]
 
 _LABEL = "cls"
 _LONGEST_LABEL = 1 << 10  # bytes
+_LONGEST_HEADER = 1 << 20  # bytes before a member: names and settings
 _Sample = dict[str, Part | str]
+
+
+class _Headers:
+    """An archive as ``tarfile`` reads it: what stands before a member is read into memory whole."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.left = _LONGEST_HEADER
+
+    def read(self, count: int) -> bytes:
+        """Its next bytes. Raises tarfile.ReadError once they are too many for one member."""
+        self.left -= count
+        if self.left < 0:
+            raise tarfile.ReadError(f"more than {in_words(_LONGEST_HEADER)} before a member")
+        return self._file.read(count)
+
+    def seek(self, place: int) -> int:
+        """Where it stands then."""
+        return self._file.seek(place)
+
+    def tell(self) -> int:
+        """Where it stands."""
+        return self._file.tell()
 
 
 def read_shards(paths: Sequence[Path]) -> Found:
@@ -93,8 +118,9 @@ def _members(path: Path) -> Iterator[tuple[str, Part]]:
     """Every plain file of an archive: its name and where its bytes stand."""
     size = require_regular(path, "a tar archive")
     try:
-        with tarfile.open(path, "r:") as archive:
+        with path.open("rb") as file, _opened(headers := _Headers(file)) as archive:
             for member in archive:
+                headers.left = _LONGEST_HEADER
                 archive.members = []  # type: ignore[attr-defined]  # It would remember all of them.
                 if member.isdir():
                     continue
@@ -116,6 +142,11 @@ def _members(path: Path) -> Iterator[tuple[str, Part]]:
             f"expected a plain tar archive, got one that is cut off, compressed or none "
             f"({first_line(error)}): {shown(path)}"
         ) from error
+
+
+def _opened(headers: _Headers) -> tarfile.TarFile:
+    # All that is asked of a file is there; the stubs ask for more.
+    return tarfile.open(fileobj=cast("BinaryIO", headers), mode="r:")
 
 
 def _label(part: Part, path: Path) -> str:

@@ -6,15 +6,17 @@ Paths stand relative to the list's own folder and do not leave it.
 """
 
 import csv
-import io
+import json
 import os
+import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from lmr_guard.errors import InputError, first_line, is_text, printable, some
+from lmr_guard.errors import InputError, described, first_line, is_text, printable, some
 from lmr_guard.received.found import Found
-from lmr_guard.untrusted import LARGEST_RECORD, json_object, read_bytes, shown
+from lmr_guard.untrusted import read_bytes, shown
 
 __all__ = ["ENDINGS", "METADATA", "read_list"]
 
@@ -29,6 +31,10 @@ _PATHS = (
     *("file_path", "image", "image_path", "img", "img_path"),
 )
 _LABELS = ("label", "labels", "class", "class_name", "target", "category")
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_LARGEST = 1 << 27  # bytes; ImageNet's 1.3 million images take a half of that
+_MOST_ROWS = 2_000_000
+_TWICE = "a key twice"
 _HEADER = "a header that names path and label, or two columns without one"
 
 
@@ -53,7 +59,8 @@ def read_list(path: Path, *, labels_elsewhere: bool = False) -> Found | None:
             file; or an image has two labels.
     """
     text = _text(path)
-    rows = list(_json_rows(text, path) if path.suffix.lower() in _LINES else _csv_rows(text, path))
+    read = _json_rows if path.suffix.lower() in _LINES else _csv_rows
+    rows = _bounded(read(text, path), path)
     if rows and not any(row.label for row in rows) and labels_elsewhere:
         return None
     where = f"the list {shown(path)}"
@@ -66,11 +73,23 @@ def read_list(path: Path, *, labels_elsewhere: bool = False) -> Found | None:
 
 def _text(path: Path) -> str:
     try:
-        return read_bytes(path, "a list of images", LARGEST_RECORD).decode("utf-8-sig")
+        return read_bytes(path, "a list of images", _LARGEST).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"expected a list in UTF-8, got another encoding: {shown(path)}; save it as UTF-8"
         ) from error
+
+
+def _bounded(rows: Iterator[_Row], path: Path) -> list[_Row]:
+    found = list(islice(rows, _MOST_ROWS + 1))
+    if len(found) > _MOST_ROWS:
+        raise InputError(f"expected at most {_MOST_ROWS} rows, got more: {shown(path)}")
+    return found
+
+
+def _lines(text: str) -> Iterator[str]:
+    """One after the other, each with its end: all at once would take more than the text."""
+    return (found[0] for found in _LINE.finditer(text))
 
 
 # --- rows ---------------------------------------------------------------------------------------
@@ -79,9 +98,7 @@ def _text(path: Path) -> str:
 def _csv_rows(text: str, path: Path) -> Iterator[_Row]:
     first = text.lstrip("\r\n").partition("\n")[0]
     mark = next((m for m in ",;\t" if m in first), ",") if path.suffix.lower() != ".tsv" else "\t"
-    lines = csv.reader(
-        io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True, strict=True
-    )
+    lines = csv.reader(_lines(text), delimiter=mark, skipinitialspace=True, strict=True)
     columns: tuple[int, int | None] | None = None
     try:
         for cells in lines:
@@ -129,20 +146,39 @@ def _csv_row(cells: Sequence[str], columns: tuple[int, int | None], line: int, p
 
 
 def _json_rows(text: str, path: Path) -> Iterator[_Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(_lines(text), start=1):
         if not line.strip():
             continue
-        where = f" in line {number}: {shown(path)}"
-        held = json_object(line, "a JSON object in every line", where, got="none")
-        lower = {key.lower(): value for key, value in held.items()}
+        try:
+            held = json.loads(line, object_pairs_hook=_once)
+        except (ValueError, RecursionError) as error:
+            got = _TWICE if error.args == (_TWICE,) else "none"
+            raise InputError(
+                f"expected a JSON object in every line, got {got} in line {number}: {shown(path)}"
+            ) from error
+        lower = (
+            {key.lower(): value for key, value in held.items()} if isinstance(held, dict) else {}
+        )
+        if not isinstance(held, dict) or len(lower) < len(held):
+            got = "a key in two cases" if lower else described(held)
+            raise InputError(
+                f"expected a JSON object in every line, got {got} in line {number}: {shown(path)}"
+            )
         named = next((lower[name] for name in _PATHS if name in lower), None)
         label = next((lower[name] for name in _LABELS if lower.get(name) is not None), "")
         if not isinstance(named, str) or not (isinstance(label, str) or type(label) is int):
             raise InputError(
                 "expected a path and a label, a name or a whole number, in every line, got "
-                f"{some(held) or 'nothing'}{where}"
+                f"{some(held) or 'nothing'} in line {number}: {shown(path)}"
             )
         yield _Row(number, named, str(label).strip())
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Readers differ on which of two values holds."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError(_TWICE)
+    return dict(pairs)
 
 
 # --- files --------------------------------------------------------------------------------------

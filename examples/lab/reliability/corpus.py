@@ -4,7 +4,7 @@
 
 from collections.abc import Iterator
 
-from examples.lab.reliability import checkpoints, onnxfiles, pictures, settings
+from examples.lab.reliability import checkpoints, folders, lists, onnxfiles, pictures, settings
 from examples.lab.reliability.trial import Case
 
 __all__ = ["corpus"]
@@ -16,3 +16,5 @@ def corpus() -> Iterator[Case]:
     yield from onnxfiles.cases()
     yield from pictures.cases()
     yield from settings.cases()
+    yield from lists.cases()
+    yield from folders.cases()
