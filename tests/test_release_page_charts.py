@@ -71,3 +71,14 @@ def test_of_many_classes_the_highest_and_the_suspect_are_drawn(target: int | Non
 def test_scores_that_are_no_numbers_give_no_chart(scores: tuple[float, ...]) -> None:
     report = replace(REPORT, suspicion=Suspicion(None, scores, Method.INVERSION))
     assert class_scores(report) is None
+
+
+def test_no_name_is_written_over_the_mark_of_another_file() -> None:
+    plot = accuracy_by_size(sized([(1000, 495), (40, 495), (65, 495)], 0.02))
+    assert plot is not None
+    for point in plot.points:
+        wide = 7.0 * len(point.name)
+        left = point.label_x - (wide if point.anchor == "end" else 0.0)
+        for other in plot.points:
+            beside = left > other.x + 5 or left + wide < other.x - 5
+            assert beside or abs(point.label_y - 4 - other.y) > 5

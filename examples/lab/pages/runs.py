@@ -12,6 +12,7 @@ from lmr_guard import demo, foreign, pipeline
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Progress
+from lmr_guard.errors import StageError
 from lmr_guard.evidence import Patch, PatchFile
 from lmr_guard.files import save_weights
 from lmr_guard.localize.rule import LocalizeSettings
@@ -31,6 +32,8 @@ NAMES = ("repaired", "unrepaired", "audited")
 _SIDE, _PATCH, _AT, _TARGET = 16, 4, 11, 3
 _ARCHITECTURE = "lmr_guard.redteam.networks:digits_resnet"
 _POLICY = Policy(max_asr=0.15, max_accuracy_drop=0.05)
+# From fewer, as by default, localize abstains on this network: docs/report.md says so.
+_REPAIR, _SELECT = 500, 150
 # The audited file has fewer images than that.
 _MANY = Policy(max_asr=0.15, max_accuracy_drop=0.05, min_trials=1000)
 
@@ -43,6 +46,9 @@ def run(folder: Path, results: Path, seed: int, progress: Progress) -> None:
         results: Gets ``NAME.json`` for each of ``NAMES``.
         seed: Of everything random.
         progress: Told how far each step is.
+
+    Raises:
+        StageError: The repaired model did not pass: there is no file to audit.
     """
     attackers, users = demo.digits(seed)
     trigger = Patch(torch.ones(1, _PATCH, _PATCH), _AT, _AT, "patch", _TARGET)
@@ -70,6 +76,11 @@ def run(folder: Path, results: Path, seed: int, progress: Progress) -> None:
         )
         _keep(report, results / f"{name}.json")
     shipped = folder / "repaired" / "float32.onnx"
+    if not shipped.exists():
+        raise StageError(
+            "expected that the repaired model passes, so that a file can be audited, got a run "
+            f"that published no float32: {results / 'repaired.json'} says why"
+        )
     found = foreign.verify(
         shipped, folder / "clean", known, policy=_MANY, threads=1, progress=progress
     )
@@ -89,6 +100,8 @@ def _settings(seed: int, *, repair: bool) -> Settings:
         policy=_POLICY,
         repair=repair,
         compare=repair,
+        repair_images=_REPAIR,
+        select_images=_SELECT,
         seed=seed,
         threads=1,
     )

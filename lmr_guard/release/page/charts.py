@@ -22,6 +22,7 @@ _WIDE = 420.0  # that the longest bar may be
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 670.0, 20.0, 300.0
 _NARROW = 1e-6  # range, or its share of the numbers, that no chart can show
 _LABEL = 15.0  # height of one
+_MARK = 7.0  # half the width of a mark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,8 +229,8 @@ def _marks(report: Report, received: Rate, y: Callable[[float], float]) -> tuple
 def _labels(
     names: Sequence[str], places: Sequence[tuple[float, float]]
 ) -> list[tuple[float, float, str]]:
-    """A place for each name beside its mark, so that no two overlap where that can be had."""
-    taken: list[tuple[float, float, float, float]] = []
+    """A place for each name beside its mark, over no other and no mark where that can be had."""
+    taken = [(x - _MARK, y + 4, 2 * _MARK, _LABEL) for x, y in places]
     found = []
     for name, (x, y) in zip(names, places, strict=True):
         wide = _LETTER * len(short(name))
