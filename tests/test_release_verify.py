@@ -3,6 +3,7 @@
 """Each check of the judge, passing and not, on real files; the laws of the gate."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,10 @@ def test_an_honest_model_passes_every_check(honest: Path) -> None:
     expected = TriggerResult(
         "corner", "given", 2, none, all_of_them, none, elsewhere=Hit(0, none, none)
     )
-    assert variant.triggers == (expected,)
+    (result,) = variant.triggers
+    assert replace(result, margins=None) == expected
+    assert result.margins is not None
+    assert result.margins.clean[-1] < 0 > result.margins.triggered[-1]
     assert (variant.provider, variant.name) == ("CPUExecutionProvider", "float32")
     assert (variant.weights_sha256, variant.plan) == ("0" * 64, {"a": 1})
 
@@ -93,6 +97,9 @@ def test_a_backdoor_that_works_fails_with_its_counts(tmp_path: Path) -> None:
     variant = judged(write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR))
     assert variant.triggers[0].asr == Rate(200, 200)
     assert variant.triggers[0].ta == Rate(100, 300)
+    margins = variant.triggers[0].margins
+    assert margins is not None
+    assert margins.clean[-1] < 0 < margins.triggered[0]
     found = finding(variant, "asr:corner")
     assert found.outcome is FAIL
     assert "ASR 200/200 (100.0%) into class 2, at most 100.0%" in found.reason

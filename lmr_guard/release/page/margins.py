@@ -18,7 +18,7 @@ from lmr_guard.release.records import Variant
 from lmr_guard.release.report import Report
 from lmr_guard.release.tables import share
 
-__all__ = ["Chart", "Charts", "Strip", "Twin", "margin_charts"]
+__all__ = ["Chart", "Charts", "Pair", "Strip", "margin_charts"]
 
 _MOST = 6
 _LEFT, _RIGHT, _WIDE = 215.0, 740.0, 900.0
@@ -56,7 +56,7 @@ class Strip:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Twin:
+class Pair:
     """The two strips of one file.
 
     Args:
@@ -91,7 +91,7 @@ class Chart:
     label: str
     source: str
     said: tuple[str, ...]
-    files: tuple[Twin, ...]
+    files: tuple[Pair, ...]
     upright: tuple[Line, ...]
     anchor: str
     foot: float
@@ -169,7 +169,7 @@ def _chart(report: Report, label: str, measured: Sequence[_Measured]) -> Chart:
     values = [value for each in measured for value in _all(each.margins)]
     places = ticks(min(0.0, *values), max(0.0, *values))
     foot = _TOP + _PAIR * len(measured)
-    twins = (_twin(report, each, _TOP + _PAIR * row, places) for row, each in enumerate(measured))
+    pairs = (_pair(report, each, _TOP + _PAIR * row, places) for row, each in enumerate(measured))
     upright = [Line(at=_x(value, places), label=f"{value:g}") for value in places]
     zero = _x(0.0, places)
     aside = -4 if zero > _RIGHT - _LABEL else 4
@@ -178,7 +178,7 @@ def _chart(report: Report, label: str, measured: Sequence[_Measured]) -> Chart:
         label=label,
         source=str(measured[0].result.source),
         said=tuple(_sentences(report, measured)),
-        files=tuple(twins),
+        files=tuple(pairs),
         upright=tuple(upright),
         anchor="end" if aside < 0 else "start",
         foot=foot,
@@ -194,9 +194,9 @@ def _x(value: float, places: Sequence[float]) -> float:
     return _LEFT + (_RIGHT - _LEFT) * ((value - places[0]) / (places[-1] - places[0]))
 
 
-def _twin(report: Report, each: _Measured, y: float, places: Sequence[float]) -> Twin:
+def _pair(report: Report, each: _Measured, y: float, places: Sequence[float]) -> Pair:
     name = short(printable(each.file), _LETTERS - (13 if each.received else 0))
-    return Twin(
+    return Pair(
         file=f"{name}, as received" if each.received else name,
         y=y + 17,
         strips=(
