@@ -15,7 +15,7 @@ import torch
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean, Labelled
-from lmr_guard.localize import inversion
+from lmr_guard.localize import spaces
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.localize.telling import hindrance
 from lmr_guard.repel import RepelSettings
@@ -158,18 +158,16 @@ def stages(
     )
 
 
-def search_passes(
-    classes: int, starts: tuple[InversionSettings, ...]
-) -> dict[inversion.Space, int]:
+def search_passes(classes: int, starts: tuple[InversionSettings, ...]) -> dict[spaces.Space, int]:
     """Passes of one search of each space, in the order in which they are made.
 
     Args:
         classes: K.
         starts: See ``inversion.invert``.
     """
-    found: dict[inversion.Space, int] = {}
-    for space in inversion.SPACES:
-        made = starts if space in inversion.RUGGED else starts[-1:]
+    found: dict[spaces.Space, int] = {}
+    for space in spaces.SPACES:
+        made = starts if space in spaces.RUGGED else starts[-1:]
         found[space] = sum(each.steps * each.batch * min(classes, each.most) for each in made)
     return found
 

@@ -14,7 +14,7 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.compress.recipes import parse
 from lmr_guard.contracts import Clean
 from lmr_guard.forecast import forecast, passes, search_passes, seconds_per_pass
-from lmr_guard.localize import inversion
+from lmr_guard.localize import inversion, spaces
 from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
 from lmr_guard.received.parts import split
 from lmr_guard.settings import Settings
@@ -61,9 +61,9 @@ def counted(model: Classifier) -> tuple[Classifier, list[int]]:
 
 
 @pytest.mark.parametrize("starts", [LOOK, DEEP, (InversionSettings(steps=3, batch=5),)])
-@pytest.mark.parametrize("space", inversion.SPACES)
+@pytest.mark.parametrize("space", spaces.SPACES)
 def test_a_search_makes_the_passes_that_are_told(
-    model: Classifier, clean: Clean, space: inversion.Space, starts: tuple[InversionSettings, ...]
+    model: Classifier, clean: Clean, space: spaces.Space, starts: tuple[InversionSettings, ...]
 ) -> None:
     counting, seen = counted(model)
     inversion.invert(counting, clean.repair, space, starts, torch.Generator().manual_seed(0))

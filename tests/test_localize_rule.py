@@ -14,16 +14,15 @@ from factories import fingerprint, row_classifier, row_images, row_network
 from lmr_guard.classifier import Classifier, find_head
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError, StageError
-from lmr_guard.localize import inversion, rule
+from lmr_guard.localize import inversion, rule, spaces
 from lmr_guard.localize.rule import (
     _WAKING,
     LocalizeSettings,
-    _agreeing_runs,
     _Drifted,
     _judge,
-    _Run,
     _waking,
 )
+from lmr_guard.localize.runs import Run, agreeing_runs
 from lmr_guard.localize.searches import Search
 from lmr_guard.localize.unlearning import UnlearningSettings
 
@@ -99,8 +98,7 @@ def test_the_received_model_is_searched_deeply_and_forms_where_a_look_shows_some
     for record in found.evidence:
         if record["by"] == "inversion":
             got.setdefault((record["form"], record["space"]), []).append(record)
-    spaces = inversion.SPACES
-    assert set(got) == {(form, space) for form in ("received", "twin") for space in spaces}
+    assert set(got) == {(form, space) for form in ("received", "twin") for space in spaces.SPACES}
 
     def counted(key: tuple[object, object]) -> float:
         strange: float = got[key][0]["strangeness"]
@@ -186,7 +184,7 @@ def search(
     data: Labelled,
     form: str,
     *sizes: tuple[float, float, float],
-    space: inversion.Space = "patch",
+    space: spaces.Space = "patch",
 ) -> Search:
     """A search that came to these sizes, one tuple a repeat."""
     classes = torch.arange(3)
@@ -265,9 +263,9 @@ def test_a_drift_is_told_and_accuses_nobody(model: Classifier) -> None:
     assert record["lead"] == pytest.approx([-1.0, 0.4, 9.0], abs=0.01)
 
 
-def fallen(*lead: float) -> _Run:
+def fallen(*lead: float) -> Run:
     named = lead.index(max(lead))
-    return _Run("received", 0.03, 0, named, torch.tensor(lead), steps=9, reached=True)
+    return Run("received", 0.03, 0, named, torch.tensor(lead), steps=9, reached=True)
 
 
 FELL, LITTLE, OTHER = fallen(0.1, 12.0, 0.2), fallen(0.1, 5.0, 0.2), fallen(9.0, 0.1, 0.2)
@@ -289,7 +287,7 @@ FELL, LITTLE, OTHER = fallen(0.1, 12.0, 0.2), fallen(0.1, 5.0, 0.2), fallen(9.0,
 )
 def test_unlearning_names_a_class_that_patterns_reach_with_little(
     model: Classifier,
-    runs: list[_Run],
+    runs: list[Run],
     sizes: tuple[float, float, float],
     target: int,
     method: str,
@@ -307,7 +305,9 @@ def test_an_honest_network_unlearns_once_and_is_not_asked_again(
     clean_network: Classifier, digits: Clean
 ) -> None:
     config = LocalizeSettings()
-    (run,) = _agreeing_runs(clean_network, digits.repair, config, seeded())
+    (run,) = agreeing_runs(
+        clean_network, digits.repair, config.unlearning, seeded(), far=config.unlearned
+    )
     assert run.reached
     assert float(run.lead.max()) < config.unlearned
 
@@ -339,7 +339,9 @@ def test_a_backdoored_network_falls_back_to_its_class_in_every_run(
     badnets_network: Classifier, digits: Clean
 ) -> None:
     config = LocalizeSettings(unlearned=1.5)
-    runs = _agreeing_runs(badnets_network, digits.repair, config, seeded())
+    runs = agreeing_runs(
+        badnets_network, digits.repair, config.unlearning, seeded(), far=config.unlearned
+    )
     assert [(run.lr, run.repeat) for run in runs] == [(0.03, 0), (0.03, 1), (0.01, 0), (0.01, 1)]
     assert {run.named for run in runs} == {3}
 

@@ -12,7 +12,7 @@ from torchvision import models
 
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.errors import StageError
-from lmr_guard.localize import inversion
+from lmr_guard.localize import spaces
 from lmr_guard.localize.inversion import Found, InversionSettings, Pattern
 from lmr_guard.localize.searches import (
     PATCHED,
@@ -35,7 +35,7 @@ def model() -> Classifier:
     return row_classifier().eval()
 
 
-def made(model: Classifier, space: inversion.Space, *sizes: list[float]) -> Search:
+def made(model: Classifier, space: spaces.Space, *sizes: list[float]) -> Search:
     """A search that came to these sizes, one list a repeat."""
     classes = torch.tensor([0, 2, 4])
     search = Search("form", model, row_images(20), space, classes, torch.ones(5))
@@ -54,7 +54,7 @@ def test_each_space_is_searched_once_and_the_model_left_alone(model: Classifier)
     searches = list(
         search_spaces("twin", model, row_images(60), QUICK, seeded(), near=torch.ones(3))
     )
-    assert [search.space for search in searches] == list(inversion.SPACES)
+    assert [search.space for search in searches] == list(spaces.SPACES)
     assert all(search.form == "twin" and len(search.found) == 1 for search in searches)
     assert fingerprint(model) == before
 

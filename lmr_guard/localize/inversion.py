@@ -24,10 +24,8 @@ starts and passed by from others, while ordinary classes come to nearly the same
 the smallest of several starts counts. Nothing here sees a real trigger.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,26 +34,19 @@ from torch import Tensor
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, as_pixels
 from lmr_guard.errors import ConfigError, StageError
-from lmr_guard.training import within_area
+from lmr_guard.localize.spaces import KINDS, SPACES, Space
 
 __all__ = [
     "DEEP",
     "LOOK",
-    "RUGGED",
-    "SPACES",
     "Found",
     "InversionSettings",
     "Pattern",
-    "Space",
     "candidates",
     "invert",
     "strangeness",
 ]
 
-Space = Literal["patch", "additive", "warp"]
-SPACES: tuple[Space, ...] = ("patch", "additive", "warp")
-
-_GRID = 4
 _MEMORY = 0.6
 _SETTLE = 5
 _TAIL = 0.3
@@ -135,7 +126,7 @@ class Pattern:
 
     def __call__(self, pixels: Tensor, /) -> Tensor:
         """Changed copies of pixels (N, C, H, W), in [0, 1]."""
-        apply = _SPACES[self.space].apply
+        apply = KINDS[self.space].apply
         return apply([each.to(pixels) for each in self.parameters], pixels[None])[0]
 
 
@@ -194,7 +185,7 @@ def invert(
         StageError: A class is the only one that there are images of.
     """
     wanted = torch.arange(classifier.num_classes) if classes is None else classes
-    made = starts if _SPACES[space].rugged else starts[-1:]
+    made = starts if KINDS[space].rugged else starts[-1:]
     parts = [
         _smallest(
             [
@@ -313,7 +304,7 @@ class _Search:
         generator: torch.Generator,
     ) -> None:
         shape = classifier.preprocessing
-        self._space = _SPACES[space]
+        self._space = KINDS[space]
         self._classifier = classifier
         device = classifier.device
         drawn = self._space.draw((count, shape.channels, shape.height, shape.width), generator)
@@ -377,88 +368,3 @@ class _Search:
     def kept(self) -> list[Tensor]:
         """The patterns on the CPU."""
         return [each.detach().cpu() for each in self._parameters]
-
-
-# --- spaces -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """One space.
-
-    Args:
-        start: First budget; generous.
-        rate: Step size of Adam.
-        rugged: Whether it depends on the start where a search ends.
-        draw: Parameters for images of shape (count, C, H, W).
-        project: Parameters (changed in place) into budgets (count,).
-        apply: Parameters of ``count`` rows to pixels (count, B, C, H, W).
-    """
-
-    start: float
-    rate: float
-    rugged: bool
-    draw: Callable[[tuple[int, int, int, int], torch.Generator], list[Tensor]]
-    project: Callable[[Sequence[Tensor], Tensor], None]
-    apply: Callable[[Sequence[Tensor], Tensor], Tensor]
-
-
-def _draw_patch(shape: tuple[int, int, int, int], generator: torch.Generator) -> list[Tensor]:
-    count, channels, height, width = shape
-    mask = 0.3 * torch.rand(count, 1, height, width, generator=generator)
-    return [mask, torch.rand(count, channels, height, width, generator=generator)]
-
-
-def _project_patch(parameters: Sequence[Tensor], budgets: Tensor) -> None:
-    mask, pattern = parameters
-    mask.copy_(within_area(mask, budgets))
-    pattern.clamp_(0, 1)
-
-
-def _apply_patch(parameters: Sequence[Tensor], pixels: Tensor) -> Tensor:
-    mask, pattern = parameters
-    return torch.lerp(pixels, pattern[:, None], mask[:, None])
-
-
-def _draw_additive(shape: tuple[int, int, int, int], generator: torch.Generator) -> list[Tensor]:
-    return [1e-3 * torch.randn(shape, generator=generator)]
-
-
-def _project_norm(parameters: Sequence[Tensor], budgets: Tensor) -> None:
-    (pattern,) = parameters
-    size = pattern.flatten(1).square().mean(dim=1).sqrt()
-    pattern.mul_((budgets / size.clamp_min(1e-12)).clamp(max=1).view(-1, 1, 1, 1))
-
-
-def _apply_additive(parameters: Sequence[Tensor], pixels: Tensor) -> Tensor:
-    return (pixels + parameters[0][:, None]).clamp(0, 1)
-
-
-def _draw_warp(shape: tuple[int, int, int, int], generator: torch.Generator) -> list[Tensor]:
-    return [0.01 * torch.randn(shape[0], 2, _GRID, _GRID, generator=generator)]
-
-
-def _apply_warp(parameters: Sequence[Tensor], pixels: Tensor) -> Tensor:
-    count, batch, _, height, width = pixels.shape
-    flow = F.interpolate(parameters[0], (height, width), mode="bicubic", align_corners=True)
-    ys = torch.linspace(-1, 1, height, device=pixels.device)
-    xs = torch.linspace(-1, 1, width, device=pixels.device)
-    still = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)
-    grid = (still + flow.permute(0, 2, 3, 1))[:, None].expand(count, batch, height, width, 2)
-    moved: Tensor = F.grid_sample(
-        pixels.flatten(0, 1), grid.flatten(0, 1), padding_mode="border", align_corners=True
-    )
-    unclipped: Tensor = moved.unflatten(0, (count, batch))
-    return unclipped.clamp(0, 1)
-
-
-_SPACES: Mapping[Space, _Kind] = MappingProxyType(
-    {
-        "patch": _Kind(0.15, 0.15, True, _draw_patch, _project_patch, _apply_patch),
-        "additive": _Kind(0.15, 0.06, False, _draw_additive, _project_norm, _apply_additive),
-        "warp": _Kind(0.25, 0.05, True, _draw_warp, _project_norm, _apply_warp),
-    }
-)
-
-RUGGED: frozenset[Space] = frozenset(space for space, kind in _SPACES.items() if kind.rugged)
-"""Spaces in which all starts are made, for it depends on the start where a search ends."""

@@ -26,7 +26,7 @@ With fewer than five classes 2 is left out; ``telling`` says where nobody should
 all. Scores are ratios: 1 is ordinary, 3 is a third of the usual size. A high score is no proof.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -35,24 +35,24 @@ from torch import Tensor
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Drawing, Labelled, Method, Progress, Suspicion, silent
 from lmr_guard.errors import ConfigError
-from lmr_guard.localize import inversion, unlearning
+from lmr_guard.localize import inversion
 from lmr_guard.localize.drawing import drawing
 from lmr_guard.localize.drift import drift, lead, levelled
 from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
 from lmr_guard.localize.nearness import nearness
+from lmr_guard.localize.runs import Run, agreeing_runs, least, number_of, voting_runs
 from lmr_guard.localize.searches import FEWEST_CLASSES, Search, search_spaces
+from lmr_guard.localize.spaces import SPACES, Space
 from lmr_guard.localize.telling import hindered, stillness
 from lmr_guard.localize.unlearning import UnlearningSettings
 from lmr_guard.measure import accuracy
 
 __all__ = ["LocalizeSettings", "named", "suspect"]
 
-# Probability on images of other classes that an unlearned model leaves to a class by chance.
-_RESIDUE = 0.05
 # That are replayed on every file.
 _PATTERNS = 3
 # In which a class that wakes is stranger; warps of honest networks differ too much.
-_WAKING: tuple[inversion.Space, ...] = ("patch", "additive")
+_WAKING: tuple[Space, ...] = ("patch", "additive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,42 +129,6 @@ class _Drifted:
         }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Run:
-    """One run of unlearning.
-
-    Args:
-        form: Which one unlearned.
-        lr: Learning rate.
-        repeat: Number of the run at this rate.
-        named: The class of the highest mean log-probability.
-        lead: Of each class, how far the form fell back to it; nowhere where the run did not
-            reach chance.
-        steps: That it took.
-        reached: Whether it reached chance.
-    """
-
-    form: str
-    lr: float
-    repeat: int
-    named: int
-    lead: Tensor
-    steps: int
-    reached: bool
-
-    def record(self) -> dict[str, object]:
-        return {
-            "by": "unlearning",
-            "form": self.form,
-            "lr": self.lr,
-            "repeat": self.repeat,
-            "class": self.named,
-            "lead": [round(float(each), 2) for each in self.lead],
-            "steps": self.steps,
-            "reached_chance": self.reached,
-        }
-
-
 def named(target: int, num_classes: int) -> Suspicion:
     """The suspicion of a user who knows the class. Raises ConfigError where it is none."""
     if not 0 <= target < num_classes:
@@ -217,10 +181,12 @@ def suspect(
         if share >= settings.min_accuracy
     ]
     looks, deep = _search_all(asked, repair, settings, generator, progress)
-    agreeing: list[_Run] = []
+    agreeing: list[Run] = []
     strangest = float(_strangest(deep).max())
     if classifier.num_classes >= FEWEST_CLASSES and strangest >= settings.doubt:
-        agreeing = _agreeing_runs(received, repair, settings, generator)
+        agreeing = agreeing_runs(
+            received, repair, settings.unlearning, generator, far=settings.unlearned
+        )
     found = _judge(
         deep, repair, settings, generator, looks=looks, agreeing=agreeing, drifted=drifted
     )
@@ -254,15 +220,15 @@ def _search_all(
     The first that is asked is the model as received, which is searched deeply at once.
     """
     near = nearness(asked[0][1], repair)
-    spaces = len(inversion.SPACES)
-    total = spaces * len(asked) + settings.confirm
+    each = len(SPACES)
+    total = each * len(asked) + settings.confirm
     searches: list[Search] = []
     for number, (name, model) in enumerate(asked):
         how = settings.look if number else settings.deep
         for search in search_spaces(name, model, repair, how, generator, near=near):
             searches.append(search)
             progress("localize", len(searches), total)
-    deep, looks = searches[:spaces], searches[spaces:]
+    deep, looks = searches[:each], searches[each:]
     looks.sort(key=lambda search: search.score, reverse=True)
     awake = _awake(looks, deep, settings)
     telling = [look for look in looks if look.score >= settings.doubt or look in awake]
@@ -305,22 +271,23 @@ def _judge(
     generator: torch.Generator,
     *,
     looks: Sequence[Search] = (),
-    agreeing: Sequence[_Run] = (),
+    agreeing: Sequence[Run] = (),
     drifted: Sequence[_Drifted] = (),
 ) -> Suspicion:
     """Steps 2 to 4 of the rule; first looks count for nothing."""
     scores = _highest(deep)
     leading, method = int(scores.argmax()), Method.INVERSION
     target = leading if float(scores[leading]) >= settings.sure else None
-    runs: list[_Run] = []
+    runs: list[Run] = []
     certain = _class_of_all_runs(_strangest(deep), agreeing, settings)
     if certain is not None:
         target, method = certain, Method.UNLEARNING
     elif target is None and float(scores[leading]) >= settings.doubt:
         method = Method.UNLEARNING
-        runs = _voting_runs(deep[0], repair, settings.unlearning, generator, leading)
+        asked = deep[0].form, deep[0].model
+        runs = voting_runs(asked, repair, settings.unlearning, generator, leading=leading)
         agree = sum(run.reached and run.named == leading for run in runs)
-        target = leading if 2 * agree > len(_run_plan(settings.unlearning)) else None
+        target = leading if 2 * agree > number_of(settings.unlearning) else None
     leading = leading if target is None else target
     votes = [search.leading == leading for search in deep]
     votes += [run.named == leading for run in (*agreeing, *runs) if run.reached]
@@ -358,82 +325,15 @@ def _strangest(searches: Sequence[Search]) -> Tensor:
 
 
 def _class_of_all_runs(
-    strangest: Tensor, agreeing: Sequence[_Run], settings: LocalizeSettings
+    strangest: Tensor, agreeing: Sequence[Run], settings: LocalizeSettings
 ) -> int | None:
     """The class that every run fell back to and that is strange."""
-    if len(agreeing) < len(_run_plan(settings.unlearning)):
+    if len(agreeing) < number_of(settings.unlearning):
         return None
-    far = _least(agreeing)
+    far = least(agreeing)
     named = int(far.argmax())
     enough = float(far[named]) >= settings.unlearned
     return named if enough and float(strangest[named]) >= settings.doubt else None
-
-
-def _agreeing_runs(
-    received: Classifier, repair: Labelled, settings: LocalizeSettings, generator: torch.Generator
-) -> list[_Run]:
-    """Runs of unlearning, as long as one class is fallen back to far enough in all of them."""
-    runs: list[_Run] = []
-    for run in _each_run("received", received, repair, settings.unlearning, generator):
-        runs.append(run)
-        if float(_least(runs).max()) < settings.unlearned:
-            break
-    return runs
-
-
-def _voting_runs(
-    search: Search,
-    repair: Labelled,
-    settings: UnlearningSettings,
-    generator: torch.Generator,
-    leading: int,
-) -> list[_Run]:
-    """Runs of unlearning, until most cannot name the leading class any more."""
-    runs: list[_Run] = []
-    for run in _each_run(search.form, search.model, repair, settings, generator):
-        runs.append(run)
-        against = sum(not each.reached or each.named != leading for each in runs)
-        if 2 * against >= len(_run_plan(settings)):
-            break
-    return runs
-
-
-def _each_run(
-    form: str,
-    model: Classifier,
-    repair: Labelled,
-    settings: UnlearningSettings,
-    generator: torch.Generator,
-) -> Iterator[_Run]:
-    """All runs, as they are asked for.
-
-    Batch norm with batch statistics, for frozen ones mislead.
-    """
-    for lr, repeat in _run_plan(settings):
-        seed = int(torch.randint(2**31, (1,), generator=generator))
-        logits, steps, reached = unlearning.unlearn(
-            model, repair, settings, lr=lr, frozen_bn=False, seed=seed
-        )
-        far = lead(unlearning.fallback(logits, repair.labels), noise=_RESIDUE)
-        yield _Run(
-            form=form,
-            lr=lr,
-            repeat=repeat,
-            named=unlearning.named_by(logits),
-            lead=far if reached else torch.zeros_like(far),
-            steps=steps,
-            reached=reached,
-        )
-
-
-def _least(runs: Sequence[_Run]) -> Tensor:
-    """Of each class: its lead in the run in which that is smallest, shape (K,)."""
-    return torch.stack([run.lead for run in runs]).amin(dim=0)
-
-
-def _run_plan(settings: UnlearningSettings) -> list[tuple[float, int]]:
-    """Rate and number of each run."""
-    return [(lr, repeat) for lr in settings.learning_rates for repeat in range(settings.seeds)]
 
 
 def _patterns(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Rate
-from lmr_guard.localize import inversion
+from lmr_guard.localize import inversion, spaces
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.measure import predict
 
@@ -37,7 +37,7 @@ __all__ = [
 FEWEST_CLASSES = 5
 """Below that many classes nobody is strange, and some class leads anyway: too few others."""
 
-_POWERS: Mapping[inversion.Space, float] = MappingProxyType(
+_POWERS: Mapping[spaces.Space, float] = MappingProxyType(
     {"patch": 1.0, "additive": 1.0, "warp": 1 / 3}
 )
 PATCHED = 1.6
@@ -93,7 +93,7 @@ class Search:
     form: str
     model: Classifier
     images: Labelled
-    space: inversion.Space
+    space: spaces.Space
     classes: Tensor
     near: Tensor
     found: list[inversion.Found] = field(default_factory=list)
@@ -192,7 +192,7 @@ def search_spaces(
     """
     known = recognised(model, images)
     classes = inversion.candidates(model, known, starts[0], generator)
-    for space in inversion.SPACES:
+    for space in spaces.SPACES:
         search = Search(form, model, known, space, classes, near)
         search.add(starts, generator)
         yield search

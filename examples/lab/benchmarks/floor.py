@@ -19,7 +19,7 @@ from torch import Tensor
 from examples.lab.benchmarks.subjects import time_of, trained
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean
-from lmr_guard.localize import inversion
+from lmr_guard.localize import inversion, spaces
 from lmr_guard.repel import RepelSettings
 from lmr_guard.repel.trainer import Trainer, lures_for, phase1_loss, tolerated
 from lmr_guard.settings import Settings
@@ -38,7 +38,7 @@ def above_floor(options: argparse.Namespace) -> dict[str, Any]:
         settings = Settings(device=options.device, precision=precision)
         working = settings.working(model, clean.repair)
         pairs = {
-            **{f"search, {space}": _search(working, clean, space) for space in inversion.SPACES},
+            **{f"search, {space}": _search(working, clean, space) for space in spaces.SPACES},
             "step of repair": _step(working, clean, settings),
         }
         for name, (ours, bare) in pairs.items():
@@ -52,7 +52,7 @@ def above_floor(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _search(
-    model: Classifier, clean: Clean, space: inversion.Space
+    model: Classifier, clean: Clean, space: spaces.Space
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     settings = inversion.LOOK[0]
     count = model.num_classes * settings.batch

@@ -38,7 +38,7 @@ from examples.lab.population.patterns import KINDS, Budgets, Question, clip_rows
 from examples.lab.population.planting import generator
 from examples.lab.population.subjects import Subject
 from lmr_guard.classifier import Classifier, find_head
-from lmr_guard.localize import inversion, searches
+from lmr_guard.localize import inversion, searches, spaces
 from lmr_guard.localize.drift import drift
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.measure import accuracy, predict
@@ -202,7 +202,7 @@ def _inputs(question: Question) -> Tensor:
 # --- all of them --------------------------------------------------------------------------------
 
 
-def _inverted(space: inversion.Space) -> Callable[[Question], dict[str, Tensor]]:
+def _inverted(space: spaces.Space) -> Callable[[Question], dict[str, Tensor]]:
     def ask(question: Question) -> dict[str, Tensor]:
         found = inversion.invert(
             question.model, question.images, space, (question.config,), question.generator
@@ -223,7 +223,7 @@ CANDIDATES: Mapping[str, Callable[[Question], Mapping[str, Tensor]]] = MappingPr
         "active": _active,
         "head": _head,
         **{name: _patterned(name) for name in KINDS},
-        **{space: _inverted(space) for space in inversion.SPACES},
+        **{space: _inverted(space) for space in spaces.SPACES},
     }
 )
 """What is asked, and the raw values (K,) that it gives, by name."""

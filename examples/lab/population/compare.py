@@ -30,7 +30,8 @@ from examples.lab.population.show import FAMILIES, KEYS
 from examples.lab.population.split import HALVES
 from lmr_guard.contracts import Rate
 from lmr_guard.localize.drift import lead
-from lmr_guard.localize.inversion import SPACES, strangeness
+from lmr_guard.localize.inversion import strangeness
+from lmr_guard.localize.spaces import SPACES
 
 __all__ = ["FALSE_ALARMS", "READINGS", "SCORES", "Row", "render", "rows", "threshold"]
 

@@ -29,9 +29,10 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled
 from lmr_guard.localize import inversion
 from lmr_guard.localize.drift import levelled
-from lmr_guard.localize.inversion import InversionSettings, Space, strangeness
+from lmr_guard.localize.inversion import InversionSettings, strangeness
 from lmr_guard.localize.nearness import MOST, nearness
 from lmr_guard.localize.searches import Search, recognised
+from lmr_guard.localize.spaces import Space
 from lmr_guard.measure import accuracy
 from lmr_guard.settings import Settings
 from lmr_guard.workshop import Structure, searched_forms
