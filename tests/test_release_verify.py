@@ -3,7 +3,6 @@
 """Each check of the judge, passing and not, on real files; the laws of the gate."""
 
 import dataclasses
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,7 +85,7 @@ def test_an_honest_model_passes_every_check(honest: Path) -> None:
         "corner", "given", 2, none, all_of_them, none, elsewhere=Hit(0, none, none)
     )
     (result,) = variant.triggers
-    assert replace(result, margins=None) == expected
+    assert dataclasses.replace(result, margins=None) == expected
     assert result.margins is not None
     assert result.margins.clean[-1] < 0 > result.margins.triggered[-1]
     assert (variant.provider, variant.name) == ("CPUExecutionProvider", "float32")
