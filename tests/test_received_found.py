@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From labels as they are written to the classes of the model; several files of one set."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,8 @@ def test_labels_of_no_class_are_refused(
 def test_a_class_named_twice_is_the_user_s_mistake() -> None:
     with pytest.raises(ConfigError, match="class names that differ, got a, a"):
         numbered(found("a"), ["a", "a"], None)
+    with pytest.raises(InputError, match="class names that differ, got a, a in"):
+        numbered(replace(found("a"), classes=("a", "a")), None, None)
 
 
 def test_a_class_with_too_few_images_is_told() -> None:

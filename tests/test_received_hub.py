@@ -198,6 +198,8 @@ def test_a_folder_of_timm_needs_no_architecture_either(tmp_path: Path) -> None:
         ({"architecture": "hf-hub:x/y"}, r"an image classifier of timm, got 'hf-hub:x/y'"),
         ({"model_args": {"checkpoint_path": "x"}}, r"from elsewhere, got model_args in '"),
         ({"num_classes": 7}, r"expected 7 classes, got 5 in the weights"),
+        ({"num_classes": 10**9}, r"expected 1000000000 classes, got weights of at most \d+ rows"),
+        ({"num_classes": 10**300}, r"expected 1000000000000 classes, got weights of at most"),
         ({"pretrained_cfg": {"input_size": 3}}, r"input_size, mean and std as timm writes them"),
         ({"pretrained_cfg": {"input_size": [3, 9]}}, r"input_size, mean and std as timm writes"),
         ({"pretrained_cfg": {"input_size": [3, 9, 10**9]}}, r"input_size, mean and std as timm"),

@@ -39,3 +39,11 @@ def test_one_of_several_is_not(tmp_path: Path) -> None:
     told = "part 1 of 3; give the index 'pytorch_model.bin.index.json', which is not beside it"
     with pytest.raises(InputError, match=told):
         require_whole(tmp_path / "pytorch_model-00001-of-00003.bin")
+
+
+def test_a_name_that_no_file_can_have_is_missing(tmp_path: Path) -> None:
+    index = tmp_path / "index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "x" * 5000}}))
+    with pytest.raises(InputError, match=r"names beside it, got none of x{200}: ") as refused:
+        indexed(index)
+    assert len(str(refused.value)) < 1000

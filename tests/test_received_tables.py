@@ -140,12 +140,15 @@ def test_lines_that_hold_something_else_are_refused(place: Path, line: str, matc
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl"])
-def test_more_rows_than_memory_holds_are_refused(
+def test_more_lines_than_are_read_are_refused(
     place: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "_MOST_ROWS", 20)
+    monkeypatch.setattr(tables, "_MOST", 20)
+    for text in ("\n" * 21, "\r" * 21):
+        with pytest.raises(InputError, match="a list of at most 20 lines, got more"):
+            read(place, text, f"labels{ending}")
     row = '{"path": "a", "label": 1}\n' if ending == ".jsonl" else "a,b\n".replace(",", "\t")
-    with pytest.raises(InputError, match="expected at most 20 rows, got more"):
+    with pytest.raises(InputError, match="a list of at most 20 lines, got more"):
         read(place, row * 21, f"labels{ending}")
 
 

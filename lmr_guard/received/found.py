@@ -51,13 +51,16 @@ def numbered(
         expected: K of the model; None takes as many as there are.
 
     Raises:
-        InputError: A label is of no class, or there are not as many classes as expected.
+        InputError: A label is of no class, there are not as many classes as expected, or the place
+            itself names one twice.
         ConfigError: ``classes`` names one twice.
     """
     written = set(found.labels)
-    names = named(classes, written) or found.classes
+    own = named(classes, written)
+    names = own or found.classes
     if names is not None and len(set(names)) < len(names):
-        raise ConfigError(f"expected class names that differ, got {listed(names)}")
+        told = f"expected class names that differ, got {listed(names)}"
+        raise ConfigError(told) if own else InputError(f"{told} in {found.where}")
     numbers = {label: int(m[1]) for label in written if (m := _WHOLE.fullmatch(label))}
     if names is None and len(numbers) == len(written):
         names = _indices(found, numbers.values(), expected)

@@ -32,6 +32,7 @@ __all__ = ["build", "classifier", "in_memory", "plain"]
 _PREFIXES = ("model.", "net.", "network.")
 # torch allowed dots in the names of modules once.
 _DENSE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.(\w+)$")
+_COUNTED = 10**12  # what is told of larger numbers would fill pages
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
@@ -53,6 +54,7 @@ def classifier(checkpoint: Path, config: Architecture) -> Classifier:
     """
     library = config.source[0] in LIBRARIES
     weights = read_weights(checkpoint, also=_PREFIXES if library else ())
+    _require_room(config, weights)
     weights, left = peeled(_older_names(config, weights), _names(config, weights))
     network, shape, num_classes = build(config, weights)
     _fill(network, _without_auxiliary_heads(config, weights))
@@ -62,6 +64,16 @@ def classifier(checkpoint: Path, config: Architecture) -> Classifier:
     model.requires_grad_(True)
     _require_logits(model, num_classes)
     return model
+
+
+def _require_room(config: Architecture, weights: Mapping[str, Tensor]) -> None:
+    """Before a head of so many classes is built: a description may claim a billion."""
+    most = max((side for weight in weights.values() for side in weight.shape), default=0)
+    if config.num_classes is not None and config.num_classes > most:
+        raise InputError(
+            f"expected {min(config.num_classes, _COUNTED)} classes, got weights of at most {most} "
+            "rows"
+        )
 
 
 def _fuse(model: Classifier) -> None:

@@ -11,6 +11,7 @@ from lmr_guard.untrusted import LARGEST_SETTINGS, read_bytes
 
 __all__ = ["indexed", "require_whole"]
 
+_READABLE = 200  # characters of a name that one line can hold
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\.\w+)")
 
 
@@ -41,12 +42,20 @@ def indexed(path: Path) -> dict[str, list[str]] | None:
                 f"expected an index that names files beside it, got {file!r}: {str(path)!r}"
             )
         files.setdefault(file, []).append(name)
-    if missing := [file for file in files if not (path.parent / file).exists()]:
+    if missing := [file for file in files if not _exists(path.parent / file)]:
+        told = some(file[:_READABLE] for file in missing)
         raise InputError(
             f"expected the {len(files)} files that the index names beside it, got none of "
-            f"{some(missing)}: {str(path)!r}"
+            f"{told}: {str(path)!r}"
         )
     return files
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # A name that no file system could hold.
+        return False
 
 
 def require_whole(path: Path) -> None:

@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -33,7 +32,7 @@ _PATHS = (
 _LABELS = ("label", "labels", "class", "class_name", "target", "category")
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _LARGEST = 1 << 27  # bytes; ImageNet's 1.3 million images take a half of that
-_MOST_ROWS = 2_000_000
+_MOST = 2_000_000  # lines
 _TWICE = "a key twice"
 _HEADER = "a header that names path and label, or two columns without one"
 
@@ -60,7 +59,7 @@ def read_list(path: Path, *, labels_elsewhere: bool = False) -> Found | None:
     """
     text = _text(path)
     read = _json_rows if path.suffix.lower() in _LINES else _csv_rows
-    rows = _bounded(read(text, path), path)
+    rows = list(read(text, path))
     if rows and not any(row.label for row in rows) and labels_elsewhere:
         return None
     where = f"the list {shown(path)}"
@@ -80,16 +79,12 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _bounded(rows: Iterator[_Row], path: Path) -> list[_Row]:
-    found = list(islice(rows, _MOST_ROWS + 1))
-    if len(found) > _MOST_ROWS:
-        raise InputError(f"expected at most {_MOST_ROWS} rows, got more: {shown(path)}")
-    return found
-
-
-def _lines(text: str) -> Iterator[str]:
+def _lines(text: str, path: Path) -> Iterator[str]:
     """One after the other, each with its end: all at once would take more than the text."""
-    return (found[0] for found in _LINE.finditer(text))
+    for count, found in enumerate(_LINE.finditer(text)):
+        if count == _MOST:
+            raise InputError(f"expected a list of at most {_MOST} lines, got more: {shown(path)}")
+        yield found[0]
 
 
 # --- rows ---------------------------------------------------------------------------------------
@@ -98,7 +93,7 @@ def _lines(text: str) -> Iterator[str]:
 def _csv_rows(text: str, path: Path) -> Iterator[_Row]:
     first = text.lstrip("\r\n").partition("\n")[0]
     mark = next((m for m in ",;\t" if m in first), ",") if path.suffix.lower() != ".tsv" else "\t"
-    lines = csv.reader(_lines(text), delimiter=mark, skipinitialspace=True, strict=True)
+    lines = csv.reader(_lines(text, path), delimiter=mark, skipinitialspace=True, strict=True)
     columns: tuple[int, int | None] | None = None
     try:
         for cells in lines:
@@ -146,7 +141,7 @@ def _csv_row(cells: Sequence[str], columns: tuple[int, int | None], line: int, p
 
 
 def _json_rows(text: str, path: Path) -> Iterator[_Row]:
-    for number, line in enumerate(_lines(text), start=1):
+    for number, line in enumerate(_lines(text, path), start=1):
         if not line.strip():
             continue
         try:

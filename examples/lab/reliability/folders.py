@@ -54,8 +54,6 @@ def _model(
     name: str,
     change: Callable[[Path], object],
     codes: tuple[int, ...] = (5,),
-    *,
-    slow: bool = False,
 ) -> Case:
     """A folder of timm that was right, but for its random weights, before ``change``."""
 
@@ -67,7 +65,7 @@ def _model(
         change(held)
         return ["scan", str(held), "--clean", str(folder / "clean")]
 
-    return Case(f"folder: {name}", make, codes, slow)
+    return Case(f"folder: {name}", make, codes)
 
 
 def _told(**values: object) -> Callable[[Path], object]:
@@ -106,17 +104,20 @@ _DESCRIPTIONS: dict[str, bytes] = {
 
 def _descriptions() -> Iterator[Case]:
     for name, content in _DESCRIPTIONS.items():
-        codes = (4,) if name == "an empty object" else (5,)
+        code = 4 if name == "an empty object" else 5
         yield _model(
-            f"a description: {name}", _instead("config.json", partial(_put, content=content)), codes
+            f"a description: {name}",
+            _instead("config.json", partial(_put, content=content)),
+            (code,),
         )
-    for name, make in {
+    instead: dict[str, Callable[[Path], object]] = {
         "a named pipe": os.mkfifo,
         "zeros without end": _zeros,
         "a folder": Path.mkdir,
         "a link to itself": _circle,
         "missing": lambda _: None,
-    }.items():
+    }
+    for name, make in instead.items():
         yield _model(f"a description: {name}", _instead("config.json", make))
         yield _model(f"weights: {name}", _instead("model.safetensors", make))
     yield _model("a network of nobody", _told(architecture="nobody"), (4,))
@@ -199,7 +200,7 @@ def _indices() -> Iterator[Case]:
 
 
 def _transformers() -> Iterator[Case]:
-    """One stands for each way that a description of transformers can go wrong; all are slow."""
+    """One stands for each way that a description of transformers can go wrong."""
     small: dict[str, object] = {
         "model_type": "vit",
         "hidden_size": 8,
@@ -216,17 +217,11 @@ def _transformers() -> Iterator[Case]:
         ("a kind that is a list", {"model_type": ["vit"]}, (4,)),
         ("other weights", {}, (5,)),
         ("a width of 10^6", {"hidden_size": 10**6, "intermediate_size": 10**6}, (5,)),
-        ("10^9 layers", {"num_hidden_layers": 10**9}, (5,)),
         ("images of 10^6 rows", {"image_size": 10**6}, (5,)),
-        ("a negative width", {"hidden_size": -8}, (5,)),
-        ("a width of text", {"hidden_size": "8"}, (5,)),
-        ("an activation of nobody", {"hidden_act": "os.system"}, (5,)),
-        ("10^7 classes", {"num_labels": 10**7, "id2label": None}, (5,)),
     ):
         text = json.dumps({**small, **values}).encode()
         change = _instead("config.json", partial(_put, content=text))
-        slow = name == "10^9 layers"
-        yield _model(f"transformers: {name}", change, codes, slow=slow)
+        yield _model(f"transformers: {name}", change, codes)
 
 
 # --- ONNX files as models -----------------------------------------------------------------------
@@ -258,7 +253,7 @@ def _onnx_models() -> Iterator[Case]:
     yield _onnx("dice", _body(dice), (3,))
     yield _onnx("an operator of nobody", _body("flat = Flatten(pixels) logits = Nobody(flat, W)"))
     yield _onnx("rows of another size", _body(BODY, shape="N,1,7,7"))
-    yield _onnx("weights that are NaN", _nan)
+    yield _onnx("weights that are NaN", _nan, (4,))
     packed = (
         "flat = Flatten(pixels) q = QuantizeLinear(flat, S, Z) y = DequantizeLinear(q, S, Z) "
         "logits = MatMul(y, W)"

@@ -36,7 +36,6 @@ def _case(
     codes: tuple[int, ...] = (5,),
     *,
     file: str,
-    slow: bool = False,
 ) -> Case:
     """``write`` puts ``file`` into the folder; it is handed over in place of the clean images."""
 
@@ -44,7 +43,7 @@ def _case(
         write(folder / file)
         return with_option(verify(folder), "--clean", folder / file)
 
-    return Case(f"{family}: {name}", make, codes, slow)
+    return Case(f"{family}: {name}", make, codes)
 
 
 def _rows(folder: Path) -> list[_Row]:
@@ -140,7 +139,7 @@ def _lists() -> Iterator[Case]:
         yield _case("list", f"300 MB as {ending}", _large, file=file)
         yield _case("list", f"a folder as {ending}", lambda path: path.mkdir(), file=file)
         yield _case("list", f"120 MB of empty lines as {ending}", _blank, file=file)
-        yield _case("list", f"20 million rows as {ending}", _many, file=file)
+        yield _case("list", f"8 million rows as {ending}", _many, file=file)
         yield _case("list", f"a link to itself as {ending}", _circle, file=file)
     yield _case("list", "a header alone", partial(_put, content=b"path,label\n"), file="l.csv")
     yield _case("list", "no header of ours", partial(_put, content=b"a,b,c\n"), file="l.csv")
@@ -156,7 +155,7 @@ def _many(path: Path) -> None:
     row = b'{"path": "a"}\n' if path.suffix == ".jsonl" else b"a\tb\n" * (path.suffix == ".tsv")
     row = row or b"a,b\n"
     with path.open("wb") as file:
-        for _ in range(20):
+        for _ in range(8):
             file.write(row * 1_000_000)
 
 
@@ -329,9 +328,9 @@ def _hollow(path: Path, kind: bytes) -> None:
 
 def _archives() -> Iterator[Case]:
     yield _spoilt("as it should be", lambda held: held, (0,))
-    for share in (0, 0.1, 0.5, 0.99):
-        size = lambda held, share=share: held[: int(share * len(held)) - 100]  # noqa: E731
-        yield _spoilt(f"cut off at {share:.0%}", size if share else lambda _: b"")
+    for share in (0, 0.1, 0.5, 0.9):
+        cut = lambda held, share=share: held[: max(0, int(share * len(held)) - 100)]  # noqa: E731
+        yield _spoilt(f"cut off at {share:.0%}", cut)
     yield _spoilt("compressed", gzip.compress)
     yield _spoilt("zeros alone", lambda _: bytes(10240))
     yield _spoilt("text behind its members", lambda held: held.rstrip(b"\0") + b"text " * 999)
@@ -464,7 +463,7 @@ def _tables() -> Iterator[Case]:
     nan = _every("label", lambda each: [float("nan"), *map(float, each[1:])])
     yield _table("labels that are NaN", nan)
     yield _table("labels that are lists", _every("label", lambda each: [[k] for k in each]))
-    yield _table("no rows", lambda columns: [each.clear() for each in columns.values()])
+    yield _table("no rows", lambda columns: columns.update(image=[], label=[]))
     yield _table("no labels", lambda columns: columns.pop("label"))
     yield _table("features nested 100,000 times", right, (0,), features=_DEEP)
     twice = {"label": {"_type": "ClassLabel", "names": ["a", "a", "b"]}}
