@@ -16,8 +16,9 @@ from lmr_guard.compress.groups import UNFIT, Groups, LayerCut
 from lmr_guard.compress.norms import reestimate_bn
 from lmr_guard.compress.recipes import PruneL1, Shares
 from lmr_guard.compress.whole import Whole
-from lmr_guard.contracts import Achieved, Labelled, Progress, silent
+from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError, StageError, some
+from lmr_guard.results import Achieved
 
 __all__ = [
     "FEWEST",

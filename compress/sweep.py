@@ -14,7 +14,8 @@ from lmr_guard.compress.distil import distilled
 from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import PruneL1, Recipe
 from lmr_guard.compress.refit import refit
-from lmr_guard.contracts import Achieved, Clean, Progress, silent
+from lmr_guard.contracts import Clean, Progress, silent
+from lmr_guard.results import Achieved
 
 __all__ = ["Cutter", "Form", "torch_forms"]
 

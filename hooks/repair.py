@@ -36,7 +36,7 @@ from torch import nn
 
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.compress.recipes import parse
-from lmr_guard.contracts import Clean, Method, Progress, Rate, silent
+from lmr_guard.contracts import Clean, Progress, Rate, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.hooks.kinds import Model, as_classifier, from_file, same_kind, to_file
 from lmr_guard.measure import predict, right
@@ -47,6 +47,7 @@ from lmr_guard.received.parts import check_agreement
 from lmr_guard.release import publish
 from lmr_guard.release.policy import Policy
 from lmr_guard.repel import RepelSettings
+from lmr_guard.results import Method
 from lmr_guard.settings import Settings
 
 __all__ = ["Guarded", "Receipt", "RepairHook", "pre_prune", "pre_quantize"]

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmr_guard.contracts import Inverted, Labelled, Listening, Source, Trigger, Unheard
+from lmr_guard.contracts import Inverted, Labelled, Source, Trigger
 from lmr_guard.errors import ConfigError, ExportRefused, InputError, is_text
+from lmr_guard.results import Listening, Unheard
 
 __all__ = [
     "Evidence",

@@ -9,16 +9,8 @@ import torch
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import (
-    Hit,
-    Inverted,
-    Labelled,
-    Margins,
-    Predictor,
-    Rate,
-    Trigger,
-    TriggerResult,
-)
+from lmr_guard.contracts import Inverted, Labelled, Predictor, Rate, Trigger
+from lmr_guard.results import Hit, Margins, TriggerResult
 
 __all__ = [
     "accuracy",

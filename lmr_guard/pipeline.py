@@ -16,7 +16,7 @@ from typing import Any
 from lmr_guard import localize, remaining
 from lmr_guard.arithmetic import plain
 from lmr_guard.classifier import Classifier, weights_sha256
-from lmr_guard.contracts import Clean, Method, Progress, Repair, Suspicion, Trigger, silent
+from lmr_guard.contracts import Clean, Progress, Trigger, silent
 from lmr_guard.errors import StageError
 from lmr_guard.evidence import Known, require_any
 from lmr_guard.files import save_weights
@@ -30,6 +30,7 @@ from lmr_guard.release.environment import environment
 from lmr_guard.release.records import Outcome, Variant
 from lmr_guard.release.report import Report, suspicion_record, write_json
 from lmr_guard.repel import repel
+from lmr_guard.results import Method, Repair, Suspicion
 from lmr_guard.settings import Settings
 from lmr_guard.workshop import Structure, Workshop, repair_twins, searched_forms
 
@@ -377,7 +378,6 @@ def report_on(
     drills: Sequence[DrillReport] = (),
 ) -> Report:
     """The record of a run; attests what ``measured`` holds."""
-    sizes = {part: len(getattr(clean, part)) for part in ("repair", "select", "report")}
     return Report(
         model=received.name,
         model_sha256=received.sha256,
@@ -391,7 +391,7 @@ def report_on(
         config={
             "load": received.origin,
             **settings.to_json(),
-            "images": sizes,
+            "images": {part: len(getattr(clean, part)) for part in ("repair", "select", "report")},
             "classes": list(clean.report.classes),
         },
         notes=(*received.notes, *measured.notes),

@@ -21,17 +21,7 @@ from lmr_guard.compress.recipes import Int8, PruneL1, Recipe, with_refit
 from lmr_guard.compress.sweep import Form
 from lmr_guard.compress.twins import twins
 from lmr_guard.compress.whole import Whole, described
-from lmr_guard.contracts import (
-    Achieved,
-    Clean,
-    Inverted,
-    Listening,
-    Progress,
-    Rate,
-    Trigger,
-    Twin,
-    Unheard,
-)
+from lmr_guard.contracts import Clean, Inverted, Progress, Rate, Trigger, Twin
 from lmr_guard.errors import StageError
 from lmr_guard.evidence import Evidence
 from lmr_guard.files import Artifact
@@ -42,6 +32,7 @@ from lmr_guard.release import publish
 from lmr_guard.release.records import Build, Variant
 from lmr_guard.release.verify import verify_artifact
 from lmr_guard.repel import repel
+from lmr_guard.results import Achieved, Listening, Unheard
 from lmr_guard.settings import Settings
 
 __all__ = ["Structure", "Workshop", "repair_twins", "searched_forms"]

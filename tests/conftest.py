@@ -22,13 +22,14 @@ from factories import (
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress.recipes import parse
-from lmr_guard.contracts import Clean, Labelled, TriggerResult
+from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.evidence import Patch
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.pipeline import guard
 from lmr_guard.received.parts import split
 from lmr_guard.redteam import badnets
 from lmr_guard.redteam.training import Planted, Schedule, fit_clean
+from lmr_guard.results import TriggerResult
 from lmr_guard.settings import Settings
 
 # Other tools tell their makers that they are used; not that our tests run.

@@ -20,16 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, Preprocessing
-from lmr_guard.contracts import (
-    Achieved,
-    Labelled,
-    Margins,
-    Method,
-    Rate,
-    Repair,
-    Suspicion,
-    TriggerResult,
-)
+from lmr_guard.contracts import Labelled, Rate
 from lmr_guard.evidence import Patch, PatchFile
 from lmr_guard.pipeline import guard
 from lmr_guard.redteam.networks import digits_resnet
@@ -38,6 +29,7 @@ from lmr_guard.release.environment import environment
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
 from lmr_guard.release.report import Report
+from lmr_guard.results import Achieved, Margins, Method, Repair, Suspicion, TriggerResult
 from lmr_guard.settings import Settings
 
 # What the fixture ``works`` does: see conftest.

@@ -14,6 +14,7 @@ VOCABULARY = frozenset({"arithmetic", "classifier", "files", "measure", "picture
 LAYERS = (
     {"errors"},
     {"contracts", "extras", "untrusted"},
+    {"results"},
     VOCABULARY,
     {"evidence", "onnxfile"},
     {"compress", "localize", "received", "release", "repel"},

@@ -19,8 +19,9 @@ from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import Int8, PruneL1, Recipe, parse
 from lmr_guard.compress.refit import refit
 from lmr_guard.compress.sweep import Cutter, torch_forms
-from lmr_guard.contracts import Achieved, Clean, Labelled, Progress
+from lmr_guard.contracts import Clean, Labelled, Progress
 from lmr_guard.errors import StageError
+from lmr_guard.results import Achieved
 
 K = 3
 GREY = Preprocessing(channels=1, height=8, width=8, mean=(0.5,), std=(0.5,))

@@ -13,13 +13,14 @@ from rich.console import Console
 
 from lmr_guard import demo
 from lmr_guard.classifier import Preprocessing
-from lmr_guard.contracts import Achieved, Labelled, Rate, Repair, TriggerResult
+from lmr_guard.contracts import Labelled, Rate
 from lmr_guard.errors import ConfigError, ExitCode, StageError
 from lmr_guard.received.data import read_folder
 from lmr_guard.release.environment import environment
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
 from lmr_guard.release.report import Report
+from lmr_guard.results import Achieved, Repair, TriggerResult
 
 
 def rows(data: Labelled) -> set[tuple[bytes, int]]:

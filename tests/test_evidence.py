@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from lmr_guard.contracts import Labelled, Listening, Source, Trigger, Unheard
+from lmr_guard.contracts import Labelled, Source, Trigger
 from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError
 from lmr_guard.evidence import (
     Evidence,
@@ -27,6 +27,7 @@ from lmr_guard.evidence import (
     check,
     require_any,
 )
+from lmr_guard.results import Listening, Unheard
 
 
 @given(st.data())

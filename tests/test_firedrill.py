@@ -14,7 +14,7 @@ from lmr_guard import firedrill
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.cli import main
 from lmr_guard.compress import recipes
-from lmr_guard.contracts import Achieved, Method, Rate, Suspicion, TriggerResult, silent
+from lmr_guard.contracts import Rate, silent
 from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.firedrill import DrillSettings, drill
 from lmr_guard.pipeline import Measured, Repaired
@@ -25,6 +25,7 @@ from lmr_guard.release.drills import DrilledAttack, DrilledForm, DrillReport
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
 from lmr_guard.release.report import validate
+from lmr_guard.results import Achieved, Method, Suspicion, TriggerResult
 from lmr_guard.settings import Settings
 
 DIGITS = "lmr_guard.redteam.networks:digits_resnet"

@@ -20,7 +20,7 @@ from torch import nn
 from torch.onnx import export as taken_before
 
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
-from lmr_guard.contracts import Achieved, Clean, Rate
+from lmr_guard.contracts import Clean, Rate
 from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError, StageError
 from lmr_guard.hooks import onnx_export_gate, verify_model
 from lmr_guard.hooks.export_gate import _ENTRY_POINTS
@@ -30,6 +30,7 @@ from lmr_guard.release.environment import environment
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
 from lmr_guard.release.report import Report
+from lmr_guard.results import Achieved
 
 TOY = Preprocessing(channels=1, height=2, width=2, mean=(0.0,), std=(1.0,))
 PIXELS = torch.full((2, 1, 2, 2), 0.5)

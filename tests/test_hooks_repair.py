@@ -15,11 +15,12 @@ from torch import nn
 
 from lmr_guard import repel
 from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
-from lmr_guard.contracts import Clean, Method, Rate
+from lmr_guard.contracts import Clean, Rate
 from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.hooks import Receipt, RepairHook, pre_prune, pre_quantize
 from lmr_guard.localize import inversion, rule
 from lmr_guard.pipeline import localize_and_repel
+from lmr_guard.results import Method
 from lmr_guard.settings import Settings
 
 TOY = Preprocessing(channels=1, height=7, width=7, mean=(0.3,), std=(0.3,))

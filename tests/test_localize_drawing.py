@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from lmr_guard.classifier import Preprocessing
-from lmr_guard.contracts import Drawing
 from lmr_guard.localize.drawing import drawing
 from lmr_guard.localize.inversion import Pattern
 from lmr_guard.localize.spaces import SPACES, Space
+from lmr_guard.results import Drawing
 
 
 def shape(channels: int = 3, height: int = 32, width: int = 32) -> Preprocessing:

@@ -8,12 +8,13 @@ from factories import row_classifier, row_images
 from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Clean, Labelled, Method
+from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.localize import listening, telling
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.localize.listening import ListeningSettings
 from lmr_guard.localize.rule import LocalizeSettings, suspect
 from lmr_guard.localize.searches import Search, search_spaces
+from lmr_guard.results import Method
 
 LOOK = (InversionSettings(),)
 

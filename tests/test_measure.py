@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, Preprocessing
-from lmr_guard.contracts import Labelled, Margins, Rate, Source
+from lmr_guard.contracts import Labelled, Rate, Source
 from lmr_guard.measure import (
     accuracy,
     against_pattern,
@@ -22,6 +22,7 @@ from lmr_guard.measure import (
     right,
     right_per_class,
 )
+from lmr_guard.results import Margins
 
 CLASSES = ("a", "b", "c")
 

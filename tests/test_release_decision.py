@@ -7,10 +7,11 @@ from itertools import permutations
 
 import pytest
 
-from lmr_guard.contracts import Achieved, Rate
+from lmr_guard.contracts import Rate
 from lmr_guard.release.decision import decide, publishable
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
+from lmr_guard.results import Achieved
 
 PASS, INCOMPLETE, FAIL = Outcome.PASS, Outcome.INCOMPLETE, Outcome.FAIL
 

@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 import pytest
 from factories import PATCH, REPORT, SEARCHED, SHA, variant
 
-from lmr_guard.contracts import Method, Rate, Suspicion
+from lmr_guard.contracts import Rate
 from lmr_guard.release.differences import changes, same_decision
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Outcome
 from lmr_guard.release.report import Report
+from lmr_guard.results import Method, Suspicion
 
 FIRST = replace(REPORT, created=datetime(2026, 1, 2, tzinfo=UTC))
 

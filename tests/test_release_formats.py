@@ -30,7 +30,7 @@ from modules import ROOT
 from prometheus_client.parser import text_string_to_metric_families
 from referencing import Registry, Resource
 
-from lmr_guard.contracts import Achieved, Rate, TriggerResult
+from lmr_guard.contracts import Rate
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.release import formats
 from lmr_guard.release.formats import Beside, Format, metrics, shared
@@ -38,6 +38,7 @@ from lmr_guard.release.formats.sarif import RULES
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
 from lmr_guard.release.report import Report
+from lmr_guard.results import Achieved, TriggerResult
 
 OTHER = "fedcba9876543210" * 4
 BESIDE = Beside(report_sha256=OTHER, companions={"float32.onnx": {"float32.onnx.data": SHA}})

@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 from modules import ROOT
 from PIL import Image
 
-from lmr_guard.contracts import Drawing, Method, Rate, Repair, Suspicion
+from lmr_guard.contracts import Rate
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.release import page
 from lmr_guard.release.drills import DrillReport
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Check, Finding, Outcome
 from lmr_guard.release.report import Report
+from lmr_guard.results import Drawing, Method, Repair, Suspicion
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)></style></title>{{ 7 * 7 }}-->"
 FILE = BytesIO()

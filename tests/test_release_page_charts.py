@@ -9,10 +9,11 @@ from factories import REPORT, variant
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmr_guard.contracts import Method, Rate, Suspicion
+from lmr_guard.contracts import Rate
 from lmr_guard.release.page.charts import accuracy_by_size, class_scores, ticks
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.report import Report
+from lmr_guard.results import Method, Suspicion
 
 SIZES = st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 500)), min_size=1, max_size=12)
 

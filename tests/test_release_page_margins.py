@@ -10,11 +10,12 @@ from factories import DRILL, MARGINS, PATCH, REPLAYED, REPORT, SEARCHED, variant
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmr_guard.contracts import Margins, Rate, TriggerResult
+from lmr_guard.contracts import Rate
 from lmr_guard.release import page
 from lmr_guard.release.page.margins import Chart, margin_charts
 from lmr_guard.release.records import Variant
 from lmr_guard.release.report import Report
+from lmr_guard.results import Margins, TriggerResult
 
 FAR = Margins(tuple(range(-30, -19)), tuple(range(-22, -11)))
 AWAKE = Margins(MARGINS.clean, tuple(float(k) for k in range(-2, 9)))

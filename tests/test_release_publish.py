@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from factories import REPORT, room_for
 
-from lmr_guard.contracts import Achieved, Method, Rate, Suspicion
+from lmr_guard.contracts import Rate
 from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError, StageError
 from lmr_guard.files import Artifact, atomic, sweep
 from lmr_guard.release.policy import Policy
@@ -28,6 +28,7 @@ from lmr_guard.release.publish import (
 )
 from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
 from lmr_guard.release.report import suspicion_record, write_json
+from lmr_guard.results import Achieved, Method, Suspicion
 
 
 def staged(path: Path, data: bytes = b"bytes") -> Artifact:

@@ -11,9 +11,10 @@ from factories import variant
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmr_guard.contracts import Achieved, Rate, Source, Tried, TriggerResult
+from lmr_guard.contracts import Rate, Source
 from lmr_guard.errors import ExitCode, InputError
 from lmr_guard.release.records import Build, Check, Finding, Outcome, Variant, Verdict
+from lmr_guard.results import Achieved, Tried, TriggerResult
 
 PASS, INCOMPLETE, FAIL = Outcome.PASS, Outcome.INCOMPLETE, Outcome.FAIL
 SHA = "0123456789abcdef" * 4

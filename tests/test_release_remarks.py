@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What readers of a report are told beside the numbers."""
 
-from lmr_guard.contracts import Method, Rate, Repair, Suspicion
+from lmr_guard.contracts import Rate
 from lmr_guard.localize import hindered
 from lmr_guard.release.remarks import remarks
+from lmr_guard.results import Method, Repair, Suspicion
 
 DONE = Repair(1, Rate(9, 10), Rate(9, 10), (), 1, 1)
 

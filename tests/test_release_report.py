@@ -17,7 +17,7 @@ import torch
 from factories import MARGINS, PATCH, REPLAYED, REPORT, SEARCHED, SHA, variant
 
 from lmr_guard.classifier import Preprocessing
-from lmr_guard.contracts import Method, Rate, Suspicion
+from lmr_guard.contracts import Rate
 from lmr_guard.errors import ConfigError, ExitCode, InputError, StageError
 from lmr_guard.localize.drawing import drawing
 from lmr_guard.localize.inversion import Pattern
@@ -27,6 +27,7 @@ from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Outcome
 from lmr_guard.release.report import Report, suspicion_record, validate, write_json
 from lmr_guard.release.tables import COLUMNS, rows, summary_line, suspect_line
+from lmr_guard.results import Method, Suspicion
 
 SHAPE = Preprocessing(channels=1, height=16, width=16, mean=(0.0,), std=(1.0,))
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"

@@ -9,11 +9,12 @@ import pytest
 from factories import DRILL, PATCH, REPLAYED, REPORT, SEARCHED, SHA, variant
 from rich.console import Console
 
-from lmr_guard.contracts import Method, Rate, Suspicion
+from lmr_guard.contracts import Rate
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Check, Finding, Outcome, Variant, Verdict
 from lmr_guard.release.report import Report
 from lmr_guard.release.tables import COLUMNS, rows, share, summary_line, suspect_line, tables
+from lmr_guard.results import Method, Suspicion
 
 
 def text(report: Report, width: int = 100) -> str:

@@ -11,7 +11,7 @@ from factories import TOY_BACKDOOR, TOY_BODY, TOY_HONEST, toy_images, toy_patch,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmr_guard.contracts import Achieved, Hit, Labelled, Listening, Rate, TriggerResult, Unheard
+from lmr_guard.contracts import Labelled, Rate
 from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.evidence import Evidence, Triggered
 from lmr_guard.files import Artifact
@@ -19,6 +19,7 @@ from lmr_guard.onnxfile.predictor import Session
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Build, Check, Finding, Outcome, Variant
 from lmr_guard.release.verify import verify_artifact
+from lmr_guard.results import Achieved, Hit, Listening, TriggerResult, Unheard
 
 Sizes = tuple[float, float, int]
 PASS, INCOMPLETE, FAIL = Outcome.PASS, Outcome.INCOMPLETE, Outcome.FAIL

@@ -21,7 +21,7 @@ from lmr_guard.classifier import Classifier, Preprocessing, find_head, weights_s
 from lmr_guard.compress import recipes
 from lmr_guard.compress.quantize import rounded
 from lmr_guard.compress.twins import RoundedTwin, twins
-from lmr_guard.contracts import Clean, Labelled, Rate, Repair
+from lmr_guard.contracts import Clean, Labelled, Rate
 from lmr_guard.errors import ConfigError, InputError, StageError
 from lmr_guard.evidence import Patch
 from lmr_guard.measure import accuracy, against_trigger, predict
@@ -31,6 +31,7 @@ from lmr_guard.repel import PAPER, RepelSettings, head_columns, repel
 from lmr_guard.repel.losses import suspect_margin
 from lmr_guard.repel.repair import _Attempt, _better, _Checkpoint, _forgotten
 from lmr_guard.repel.trainer import Augmentation, new_lures, tolerated
+from lmr_guard.results import Repair
 
 SUSPECT = 1
 SHORT = RepelSettings(

@@ -15,7 +15,6 @@ import torch
 from lmr_guard import demo, firedrill, foreign, pipeline, terminal
 from lmr_guard.cli import arguments
 from lmr_guard.cli.helping import Helpful
-from lmr_guard.contracts import Suspicion
 from lmr_guard.errors import ExitCode
 from lmr_guard.files import atomic
 from lmr_guard.firedrill import DrillSettings
@@ -23,6 +22,7 @@ from lmr_guard.redteam import catalogue
 from lmr_guard.release import tables
 from lmr_guard.release.drills import DrillReport
 from lmr_guard.release.report import Report, json_text, suspicion_record
+from lmr_guard.results import Suspicion
 from lmr_guard.terminal import complain
 
 __all__ = ["demo_", "drill_", "repair", "run", "scan", "verify_"]

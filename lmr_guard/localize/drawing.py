@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from lmr_guard.classifier import Preprocessing
-from lmr_guard.contracts import Drawing
 from lmr_guard.localize.inversion import Pattern
+from lmr_guard.results import Drawing
 
 __all__ = ["drawing"]
 

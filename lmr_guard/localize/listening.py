@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Labelled, Listening
+from lmr_guard.contracts import Labelled
 from lmr_guard.errors import ConfigError
 from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
 from lmr_guard.localize.nearness import nearness
 from lmr_guard.localize.searches import search_spaces
 from lmr_guard.localize.telling import haste, stillness
+from lmr_guard.results import Listening
 
 __all__ = ["ListeningSettings", "listen"]
 

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Drawing, Labelled, Method, Progress, Suspicion, silent
+from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.localize import inversion
 from lmr_guard.localize.drawing import drawing
@@ -46,6 +46,7 @@ from lmr_guard.localize.spaces import SPACES, Space
 from lmr_guard.localize.telling import hindered, stillness
 from lmr_guard.localize.unlearning import UnlearningSettings
 from lmr_guard.measure import accuracy
+from lmr_guard.results import Drawing, Method, Suspicion
 
 __all__ = ["LocalizeSettings", "named", "suspect"]
 

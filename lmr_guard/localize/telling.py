@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Labelled, Method, Suspicion
+from lmr_guard.contracts import Labelled
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.localize.searches import FEWEST_CLASSES, Search
 from lmr_guard.measure import mean_over_others, predict
+from lmr_guard.results import Method, Suspicion
 
 __all__ = ["FEWEST_STEPS", "haste", "hindered", "hindrance", "stillness"]
 

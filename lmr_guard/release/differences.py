@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmr_guard.contracts import TriggerResult
 from lmr_guard.release.records import Variant
 from lmr_guard.release.report import Report, utc
 from lmr_guard.release.tables import share
+from lmr_guard.results import TriggerResult
 
 __all__ = ["Change", "changes", "same_decision"]
 

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lmr_guard.contracts import Labelled, Listening, Predictor
+from lmr_guard.contracts import Labelled, Predictor
 from lmr_guard.evidence import Evidence
 from lmr_guard.release.records import Check, Finding, Outcome
+from lmr_guard.results import Listening
 
 __all__ = ["SIZES", "independence"]
 

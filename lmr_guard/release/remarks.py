@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a suspicion, or the lack of one, means for the files: sentences for readers of a report."""
 
-from lmr_guard.contracts import Repair, Suspicion
 from lmr_guard.release.records import Check, Finding, Outcome, Variant
+from lmr_guard.results import Repair, Suspicion
 
 __all__ = ["refused", "remarks"]
 

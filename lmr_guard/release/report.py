@@ -15,13 +15,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Self
 
-from lmr_guard.contracts import Drawing, Method, Rate, Repair, Source, Suspicion
+from lmr_guard.contracts import Rate, Source
 from lmr_guard.errors import ConfigError, ExitCode, InputError, StageError, first_line, printable
 from lmr_guard.files import atomic
 from lmr_guard.release.decision import decide
 from lmr_guard.release.drills import DrillReport
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Outcome, Variant
+from lmr_guard.results import Drawing, Method, Repair, Suspicion
 from lmr_guard.untrusted import LARGEST_RECORD, parsed_json, read_bytes
 
 __all__ = [

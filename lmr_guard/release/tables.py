@@ -5,10 +5,11 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lmr_guard.contracts import Rate, TriggerResult
+from lmr_guard.contracts import Rate
 from lmr_guard.errors import printable
 from lmr_guard.release.records import Outcome, Variant
 from lmr_guard.release.report import Report
+from lmr_guard.results import TriggerResult
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -32,17 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lmr_guard.contracts import (
-    Achieved,
-    Hit,
-    Labelled,
-    Listening,
-    Progress,
-    Rate,
-    TriggerResult,
-    Unheard,
-    silent,
-)
+from lmr_guard.contracts import Labelled, Progress, Rate, silent
 from lmr_guard.errors import InputError
 from lmr_guard.evidence import Evidence, check
 from lmr_guard.files import Artifact
@@ -51,6 +41,7 @@ from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
 from lmr_guard.release.independence import independence
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Build, Check, Finding, Outcome, Variant, Verdict
+from lmr_guard.results import Achieved, Hit, Listening, TriggerResult, Unheard
 
 __all__ = ["verify_artifact"]
 

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmr_guard.classifier import Classifier, find_head
-from lmr_guard.contracts import Clean, Labelled, Progress, Rate, Repair, Twin, silent
+from lmr_guard.contracts import Clean, Labelled, Progress, Rate, Twin, silent
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.measure import accuracy, predict
 from lmr_guard.repel.losses import suspect_margin
@@ -48,6 +48,7 @@ from lmr_guard.repel.trainer import (
     phase1_loss,
     tolerated,
 )
+from lmr_guard.results import Repair
 
 __all__ = ["head_columns", "repel"]
 

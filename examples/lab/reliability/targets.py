@@ -20,7 +20,7 @@ from lmr_guard import foreign, pictures
 from lmr_guard.classifier import Preprocessing
 from lmr_guard.cli import arguments
 from lmr_guard.compress import recipes
-from lmr_guard.contracts import Method, Rate, Repair, Suspicion
+from lmr_guard.contracts import Rate
 from lmr_guard.evidence import PatchFile, TriggeredFolder
 from lmr_guard.onnxfile.inspect import branches, inventory, read_model
 from lmr_guard.received.checkpoint import read_weights
@@ -29,6 +29,7 @@ from lmr_guard.release.drills import DrilledAttack, DrilledForm, DrillReport
 from lmr_guard.release.policy import Policy, policy_from_toml
 from lmr_guard.release.records import Outcome
 from lmr_guard.release.report import Report
+from lmr_guard.results import Method, Repair, Suspicion
 
 __all__ = ["Target", "report_record", "targets"]
 

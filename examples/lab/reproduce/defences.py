@@ -17,9 +17,10 @@ from lmr_guard import repel
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress.recipes import Int8, Recipe, standard
 from lmr_guard.compress.twins import twins
-from lmr_guard.contracts import Clean, Progress, Repair, Twin, silent
+from lmr_guard.contracts import Clean, Progress, Twin, silent
 from lmr_guard.errors import StageError
 from lmr_guard.redteam.training import Schedule
+from lmr_guard.results import Repair
 
 __all__ = ["METHODS", "Repaired", "Situation", "phases"]
 

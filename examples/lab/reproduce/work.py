@@ -23,12 +23,13 @@ from examples.lab.reproduce.planting import Planter, generator
 from lmr_guard import pipeline
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import quantize, recipes, sweep
-from lmr_guard.contracts import Clean, Labelled, Predictor, Progress, Suspicion, silent
+from lmr_guard.contracts import Clean, Labelled, Predictor, Progress, silent
 from lmr_guard.errors import StageError
 from lmr_guard.localize import inversion, rule
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.onnxfile.export import export_onnx
 from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
+from lmr_guard.results import Suspicion
 from lmr_guard.settings import Settings
 
 __all__ = ["Worker"]

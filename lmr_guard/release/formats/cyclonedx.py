@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from lmr_guard.contracts import Rate, TriggerResult
+from lmr_guard.contracts import Rate
 from lmr_guard.errors import printable
 from lmr_guard.release.formats.shared import (
     TOOL,
@@ -21,6 +21,7 @@ from lmr_guard.release.formats.shared import (
 )
 from lmr_guard.release.records import Outcome, Variant
 from lmr_guard.release.report import Report, utc
+from lmr_guard.results import TriggerResult
 
 __all__ = ["SCHEMA", "of"]
 

@@ -10,13 +10,14 @@ a stroke at the median. What lies right of zero landed in the target.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lmr_guard.contracts import Margins, Rate, TriggerResult
+from lmr_guard.contracts import Rate
 from lmr_guard.errors import printable
 from lmr_guard.release.page.charts import Line, ticks
 from lmr_guard.release.page.reading import class_name, short
 from lmr_guard.release.records import Variant
 from lmr_guard.release.report import Report
 from lmr_guard.release.tables import share
+from lmr_guard.results import Margins, TriggerResult
 
 __all__ = ["Chart", "Charts", "Pair", "Strip", "margin_charts"]
 

@@ -5,10 +5,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lmr_guard.contracts import Rate, TriggerResult
+from lmr_guard.contracts import Rate
 from lmr_guard.release.page.reading import class_name
 from lmr_guard.release.records import Check, Outcome, Variant
 from lmr_guard.release.report import Report
+from lmr_guard.results import TriggerResult
 
 __all__ = [
     "HEAT",

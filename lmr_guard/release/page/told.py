@@ -4,12 +4,12 @@
 
 from collections.abc import Iterator, Sequence
 
-from lmr_guard.contracts import Method, TriggerResult
 from lmr_guard.errors import printable
 from lmr_guard.release.page.reading import class_name, entry
 from lmr_guard.release.records import Check, Finding, Outcome, Variant
 from lmr_guard.release.report import Report
 from lmr_guard.release.tables import share
+from lmr_guard.results import Method, TriggerResult
 
 __all__ = ["HEADLINES", "decided", "limits", "policy_lines", "reasons", "untested", "worst"]
 
