@@ -32,6 +32,7 @@ __all__ = ["build", "classifier", "in_memory", "plain"]
 _PREFIXES = ("model.", "net.", "network.")
 # torch allowed dots in the names of modules once.
 _DENSE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.(\w+)$")
+_MANY = 10**5  # classes; a head of fewer is built, and what does not fit is told in its words
 _COUNTED = 10**12  # what is told of larger numbers would fill pages
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
@@ -69,7 +70,7 @@ def classifier(checkpoint: Path, config: Architecture) -> Classifier:
 def _require_room(config: Architecture, weights: Mapping[str, Tensor]) -> None:
     """Before a head of so many classes is built: a description may claim a billion."""
     most = max((side for weight in weights.values() for side in weight.shape), default=0)
-    if config.num_classes is not None and config.num_classes > most:
+    if config.num_classes is not None and config.num_classes > max(most, _MANY):
         raise InputError(
             f"expected {min(config.num_classes, _COUNTED)} classes, got weights of at most {most} "
             "rows"
