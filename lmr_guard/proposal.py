@@ -309,7 +309,7 @@ require = [{require}]
 publish = "{policy.publish}"
 # What a pattern that a search found on the model as received may still reach, a fraction.
 max_excess = {policy.max_excess}
-# How many times smaller a pattern one class may need than the others.
+# How far one class may stand out in a search: how many times less of a pattern it needs.
 max_strangeness = {policy.max_strangeness}
 # Whether searches alone, without a known trigger, are evidence enough. Whoever trains against
 # the searches can beat them.

@@ -31,7 +31,7 @@ class Policy:
         require = ["float32", "int8"]   # variants that must pass, or nothing is published
         publish = "all"                 # every variant that passed, or only the "smallest"
         max_excess = 0.2                # what an inverted trigger may still reach; see below
-        max_strangeness = 2.0           # how much smaller a pattern one class may need
+        max_strangeness = 2.0           # how far one class may stand out in a search
         accept_inverted = false         # whether inverted triggers alone may be evidence enough
 
     Args:
@@ -48,8 +48,9 @@ class Policy:
             still reaches above the same images without it. FAIL where the rates differ by more;
             INCOMPLETE where only the Wilson upper bound of the first does. Likewise FAIL where a
             known trigger brings more images than that to a class that is not its target.
-        max_strangeness: Limit, >= 1, for how many times less of a pattern one class of an artefact
-            may need than its other classes: see ``Listening``. FAIL from there on.
+        max_strangeness: Limit, >= 1, for how far one class of an artefact may stand out: how many
+            times less of a pattern it needs than other classes, less what the next class of the
+            search shows too; see ``localize.outstanding``. FAIL from there on.
         accept_inverted: Where no trigger is known: whether the search for triggers is evidence
             enough to PASS. It finds what it searches for, and nothing else.
 

@@ -37,7 +37,7 @@ _POLICY = {
     "require": "variants that must pass, or nothing is published",
     "publish": "which of the variants that passed are published",
     "max_excess": "what a found pattern may still reach above the same images without it",
-    "max_strangeness": "how many times less of a pattern one class may need than the others",
+    "max_strangeness": "how far one class may stand out by needing less of a pattern",
     "accept_inverted": "whether searches for triggers alone are evidence enough",
 }
 
