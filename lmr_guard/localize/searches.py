@@ -27,6 +27,7 @@ from lmr_guard.measure import predict
 __all__ = [
     "FEWEST_CLASSES",
     "PATCHED",
+    "POWERS",
     "Search",
     "outstanding",
     "reads_patches",
@@ -37,9 +38,10 @@ __all__ = [
 FEWEST_CLASSES = 5
 """Below that many classes nobody is strange, and some class leads anyway: too few others."""
 
-_POWERS: Mapping[spaces.Space, float] = MappingProxyType(
+POWERS: Mapping[spaces.Space, float] = MappingProxyType(
     {"patch": 1.0, "additive": 1.0, "warp": 1 / 3}
 )
+"""What the strangeness of a space is raised to before it counts."""
 PATCHED = 1.6
 """How many times more a class must stand out of a network that reads images in patches."""
 
@@ -110,7 +112,7 @@ class Search:
     def strangeness(self) -> Tensor:
         """Of each searched class, as it counts in this space."""
         ratios = inversion.strangeness(self.found[-1].sizes)
-        counted: Tensor = ratios ** _POWERS[self.space] / self.near[self.classes]
+        counted: Tensor = ratios ** POWERS[self.space] / self.near[self.classes]
         return counted
 
     @property

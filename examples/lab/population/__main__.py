@@ -147,17 +147,17 @@ def _parser() -> argparse.ArgumentParser:
     told.add_argument("--limit", type=float, default=Policy().max_strangeness)
     told.add_argument("--roc", type=Path, help="also draw the ROC into this file (.svg, .png)")
     wakes = commands.add_parser("waking", help="print what wakes when weights are rounded")
-    wakes.set_defaults(run=_waking)
+    wakes.set_defaults(run=partial(_tell, "score", waking.render))
     stands = commands.add_parser("standing", help="print what standing out is worth")
-    stands.set_defaults(run=_standing)
+    stands.set_defaults(run=partial(_tell, "score", standing.render))
     taught = commands.add_parser("show-students", help="print what students would change")
-    taught.set_defaults(run=_show_students)
+    taught.set_defaults(run=partial(_tell, "students", students.render))
     mended = commands.add_parser("show-repair", help="print what repairs cost and leave")
-    mended.set_defaults(run=_show_repair)
+    mended.set_defaults(run=partial(_tell, "repair", repairs.render))
     cut = commands.add_parser("show-cuts", help="print what cuts cost")
     cut.set_defaults(run=_show_cuts)
     ships = commands.add_parser("show-ship", help="print what is published")
-    ships.set_defaults(run=_show_ship)
+    ships.set_defaults(run=partial(_tell, "ship", shipments.render))
     showing = (shown, compared, told, wakes, stands, taught, mended, cut, ships)
     for each in (shown, told):
         each.add_argument("--round", type=int, help="only networks of this round, from 1")
@@ -223,29 +223,15 @@ def _show(options: argparse.Namespace, console: Console) -> int:
     return _print(found, "score", show.render(found, options.by), options, console)
 
 
-def _waking(options: argparse.Namespace, console: Console) -> int:
-    found = _records(options, "score")
-    return _print(found, "score", waking.render(found), options, console)
-
-
-def _standing(options: argparse.Namespace, console: Console) -> int:
-    found = _records(options, "score")
-    return _print(found, "score", standing.render(found), options, console)
-
-
-def _show_students(options: argparse.Namespace, console: Console) -> int:
-    found = _records(options, "students")
-    return _print(found, "students", students.render(found), options, console)
-
-
-def _show_repair(options: argparse.Namespace, console: Console) -> int:
-    found = _records(options, "repair")
-    return _print(found, "repair", repairs.render(found), options, console)
-
-
-def _show_ship(options: argparse.Namespace, console: Console) -> int:
-    found = _records(options, "ship")
-    return _print(found, "ship", shipments.render(found), options, console)
+def _tell(
+    asked: str,
+    render: Callable[[Sequence[Record]], Iterable[RenderableType]],
+    options: argparse.Namespace,
+    console: Console,
+) -> int:
+    """What is made of the records of one question."""
+    found = _records(options, asked)
+    return _print(found, asked, render(found), options, console)
 
 
 def _show_cuts(options: argparse.Namespace, console: Console) -> int:

@@ -20,6 +20,7 @@ from examples.lab.kit.measuring import both, per_cent, rates
 from examples.lab.kit.records import Record
 from examples.lab.kit.tables import framed_table
 from examples.lab.population.planting import generator
+from examples.lab.population.show import called
 from examples.lab.population.split import HALVES
 from examples.lab.population.subjects import Subject
 from lmr_guard.classifier import Classifier
@@ -91,7 +92,7 @@ def render(records: Sequence[Record]) -> Iterator[RenderableType]:
             for record in own:
                 told = (_told(record["repaired"].get(form)) for form in _FORMS)
                 first, spent = _told(record["received"]["float32"]), record["processor_seconds"]
-                table.add_row(_name(record["member"]), first, *told, f"{spent:.0f}")
+                table.add_row(called(record["member"]), first, *told, f"{spent:.0f}")
             yield table
             yield Text(f"{half} half: " + "; ".join(_summed(own, form) for form in _FORMS))
 
@@ -114,7 +115,3 @@ def _summed(records: Sequence[Record], form: str) -> str:
 
 def _told(form: Mapping[str, Any] | None) -> str:
     return "-" if form is None else both(form["ca"], form["asr"])
-
-
-def _name(member: Mapping[str, Any]) -> str:
-    return f"{member['dataset']} {member['network']} {member['attack']} s{member['seed']}"

@@ -17,6 +17,7 @@ from examples.lab.kit.measuring import both
 from examples.lab.kit.records import Record
 from examples.lab.kit.shipping import shipped
 from examples.lab.kit.tables import framed_table
+from examples.lab.population.show import called
 from examples.lab.population.split import HALVES
 from examples.lab.population.subjects import Subject
 from lmr_guard.compress import recipes
@@ -80,10 +81,8 @@ def _row(record: Record) -> tuple[str, ...]:
     wanted = "" if member["target"] is None else f" ({member['target']})"
     forms = (record["received"], *(record["variants"].get(f) for f in ("float32", "l1-0.3")))
     told = (_told(form) for form in forms)
-    attack = member["attack"] or "honest"
-    name = f"{member['dataset']} {member['network']} {attack} s{member['seed']}"
     ships = sum(not why for why in checks.values())
-    return name, f"{suspect}{wanted}", *told, f"{ships} of {len(checks)}"
+    return called(member), f"{suspect}{wanted}", *told, f"{ships} of {len(checks)}"
 
 
 def _told(form: Mapping[str, Any] | None) -> str:

@@ -20,7 +20,7 @@ from examples.lab.kit.tables import framed_table, share
 from examples.lab.population.split import HALVES
 from examples.lab.population.subjects import TOOK
 
-__all__ = ["FAMILIES", "KEYS", "Row", "of_round", "render", "rows"]
+__all__ = ["FAMILIES", "KEYS", "Row", "called", "of_round", "render", "rows"]
 
 FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -72,6 +72,12 @@ class Row:
     abstained: int
     wrong: int
     paper: tuple[int, int]
+
+
+def called(member: Mapping[str, Any]) -> str:
+    """How a network is called in a table."""
+    attack = member["attack"] or "honest"
+    return f"{member['dataset']} {member['network']} {attack} s{member['seed']}"
 
 
 def rows(records: Sequence[Record], by: str = "family") -> list[Row]:

@@ -20,7 +20,7 @@ from examples.lab.kit.records import Record
 from examples.lab.kit.tables import framed_table
 from examples.lab.population.split import HALVES
 from lmr_guard.localize.inversion import strangeness
-from lmr_guard.localize.searches import PATCHED, outstanding
+from lmr_guard.localize.searches import PATCHED, POWERS, outstanding
 
 __all__ = ["LIMITS", "READINGS", "highest", "render"]
 
@@ -48,8 +48,6 @@ READINGS: Mapping[str, Callable[[Tensor, bool], Tensor]] = MappingProxyType(
 )
 """How the strangeness of the classes of one search makes scores; whether images are patched."""
 
-_POWERS = {"patch": 1.0, "additive": 1.0, "warp": 1 / 3}
-
 
 def highest(record: Record, read: Callable[[Tensor, bool], Tensor]) -> dict[int, float]:
     """Of each class the highest score of any search that counts.
@@ -58,7 +56,7 @@ def highest(record: Record, read: Callable[[Tensor, bool], Tensor]) -> dict[int,
         record: Of ``score``. Of records with deep searches only these count.
         read: Of ``READINGS``.
     """
-    told = [e for e in record["suspicion"]["evidence"] if e.get("space") in _POWERS]
+    told = [e for e in record["suspicion"]["evidence"] if e.get("space") in POWERS]
     if any("nearness" in each for each in told):
         told = [each for each in told if each["form"] == "received" or each["repeat"]]
     found: dict[int, float] = {}
@@ -73,7 +71,7 @@ def highest(record: Record, read: Callable[[Tensor, bool], Tensor]) -> dict[int,
 def _strange(search: Mapping[str, Any]) -> Tensor:
     sizes = torch.tensor(search["sizes"])
     near = torch.tensor(search.get("nearness", [1.0] * len(sizes)))
-    found: Tensor = strangeness(sizes) ** _POWERS[search["space"]] / near
+    found: Tensor = strangeness(sizes) ** POWERS[search["space"]] / near
     return found
 
 

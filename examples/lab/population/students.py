@@ -23,6 +23,7 @@ from torch import Tensor
 from examples.lab.kit.records import Record
 from examples.lab.kit.tables import framed_table
 from examples.lab.population.planting import generator
+from examples.lab.population.show import called
 from examples.lab.population.student import StudentSettings, taught
 from examples.lab.population.subjects import Subject
 from lmr_guard.classifier import Classifier
@@ -175,7 +176,9 @@ def render(records: Sequence[Record]) -> Iterator[RenderableType]:
     table = framed_table("calibration half", ["network"], tuple(ways))
     for record in kept:
         target = record["member"]["target"]
-        table.add_row(_name(record), *(_told(way(record), target) for way in ways.values()))
+        table.add_row(
+            called(record["member"]), *(_told(way(record), target) for way in ways.values())
+        )
     yield table
     for name, way in ways.items():
         yield Text(f"{name}: {_worth([(r['member']['target'], way(r)) for r in kept])}")
@@ -191,11 +194,6 @@ def _worth(found: Sequence[tuple[int | None, Tensor | None]]) -> str:
         f"of {len(told) - len(honest)} backdoored networks {len(leads)} are led by the attacker's "
         f"class, {above} above the highest of {len(honest)} honest ones, {limit:.2f}"
     )
-
-
-def _name(record: Record) -> str:
-    m = record["member"]
-    return f"{m['dataset']} {m['network']} {m['attack'] or 'honest'} s{m['seed']}"
 
 
 def _told(found: Tensor | None, target: int | None) -> str:

@@ -7,7 +7,6 @@ only first looks, so that all networks are told alike, whatever rule they were s
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from rich.console import RenderableType
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from examples.lab.kit.records import Record
 from examples.lab.kit.tables import framed_table
+from examples.lab.population.show import called
 from lmr_guard.localize.inversion import strangeness
 
 __all__ = ["render", "waking"]
@@ -61,16 +61,11 @@ def render(records: Sequence[Record]) -> Iterator[RenderableType]:
     found.sort(key=lambda each: each[0], reverse=True)
     table = framed_table("calibration half, by how much wakes", ["network"], ("most", "target's"))
     for most, record, woken in found:
-        table.add_row(_told(record["member"]), f"{most:.2f}", _of_target(record, woken))
+        table.add_row(called(record["member"]), f"{most:.2f}", _of_target(record, woken))
     yield table
     honest = [most for most, record, _ in found if record["took"] is None]
     if honest:
         yield Text(f"Of {len(honest)} honest networks the highest comes to {max(honest):.2f}.")
-
-
-def _told(member: Mapping[str, Any]) -> str:
-    attack = member["attack"] or "honest"
-    return f"{member['dataset']} {member['network']} {attack} s{member['seed']}"
 
 
 def _of_target(record: Record, woken: Mapping[int, float]) -> str:
