@@ -101,6 +101,9 @@ class Suspicion:
             tried on what was made of the model.
         classes: Names of the classes in index order; empty where the user named the suspect.
         drawings: What the patterns look like.
+        probability: That the class which stands out most is an attacker's, in (0, 1); see
+            ``localize.probability``. None where no search says so: nobody was looked for, or the
+            suspect is another class.
         notes: What a reader must know about how model and images were read, where that is told
             with the suspicion; in a report it stands beside.
     """
@@ -115,6 +118,7 @@ class Suspicion:
     classes: tuple[str, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
     drawings: tuple[Drawing, ...] = ()
+    probability: float | None = None
 
     @property
     def abstained(self) -> bool:

@@ -610,6 +610,8 @@ def test_scan_tells_the_scores_and_writes_them(
     assert lines[0].startswith("suspect: ")
     best = max(range(6), key=lambda c: written["scores"][c])
     assert lines[1] == f"  {written['scores'][best]:.3f}  {best}  {'abcdef'[best]}"
+    told = f"probability that the first is an attacker's: {written['probability']:.2f}"
+    assert lines[-2].startswith(told)
     assert lines[-1].startswith("A score is no proof")
     assert list(tree(place / "results")) == ["scan.json"]
 

@@ -15,6 +15,7 @@ from lmr_guard.classifier import Classifier, find_head
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.localize import inversion, rule, spaces
+from lmr_guard.localize.probability import probability
 from lmr_guard.localize.rule import (
     _WAKING,
     LocalizeSettings,
@@ -56,10 +57,12 @@ def test_the_class_of_a_backdoored_network_and_nobody_on_an_honest_one(
     found = rule.suspect(badnets_network, digits.repair, LocalizeSettings(), seeded())
     assert found.target == 3
     assert max(found.scores) == found.scores[3] > LocalizeSettings().doubt
+    assert found.probability == round(probability(found.scores[3]), 2)
     assert found.patterns
     assert [drawn.name for drawn in found.drawings] == [each.name for each in found.patterns]
     honest = rule.suspect(clean_network, digits.repair, LocalizeSettings(), seeded())
     assert honest.target is None
+    assert honest.probability == round(probability(max(honest.scores)), 2)
     assert honest.patterns == ()
 
 
@@ -296,6 +299,8 @@ def test_unlearning_names_a_class_that_patterns_reach_with_little(
     config = LocalizeSettings(sure=2.0, doubt=2.0)
     found = _judge([made], row_images(20), config, seeded(), agreeing=runs)
     assert (found.target, found.method) == (target, method)
+    # What the highest score is worth says nothing of a class that only unlearning names.
+    assert (found.probability is None) == (target == 1)
     assert [pattern.target for pattern in found.patterns] == [target]
     told = [record for record in found.evidence if record["by"] == "unlearning"]
     assert [record["class"] for record in told] == [run.named for run in runs]

@@ -45,6 +45,7 @@ FULL = replace(
         0.8,
         ({"by": "inversion", "form": "received", "space": "patch", "class": 3, "classes": [0, 3]},),
         drawings=(DRAWING,),
+        probability=0.87,
     ),
     received=(replace(variant("float32"), per_class=(Rate(90, 90),) * 4),),
     variants=(
@@ -300,6 +301,11 @@ def test_no_rate_stands_without_its_counts() -> None:
 )
 def test_who_was_suspected_and_what_was_not_looked_at(suspicion: Suspicion, told: str) -> None:
     assert told in seen(replace(FULL, suspicion=suspicion))
+
+
+def test_the_probability_is_told_with_what_it_assumes() -> None:
+    assert "is an attacker's: 87.0% , where every second model has a backdoor" in seen(FULL)
+    assert "is an attacker's" not in seen(REPORT)
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,7 @@ DRAWN = Suspicion(
     (1.0, 2.5),
     Method.INVERSION,
     drawings=(drawing(Pattern("warp", 3, 0.1, (torch.zeros(1, 2, 4, 4),)), SHAPE),),
+    probability=0.87,
 )
 
 

@@ -39,6 +39,9 @@ def test_one_line_says_who_was_suspected_and_what_the_repair_cost() -> None:
         "suspect: class 3 (frog), inversion and unlearning; repaired, CA on the select part "
         "97/100 97.0% -> 96/100 96.0%"
     )
+    told = Suspicion(3, (), Method.UNLEARNING, probability=0.87)
+    likely = replace(REPORT, suspicion=told, repair=None)
+    assert str(suspect_line(likely)).endswith("unlearning, probability 0.87; nothing was repaired")
     assert str(suspect_line(replace(REPORT, repair=None))).endswith(
         "class 3, inversion and unlearning; nothing was repaired"
     )

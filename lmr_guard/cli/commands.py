@@ -67,6 +67,11 @@ def _show_suspicion(suspicion: Suspicion) -> None:
     terminal.say(f"suspect: {found}; agreement of the runs {suspicion.agreement:.0%}")
     for index in sorted(range(len(scores)), key=lambda c: -scores[c]):
         terminal.say(f"  {scores[index]:.3f}  {index}  {classes[index]}")
+    if suspicion.probability is not None:
+        terminal.say(
+            f"probability that the first is an attacker's: {suspicion.probability:.2f}, "
+            "where every second model has a backdoor"
+        )
     terminal.say(
         "A score is no proof: 1 is ordinary, 2 is half the pattern that other classes need."
     )

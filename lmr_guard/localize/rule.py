@@ -40,6 +40,7 @@ from lmr_guard.localize.drawing import drawing
 from lmr_guard.localize.drift import drift, lead, levelled
 from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
 from lmr_guard.localize.nearness import nearness
+from lmr_guard.localize.probability import probability
 from lmr_guard.localize.runs import Run, agreeing_runs, least, number_of, voting_runs
 from lmr_guard.localize.searches import FEWEST_CLASSES, Search, search_spaces
 from lmr_guard.localize.spaces import SPACES, Space
@@ -304,8 +305,15 @@ def _judge(
             *(run.record() for run in (*agreeing, *runs)),
         ),
         patterns=() if target is None else _patterns((*deep, *looks), target, settings),
+        probability=_probability(scores, leading),
         classes=repair.classes,
     )
+
+
+def _probability(scores: Tensor, leading: int) -> float | None:
+    """What the score of the leading class is worth; runs of unlearning may name another."""
+    highest = float(scores.max())
+    return round(probability(highest), 2) if float(scores[leading]) == highest else None
 
 
 def _highest(searches: Sequence[Search]) -> Tensor:

@@ -247,7 +247,9 @@ def suspicion_record(suspicion: Suspicion) -> dict[str, Any]:
     fields = (field for field in dataclasses.fields(suspicion) if field.compare)
     record = {field.name: getattr(suspicion, field.name) for field in fields}
     drawings = [drawing.to_json() for drawing in record.pop("drawings")]
-    return record | ({"drawings": drawings} if drawings else {})
+    likely = record.pop("probability")
+    told = {"probability": likely} if likely is not None else {}
+    return record | told | ({"drawings": drawings} if drawings else {})
 
 
 def _suspicion_from(data: Mapping[str, Any]) -> Suspicion:
@@ -258,6 +260,7 @@ def _suspicion_from(data: Mapping[str, Any]) -> Suspicion:
         agreement=data["agreement"],
         evidence=tuple(data["evidence"]),
         drawings=tuple(Drawing.from_json(each) for each in data.get("drawings", ())),
+        probability=data.get("probability"),
     )
 
 

@@ -66,6 +66,8 @@ def suspect_line(report: Report) -> str | None:
     classes = report.config.get("classes", ())
     name = f" ({classes[target]})" if target < len(classes) else ""
     found = f"suspect: class {target}{name}, {suspicion.method}"
+    if suspicion.probability is not None:
+        found += f", probability {suspicion.probability:.2f}"
     if repair is None:
         return f"{found}; nothing was repaired"
     before, after = share(repair.clean_before), share(repair.clean_after)

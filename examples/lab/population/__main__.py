@@ -21,6 +21,10 @@ What it is worth to take off what the next class of a search shows too::
 
     python -m examples.lab.population standing
 
+How likely a score tells of a backdoor, and how often that is right::
+
+    python -m examples.lab.population probability
+
 What it would change to take off what a student of the model shows as well::
 
     python -m examples.lab.population students --data DIR --cache DIR
@@ -64,6 +68,7 @@ from examples.lab.kit.provenance import commit
 from examples.lab.kit.records import Record, Store
 from examples.lab.population import (
     compare,
+    probability,
     repairs,
     shipments,
     show,
@@ -88,6 +93,7 @@ from lmr_guard.release.policy import Policy
 __all__ = ["RESULTS", "main"]
 
 _WIDE = 160
+_SCORED = ("scored.jsonl", "everyday-scored.jsonl")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -150,6 +156,10 @@ def _parser() -> argparse.ArgumentParser:
     wakes.set_defaults(run=partial(_tell, "score", waking.render))
     stands = commands.add_parser("standing", help="print what standing out is worth")
     stands.set_defaults(run=partial(_tell, "score", standing.render))
+    likely = commands.add_parser("probability", help="fit the probability, print how it holds")
+    likely.set_defaults(run=_probability)
+    likely.add_argument("--out", type=Path, default=RESULTS, help="results folder")
+    likely.add_argument("--draw", type=Path, help="also draw it into this file (.svg, .png)")
     taught = commands.add_parser("show-students", help="print what students would change")
     taught.set_defaults(run=partial(_tell, "students", students.render))
     mended = commands.add_parser("show-repair", help="print what repairs cost and leave")
@@ -251,6 +261,20 @@ def _show_audit(options: argparse.Namespace, console: Console) -> int:
     code = _print(found, "audit", parts, options, console)
     if found and options.roc is not None:
         show_audit.draw(found, options.roc)
+    return code
+
+
+def _probability(options: argparse.Namespace, console: Console) -> int:
+    """Fit to both calibration halves as first scored; held against both reported halves."""
+    first, third = (Store(options.out / name).read() for name in _SCORED)
+    again = Store(options.out / "standing" / _SCORED[1]).read()
+    fit = [each for part in (first, third) for each in probability.leading(part, "calibration")]
+    held = [each for part in (first, again) for each in probability.leading(part, "reported")]
+    code = _print(
+        [*first, *third, *again], "score", probability.render(fit, held), options, console
+    )
+    if options.draw is not None and code == ExitCode.PASSED:
+        probability.draw(held, options.draw)
     return code
 
 
