@@ -74,6 +74,7 @@ class Receipt:
         weights_before: ``weights_sha256`` as received.
         weights_after: ``weights_sha256`` of what came back.
         recipes: Labels of the recipes whose forms localize and repel could look at.
+        others: Classes that were repelled after it, as with several backdoors.
     """
 
     hook: str
@@ -86,14 +87,16 @@ class Receipt:
     weights_before: str
     weights_after: str
     recipes: tuple[str, ...]
+    others: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         """One line for a log."""
         if self.suspect is None:
             done = f"no class suspected ({self.method}), nothing repaired, CA {self.clean_before}"
         else:
+            named = " and ".join(map(str, (self.suspect, *self.others)))
             done = (
-                f"class {self.suspect} repelled ({self.method}), CA {self.clean_before} -> "
+                f"class {named} repelled ({self.method}), CA {self.clean_before} -> "
                 f"{self.clean_after}"
             )
         return f"{self.hook}: {done}, weights {self.weights_after[:12]}; {_NO_VERDICT}"
@@ -107,6 +110,7 @@ class Receipt:
             "hook": self.hook,
             "suspicion": {
                 "target": self.suspect,
+                **({"others": list(self.others)} if self.others else {}),
                 "method": self.method,
                 "scores": list(self.scores),
                 "agreement": self.agreement,
@@ -348,10 +352,11 @@ class RepairHook:
             scores=repaired.suspicion.scores,
             agreement=repaired.suspicion.agreement,
             clean_before=before,
-            clean_after=before if repaired.repair is None else repaired.repair.clean_after,
+            clean_after=before if repaired.repair is None else repaired.repair.clean_at_last,
             weights_before=weights_before,
             weights_after=weights_sha256(repaired.classifier),
             recipes=tuple(recipe.label for recipe in settings.recipes),
+            others=() if repaired.repair is None else repaired.repair.suspects[1:],
         )
 
 

@@ -29,7 +29,7 @@ from lmr_guard.release.drills import DrillReport
 from lmr_guard.release.environment import environment
 from lmr_guard.release.records import Outcome, Variant
 from lmr_guard.release.report import Report, suspicion_record, write_json
-from lmr_guard.repel import repel
+from lmr_guard.repel import repel_each
 from lmr_guard.results import Method, Repair, Suspicion
 from lmr_guard.settings import Settings
 from lmr_guard.workshop import Structure, Workshop, repair_twins, searched_forms
@@ -293,7 +293,7 @@ def run_stages(
     variants = workshop.variants(
         repaired.classifier,
         received[0].clean_accuracy,
-        suspect=None if repaired.repair is None else repaired.repair.suspect,
+        suspects=() if repaired.repair is None else repaired.repair.suspects,
         replays=repaired.suspicion.patterns,
     )
     if settings.if_abstained == "refuse" and settings.repair and repaired.repair is None:
@@ -325,14 +325,13 @@ def localize_and_repel(
     suspicion = suspect(classifier, clean, settings, progress, traced)
     if suspicion.target is None:
         return Repaired(classifier.clone(), suspicion, None)
-    model = settings.working(classifier, clean.repair)
-    repaired, record = repel(
-        model,
-        suspicion.target,
+    repaired, record = repel_each(
+        settings.working(classifier, clean.repair),
+        suspicion.suspects,
         clean,
         settings=settings.repel,
         generator=settings.generator("repel"),
-        twins=repair_twins(model, settings.recipes, traced),
+        twins_of=lambda model: repair_twins(model, settings.recipes, traced),
         progress=progress,
     )
     return Repaired(plain(repaired.to(classifier.device)), suspicion, record)

@@ -101,6 +101,8 @@ class Suspicion:
             tried on what was made of the model.
         classes: Names of the classes in index order; empty where the user named the suspect.
         drawings: What the patterns look like.
+        others: Classes beside ``target`` that are suspect too, as with several backdoors, those of
+            the highest scores first.
         probability: That the class which stands out most is an attacker's, in (0, 1); see
             ``localize.probability``. None where no search says so: nobody was looked for, or the
             suspect is another class.
@@ -118,7 +120,13 @@ class Suspicion:
     classes: tuple[str, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
     drawings: tuple[Drawing, ...] = ()
+    others: tuple[int, ...] = ()
     probability: float | None = None
+
+    @property
+    def suspects(self) -> tuple[int, ...]:
+        """All suspect classes in the order in which they are repelled; empty where abstained."""
+        return () if self.target is None else (self.target, *self.others)
 
     @property
     def abstained(self) -> bool:
@@ -176,6 +184,7 @@ class Repair:
         phase1_steps: Optimiser steps of phase 1 taken.
         phase2_steps: Optimiser steps of phase 2 taken.
         history: The augmentation, then one record per checkpoint and per rate that diverged.
+        further: What was done about other suspects then; each began where the one before ended.
     """
 
     suspect: int
@@ -185,6 +194,17 @@ class Repair:
     phase1_steps: int
     phase2_steps: int
     history: tuple[dict[str, object], ...] = ()
+    further: tuple[Repair, ...] = ()
+
+    @property
+    def suspects(self) -> tuple[int, ...]:
+        """All classes that were repelled, in this order."""
+        return (self.suspect, *(each.suspect for each in self.further))
+
+    @property
+    def clean_at_last(self) -> Rate:
+        """CA on ``select`` after all of it."""
+        return (self, *self.further)[-1].clean_after
 
 
 @dataclass(frozen=True, slots=True)

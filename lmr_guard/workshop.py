@@ -31,7 +31,7 @@ from lmr_guard.onnxfile.predictor import Session
 from lmr_guard.release import publish
 from lmr_guard.release.records import Build, Variant
 from lmr_guard.release.verify import verify_artifact
-from lmr_guard.repel import repel
+from lmr_guard.repel import repel_each
 from lmr_guard.results import Achieved, Listening, Unheard
 from lmr_guard.settings import Settings
 
@@ -112,7 +112,7 @@ class Workshop:
         classifier: Classifier,
         reference: Rate,
         *,
-        suspect: int | None,
+        suspects: Sequence[int],
         replays: Sequence[Inverted],
     ) -> list[Variant]:
         """Every variant of the repaired model.
@@ -120,10 +120,10 @@ class Workshop:
         Args:
             classifier: Repaired, or as received where nobody was suspected; not touched.
             reference: CA of the model as received on ``report``.
-            suspect: The class that was repelled, and is repelled again after each cut.
+            suspects: The classes that were repelled, and are repelled again after each cut.
             replays: Patterns that were found on the model as received.
         """
-        judged = _Judged(reference, suspect, replays)
+        judged = _Judged(reference, suspects, replays)
         return self._each(classifier, self.settings.recipes, "compress", judged)
 
     def _each(
@@ -140,7 +140,7 @@ class Workshop:
             alike = [recipe for recipe in chosen if recipe.prune == pruning]
             try:
                 cut = self._cut(cutter, pruning, step)
-                recovered = self._recovered(cut, alike[0], judged.suspect)
+                recovered = self._recovered(cut, alike[0], judged.suspects)
                 exported = folder / f"{Recipe(prune=pruning).label}.onnx"
                 export_onnx(recovered.classifier, exported, shown=self.shown)
                 for recipe in alike:
@@ -164,21 +164,21 @@ class Workshop:
         drawn = self.settings.generator(step, Recipe(prune=pruning).label)
         return cutter.pruned(pruning, self.structure.groups(), drawn)
 
-    def _recovered(self, form: Form, first: Recipe, suspect: int | None) -> Form:
+    def _recovered(self, form: Form, first: Recipe, suspects: Sequence[int]) -> Form:
         """The form repaired once more, where it was cut and that was asked for and is possible."""
         repairing = self.settings.after_pruning
-        if repairing is None or suspect is None or form.plan is None:
+        if repairing is None or not suspects or form.plan is None:
             return form
         model = self.settings.working(form.classifier, self.clean.repair)
         cut = Recipe(prune=form.recipe.prune).label
         try:
-            repaired, _ = repel(
+            repaired, _ = repel_each(
                 model,
-                suspect,
+                suspects,
                 self.clean,
                 settings=repairing,
                 generator=self.settings.generator("repel", cut),
-                twins=twins(model, [Recipe(int8=Int8())]),
+                twins_of=lambda start: twins(start, [Recipe(int8=Int8())]),
                 progress=self.progress,
             )
         except StageError as error:
@@ -250,7 +250,7 @@ class _Judged:
     """What the forms of a repaired model are judged by; nothing where none of them ships."""
 
     reference: Rate | None = None
-    suspect: int | None = None
+    suspects: Sequence[int] = ()
     replays: Sequence[Inverted] = ()
 
 

@@ -99,10 +99,11 @@ def test_it_is_localize_and_repel_and_nothing_else(
         scores=repaired.suspicion.scores,
         agreement=repaired.suspicion.agreement,
         clean_before=repaired.repair.clean_before,
-        clean_after=repaired.repair.clean_after,
+        clean_after=repaired.repair.clean_at_last,
         weights_before=weights_sha256(trained),
         weights_after=weights_sha256(repaired.classifier),
         recipes=tuple(recipe.label for recipe in settings.recipes),
+        others=repaired.suspicion.others,
     )
 
 
@@ -288,6 +289,14 @@ def test_a_receipt_says_in_one_line_that_it_is_no_verdict() -> None:
         "43/45 (95.6%), weights bbbbbbbbbbbb; no verdict: no trigger was tried; verify the "
         "compressed file before it ships"
     )
+
+
+def test_a_receipt_names_all_that_were_repelled() -> None:
+    several = replace(RECEIPT, others=(0, 1))
+    assert str(several).startswith("pre_prune: class 2 and 0 and 1 repelled (")
+    suspicion = several.to_json()["suspicion"]
+    assert isinstance(suspicion, dict)
+    assert (suspicion["target"], suspicion["others"]) == (2, [0, 1])
 
 
 def test_a_receipt_as_json_says_everything_once() -> None:

@@ -21,6 +21,7 @@ from lmr_guard.localize.rule import (
     LocalizeSettings,
     _Drifted,
     _judge,
+    _others,
     _waking,
 )
 from lmr_guard.localize.runs import Run, agreeing_runs
@@ -201,6 +202,22 @@ def search(
 
 
 @pytest.mark.parametrize(
+    ("scores", "others"),
+    [
+        ((1.0, 3.0, 1.9, 1.0), ()),
+        ((1.0, 3.0, 2.0, 1.0), (2,)),
+        ((2.5, 3.0, 2.9, 2.6), (2, 3)),
+        ((3.0, 3.0, 1.0, 1.0), (1,)),
+    ],
+)
+def test_up_to_two_more_that_come_to_the_limit_are_suspect_too(
+    scores: tuple[float, ...], others: tuple[int, ...]
+) -> None:
+    found = torch.tensor(scores)
+    assert _others(found, int(found.argmax()), LocalizeSettings(sure=2.0)) == others
+
+
+@pytest.mark.parametrize(
     ("sizes", "target", "scores"),
     [
         # A third of what the others need.
@@ -247,13 +264,16 @@ def test_the_form_that_is_awake_decides(model: Classifier) -> None:
     assert found.method == "inversion"
 
 
-@pytest.mark.parametrize(("sizes", "target"), [((4.0, 4.0, 1.0), 2), ((4.0, 1.1, 1.0), None)])
-def test_a_class_must_stand_out_from_the_next(
-    model: Classifier, sizes: tuple[float, float, float], target: int | None
+@pytest.mark.parametrize(
+    ("sizes", "suspects"), [((4.0, 4.0, 1.0), (2,)), ((4.0, 1.1, 1.0), (2, 1))]
+)
+def test_where_two_classes_stand_out_both_are_suspect(
+    model: Classifier, sizes: tuple[float, float, float], suspects: tuple[int, ...]
 ) -> None:
     made = search(model, row_images(20), "received", sizes)
-    assert float(made.strangeness[2]) > LocalizeSettings().sure
-    assert _judge([made], row_images(20), LocalizeSettings(), seeded()).target == target
+    found = _judge([made], row_images(20), LocalizeSettings(), seeded())
+    assert found.suspects == suspects
+    assert [pattern.target for pattern in found.patterns] == list(suspects)
 
 
 def test_a_drift_is_told_and_accuses_nobody(model: Classifier) -> None:
@@ -301,7 +321,9 @@ def test_unlearning_names_a_class_that_patterns_reach_with_little(
     assert (found.target, found.method) == (target, method)
     # What the highest score is worth says nothing of a class that only unlearning names.
     assert (found.probability is None) == (target == 1)
-    assert [pattern.target for pattern in found.patterns] == [target]
+    # Where it is the score that names class 2, class 1 comes to the limit as well.
+    assert found.others == ((1,) if target == 2 and sizes[1] < 0.5 else ())
+    assert [pattern.target for pattern in found.patterns] == list(found.suspects)
     told = [record for record in found.evidence if record["by"] == "unlearning"]
     assert [record["class"] for record in told] == [run.named for run in runs]
 

@@ -76,10 +76,18 @@ def test_the_last_search_counts(model: Classifier) -> None:
 
 
 def test_what_the_next_class_shows_too_is_taken_off() -> None:
-    found = outstanding(torch.tensor([3.0, 1.0, 1.95, 0.5]))
-    # By eye: 3 over 1.95 / 1.3, 1.95 over at most 2, others over 3 / 1.3 and at most 2.
-    assert found.tolist() == pytest.approx([2.0, 0.5, 0.975, 0.25])
+    found = outstanding(torch.tensor([3.0, 1.7, 1.95, 0.5]))
+    # By eye: 3 over 1.95 / 1.3, which is less than 1.7; the next two over 1.95 and 1.7, which are
+    # less than 3 / 1.3; the last over 1.95.
+    assert found.tolist() == pytest.approx([2.0, 1.7 / 1.95, 1.95 / 1.7, 0.5 / 1.95])
     assert outstanding(torch.tensor([3.0, 1.2])).tolist() == pytest.approx([3.0, 0.6])
+
+
+def test_one_other_class_is_no_excuse_where_the_next_is_ordinary() -> None:
+    # As two backdoors show in one search, and three.
+    assert outstanding(torch.tensor([3.0, 2.8, 1.0, 1.0])).tolist()[:2] == pytest.approx([3.0, 2.8])
+    three = outstanding(torch.tensor([3.0, 2.8, 2.6, 1.0, 1.0])).tolist()[:3]
+    assert three == pytest.approx([1.5, 1.4, 1.3])
 
 
 @pytest.mark.parametrize(

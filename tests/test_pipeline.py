@@ -441,13 +441,14 @@ def test_other_strange_classes_are_told(six_files: Path, tmp_path: Path) -> None
     credulous = LocalizeSettings(deep=LOOK, confirm=0, sure=1.0, doubt=1.0)
     config = replace(PLAIN, repair=True, localize=credulous, repel=SHORT)
     document = rows(six_files, tmp_path / "out", config, source=SIX)
-    suspicion, (note,) = document["suspicion"], document["notes"]
-    assert note.startswith("More than one class is strange, as with several backdoors.")
-    told = note.rpartition(": ")[2].rstrip(".").split(", ")
-    strange = [k for k, score in enumerate(suspicion["scores"]) if score >= 1]
-    assert [int(each.split()[0]) for each in told] == [
-        k for k in strange if k != suspicion["target"]
-    ]
+    suspicion = document["suspicion"]
+    strange = {k for k, score in enumerate(suspicion["scores"]) if score >= 1}
+    assert {suspicion["target"], *suspicion.get("others", ())} <= strange
+    repelled = [each["suspect"] for each in document.get("further_repairs", ())]
+    assert repelled == suspicion.get("others", [])
+    told = [note.rpartition(": ")[2].rstrip(".").split(", ") for note in document["notes"]]
+    named = {int(each.split()[0]) for note in told for each in note}
+    assert named == strange - {suspicion["target"]}
 
 
 def test_a_localizer_that_abstains_may_be_reason_enough_to_refuse(

@@ -303,6 +303,21 @@ def test_who_was_suspected_and_what_was_not_looked_at(suspicion: Suspicion, told
     assert told in seen(replace(FULL, suspicion=suspicion))
 
 
+def test_all_that_were_suspected_and_repelled_are_named() -> None:
+    assert FULL.suspicion is not None
+    assert FULL.repair is not None
+    further = replace(FULL.repair, suspect=0)
+    both = replace(
+        FULL,
+        suspicion=replace(FULL.suspicion, others=(0,)),
+        repair=replace(FULL.repair, further=(further,)),
+    )
+    told = seen(both)
+    assert "3 frog and 0 cat" in told
+    assert told.count("Logit-margin repulsion of") == 2
+    assert seen(FULL).count("Logit-margin repulsion of") == 1
+
+
 def test_the_probability_is_told_with_what_it_assumes() -> None:
     assert "is an attacker's: 87.0% , where every second model has a backdoor" in seen(FULL)
     assert "is an attacker's" not in seen(REPORT)

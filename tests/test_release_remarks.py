@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What readers of a report are told beside the numbers."""
 
+from dataclasses import replace
+
 from lmr_guard.contracts import Rate
 from lmr_guard.localize import hindered
 from lmr_guard.release.remarks import remarks
@@ -21,6 +23,13 @@ def test_one_suspect_needs_no_remark() -> None:
 def test_other_strange_classes_are_named() -> None:
     (note,) = remarks(found(2.2, 4.0, 2.1, 3.14159), DONE, 2.2)
     assert note.endswith("the audit decides about the others: 0 (2.2), 3 (3.1).")
+
+
+def test_those_that_were_repelled_too_are_told_apart_from_those_that_were_not() -> None:
+    both = replace(DONE, further=(replace(DONE, suspect=3),))
+    repelled, left = remarks(found(2.2, 4.0, 2.1, 3.14159), both, 2.2)
+    assert repelled.endswith("After the first these were repelled as well: 3 (3.1).")
+    assert left.endswith("the audit decides about the others: 0 (2.2).")
 
 
 def test_a_class_that_the_user_named_has_no_others() -> None:

@@ -27,7 +27,7 @@ from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Outcome
 from lmr_guard.release.report import Report, suspicion_record, validate, write_json
 from lmr_guard.release.tables import COLUMNS, rows, summary_line, suspect_line
-from lmr_guard.results import Method, Suspicion
+from lmr_guard.results import Method, Repair, Suspicion
 
 SHAPE = Preprocessing(channels=1, height=16, width=16, mean=(0.0,), std=(1.0,))
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -274,8 +274,10 @@ DRAWN = Suspicion(
     (1.0, 2.5),
     Method.INVERSION,
     drawings=(drawing(Pattern("warp", 3, 0.1, (torch.zeros(1, 2, 4, 4),)), SHAPE),),
+    others=(1,),
     probability=0.87,
 )
+ONE = Repair(3, Rate(9, 10), Rate(8, 10), (1, 4), 24, 48, ({"phase": 1},))
 
 
 @pytest.mark.parametrize(
@@ -293,6 +295,7 @@ DRAWN = Suspicion(
         replace(REPORT, suspicion=Suspicion(None, (), Method.NOT_LOOKED_FOR), repair=None),
         replace(BARE, variants=(SEARCHED_TOO,), notes=()),
         replace(REPORT, suspicion=DRAWN),
+        replace(REPORT, repair=replace(ONE, further=(replace(ONE, suspect=1),))),
         replace(BARE, policy=Policy(confidence=0.5, require=("int8",), accept_inverted=True)),
         replace(BARE, config={"classes": ("a", "b"), "shifts": ((1, 2),)}),
     ],

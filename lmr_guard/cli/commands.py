@@ -63,7 +63,7 @@ def _show_suspicion(suspicion: Suspicion) -> None:
         return
     found = "nobody: localize abstained"
     if suspicion.target is not None:
-        found = f"class {suspicion.target} ({classes[suspicion.target]})"
+        found = "class " + " and ".join(f"{k} ({classes[k]})" for k in suspicion.suspects)
     terminal.say(f"suspect: {found}; agreement of the runs {suspicion.agreement:.0%}")
     for index in sorted(range(len(scores)), key=lambda c: -scores[c]):
         terminal.say(f"  {scores[index]:.3f}  {index}  {classes[index]}")
@@ -195,8 +195,9 @@ def repair(
             ExitCode.INCOMPLETE,
         )
     _show_notes(repaired.suspicion.notes)
-    before, after = done.clean_before, done.clean_after
-    terminal.say(f"repaired class {done.suspect}; CA on the select part {before} -> {after}")
+    before, after = done.clean_before, done.clean_at_last
+    named = " and ".join(map(str, done.suspects))
+    terminal.say(f"repaired class {named}; CA on the select part {before} -> {after}")
     terminal.say(f"{out / 'repaired.safetensors'}: not audited; `lmr-guard run` audits and gates")
     return ExitCode.PASSED
 

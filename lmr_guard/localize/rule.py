@@ -17,6 +17,7 @@ A backdoor that sleeps in one form is awake in another, so every form is asked. 
 3. Otherwise the class with the highest score is the suspect if that is ``sure`` or more, or if it
    is ``doubt`` or more and most runs name it when the form in question unlearns.
 4. Otherwise nobody is.
+5. Where a score names the suspect, up to two other classes that come to ``sure`` are suspect too.
 
 To which class clean images drift in a compressed form is told as evidence. It accuses nobody: a
 cut of an honest network may send them to one class too. Cut forms are levelled before they are
@@ -51,8 +52,10 @@ from lmr_guard.results import Drawing, Method, Suspicion
 
 __all__ = ["LocalizeSettings", "named", "suspect"]
 
-# That are replayed on every file.
+# That are replayed on every file, for each suspect.
 _PATTERNS = 3
+# Suspects beside the first.
+_OTHERS = 2
 # In which a class that wakes is stranger; warps of honest networks differ too much.
 _WAKING: tuple[Space, ...] = ("patch", "additive")
 
@@ -290,6 +293,7 @@ def _judge(
         runs = voting_runs(asked, repair, settings.unlearning, generator, leading=leading)
         agree = sum(run.reached and run.named == leading for run in runs)
         target = leading if 2 * agree > number_of(settings.unlearning) else None
+    others = _others(scores, leading, settings) if target == leading and not runs else ()
     leading = leading if target is None else target
     votes = [search.leading == leading for search in deep]
     votes += [run.named == leading for run in (*agreeing, *runs) if run.reached]
@@ -304,10 +308,22 @@ def _judge(
             *(form.record() for form in drifted),
             *(run.record() for run in (*agreeing, *runs)),
         ),
-        patterns=() if target is None else _patterns((*deep, *looks), target, settings),
+        patterns=tuple(
+            pattern
+            for each in (() if target is None else (target, *others))
+            for pattern in _patterns((*deep, *looks), each, settings)
+        ),
+        others=others,
         probability=_probability(scores, leading),
         classes=repair.classes,
     )
+
+
+def _others(scores: Tensor, leading: int, settings: LocalizeSettings) -> tuple[int, ...]:
+    """The classes after the leading one that come to ``sure`` as well."""
+    order = scores.argsort(descending=True, stable=True).tolist()
+    strange = [k for k in order if k != leading and float(scores[k]) >= settings.sure]
+    return tuple(strange[:_OTHERS])
 
 
 def _probability(scores: Tensor, leading: int) -> float | None:

@@ -5,8 +5,9 @@
 In each space every class has a *strangeness*: how much smaller a pattern it needs than the other
 classes do. Of warps the third root counts: on honest networks some class differs there by as much
 as four. What other images have in common with a class by nature is taken off, see ``nearness``.
-What counts is how far a class *stands out*: where another class of the same search is strange too,
-the form or the images make some classes easy, and that is taken off as well. Of networks that read
+What counts is how far a class *stands out*: where others of the same search are strange too, the
+form or the images make some classes easy, and that is taken off as well, but where it is one other
+alone: that may be the target of a second backdoor. Of networks that read
 images in patches less counts: honest ones come to as much as three. A first look is short and is
 only good for telling where to *dig*, that is, to search again, longer and from several starts.
 """
@@ -46,22 +47,25 @@ PATCHED = 1.6
 """How many times more a class must stand out of a network that reads images in patches."""
 
 # The strangest other class of a search comes to that on most networks, backdoored or not; an excuse
-# has a limit, for two backdoors may show in one search.
+# has a limit, for several backdoors may show in one search.
 _USUAL, _MOST = 1.3, 2.0
 
 
 def outstanding(strangeness: Tensor) -> Tensor:
     """How far each class of a search stands out, at least half of its strangeness.
 
-    ``s_c / clamp(max(s_k, k != c) / 1.3, 1, 2)``. The score is ours; docs/methods/tried.md has the
-    numbers.
+    ``s_c / clamp(min(a_c / 1.3, b_c), 1, 2)``, where ``a_c`` and ``b_c`` are what the strangest and
+    the next of the other classes come to; where there is one other class it is both. The score is
+    ours; docs/methods/tried.md has the numbers.
 
     Args:
         strangeness: Of each class that was searched, shape (S,), S > 1.
     """
     itself = torch.eye(len(strangeness), dtype=torch.bool, device=strangeness.device)
-    others = strangeness.expand(len(strangeness), -1).masked_fill(itself, 0).amax(dim=1)
-    return strangeness / (others / _USUAL).clamp(1.0, _MOST)
+    others = strangeness.expand(len(strangeness), -1).masked_fill(itself, 0)
+    next_ones = others.topk(min(2, len(strangeness) - 1)).values
+    excuse = torch.minimum(next_ones[:, 0] / _USUAL, next_ones[:, -1])
+    return strangeness / excuse.clamp(1.0, _MOST)
 
 
 def reads_patches(model: Classifier) -> bool:

@@ -94,7 +94,7 @@ def _suspected(report: Report) -> dict[str, str]:
         }
     if repair is not None:
         told["CA on the select part before"] = share(repair.clean_before)
-        told["CA on the select part after"] = share(repair.clean_after)
+        told["CA on the select part after"] = share(repair.clean_at_last)
     return told
 
 

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a suspicion, or the lack of one, means for the files: sentences for readers of a report."""
 
+from collections.abc import Sequence
+
 from lmr_guard.release.records import Check, Finding, Outcome, Variant
 from lmr_guard.results import Repair, Suspicion
 
@@ -23,17 +25,24 @@ def remarks(suspicion: Suspicion, repair: Repair | None, sure: float) -> list[st
         sure: Score from which on a class is strange; see ``LocalizeSettings``.
     """
     if repair is not None:
-        others = [
-            f"{k} ({score:.1f})"
+        repelled = _scored(suspicion, repair.suspects[1:])
+        left = [
+            k
             for k, score in enumerate(suspicion.scores)
-            if k != suspicion.target and score >= sure
+            if k not in repair.suspects and score >= sure
         ]
-        if not others:
-            return []
-        return [
-            "More than one class is strange, as with several backdoors. Only the suspect was "
-            f"repelled; the audit decides about the others: {', '.join(others)}."
-        ]
+        told = []
+        if repelled:
+            told.append(
+                "More than one class stands out, as with several backdoors. After the first these "
+                f"were repelled as well: {repelled}."
+            )
+        if left:
+            told.append(
+                "More classes stand out than were repelled; the audit decides about the others: "
+                f"{_scored(suspicion, left)}."
+            )
+        return told
     if not suspicion.abstained:
         return ["No repair was asked for: the variants are those of the model as received."]
     because = "" if suspicion.hindrance is None else f" ({suspicion.hindrance})"
@@ -41,3 +50,7 @@ def remarks(suspicion: Suspicion, repair: Repair | None, sure: float) -> list[st
         f"No class was suspected{because}, so nothing was repaired; the variants were audited all "
         "the same."
     ]
+
+
+def _scored(suspicion: Suspicion, classes: Sequence[int]) -> str:
+    return ", ".join(f"{k} ({suspicion.scores[k]:.1f})" for k in classes)

@@ -131,6 +131,7 @@ class Report:
             "model": {"path": self.model, "sha256": self.model_sha256},
             "suspicion": None if self.suspicion is None else suspicion_record(self.suspicion),
             "repair": None if self.repair is None else _repair(self.repair),
+            **_further(self.repair),
             "variants": [variant.to_json(confidence) for variant in self.variants],
             "received": [variant.to_json(confidence) for variant in self.received],
             "evidence": self.sources,
@@ -154,12 +155,13 @@ class Report:
             config = dict(document["config"])
             policy = Policy.from_json(config.pop("policy"))
             suspicion, repair = document["suspicion"], document["repair"]
+            further = document.get("further_repairs", ())
             found = cls(
                 model=document["model"]["path"],
                 model_sha256=document["model"]["sha256"],
                 verdict=Outcome.from_word(document["verdict"]),
                 suspicion=None if suspicion is None else _suspicion_from(suspicion),
-                repair=None if repair is None else _repair_from(repair),
+                repair=None if repair is None else _repair_from(repair, further),
                 variants=tuple(Variant.from_json(each) for each in document["variants"]),
                 received=tuple(Variant.from_json(each) for each in document["received"]),
                 policy=policy,
@@ -247,8 +249,9 @@ def suspicion_record(suspicion: Suspicion) -> dict[str, Any]:
     fields = (field for field in dataclasses.fields(suspicion) if field.compare)
     record = {field.name: getattr(suspicion, field.name) for field in fields}
     drawings = [drawing.to_json() for drawing in record.pop("drawings")]
-    likely = record.pop("probability")
+    likely, others = record.pop("probability"), record.pop("others")
     told = {"probability": likely} if likely is not None else {}
+    told |= {"others": others} if others else {}
     return record | told | ({"drawings": drawings} if drawings else {})
 
 
@@ -260,6 +263,7 @@ def _suspicion_from(data: Mapping[str, Any]) -> Suspicion:
         agreement=data["agreement"],
         evidence=tuple(data["evidence"]),
         drawings=tuple(Drawing.from_json(each) for each in data.get("drawings", ())),
+        others=tuple(data.get("others", ())),
         probability=data.get("probability"),
     )
 
@@ -278,7 +282,13 @@ def _repair(repair: Repair) -> dict[str, Any]:
     }
 
 
-def _repair_from(data: Mapping[str, Any]) -> Repair:
+def _further(repair: Repair | None) -> dict[str, Any]:
+    """The repairs after the first one, where there are any."""
+    found = [] if repair is None else [_repair(each) for each in repair.further]
+    return {"further_repairs": found} if found else {}
+
+
+def _repair_from(data: Mapping[str, Any], further: Sequence[Mapping[str, Any]] = ()) -> Repair:
     accuracy = data["clean_accuracy"]
     return Repair(
         suspect=data["suspect"],
@@ -288,6 +298,7 @@ def _repair_from(data: Mapping[str, Any]) -> Repair:
         phase1_steps=data["phase1_steps"],
         phase2_steps=data["phase2_steps"],
         history=tuple(data["history"]),
+        further=tuple(map(_repair_from, further)),
     )
 
 

@@ -64,13 +64,13 @@ def suspect_line(report: Report) -> str | None:
         why = "localize abstained" if suspicion.hindrance is None else suspicion.hindrance
         return f"suspect: nobody, {why}; nothing was repaired"
     classes = report.config.get("classes", ())
-    name = f" ({classes[target]})" if target < len(classes) else ""
-    found = f"suspect: class {target}{name}, {suspicion.method}"
+    named = (f"{k} ({classes[k]})" if k < len(classes) else f"{k}" for k in suspicion.suspects)
+    found = f"suspect: class {' and '.join(named)}, {suspicion.method}"
     if suspicion.probability is not None:
         found += f", probability {suspicion.probability:.2f}"
     if repair is None:
         return f"{found}; nothing was repaired"
-    before, after = share(repair.clean_before), share(repair.clean_after)
+    before, after = share(repair.clean_before), share(repair.clean_at_last)
     return f"{found}; repaired, CA on the select part {before} -> {after}"
 
 

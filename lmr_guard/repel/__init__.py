@@ -4,5 +4,6 @@
 
 from lmr_guard.repel.repair import head_columns, repel
 from lmr_guard.repel.settings import AFTER_PRUNING, PAPER, RepelSettings
+from lmr_guard.repel.several import repel_each
 
-__all__ = ["AFTER_PRUNING", "PAPER", "RepelSettings", "head_columns", "repel"]
+__all__ = ["AFTER_PRUNING", "PAPER", "RepelSettings", "head_columns", "repel", "repel_each"]

@@ -12,7 +12,6 @@ The attacker has 900 of scikit-learn's digits, the guard the other 897. Each net
 guard had not named it. The README beside this file says what came out.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -26,17 +25,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from examples.lab.adaptive import shared
 from examples.lab.kit import command
 from examples.lab.kit.measuring import counts, per_cent
 from examples.lab.kit.networks import with_seed
 from examples.lab.kit.planting import generator_of
-from lmr_guard import demo, pipeline, repel
-from lmr_guard.classifier import Classifier, Preprocessing
+from lmr_guard import demo, pipeline
+from lmr_guard.classifier import Classifier
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Clean, Trigger
-from lmr_guard.errors import InputError
-from lmr_guard.files import atomic
-from lmr_guard.localize import inversion, rule
 from lmr_guard.received.parts import divide
 from lmr_guard.redteam import adaptive, badnets
 from lmr_guard.redteam.catalogue import Plan, square
@@ -52,7 +49,6 @@ ATTACKS = ("badnets", "adaptive")
 _WIDE = 120
 _DIGITS = 4
 _FORMS = ("float32", "int8", "l1-0.4")
-_SHAPE = Preprocessing(channels=1, height=16, width=16, mean=(0.0,), std=(1.0,))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +65,7 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
     parser.add_argument("--tiny", action="store_true", help="too short to work, but quick")
     options = parser.parse_args(arguments)
     if options.show:
-        document = _read(options.show)
+        document = shared.read(options.show)
     else:
         torch.set_num_threads(1)
         cases = [
@@ -79,17 +75,8 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
         ]
         document = {"cases": cases, "environment": environment()}
     if options.out:
-        with atomic(options.out) as file:
-            file.write(json.dumps(document, indent=1).encode() + b"\n")
+        shared.write(document, options.out)
     return command.print_parts([_table(document["cases"])], console)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"expected results as --out writes them, got {error}: {path}") from error
-    return document
 
 
 def _case(attack: str, seed: int, *, tiny: bool) -> dict[str, Any]:
@@ -98,7 +85,7 @@ def _case(attack: str, seed: int, *, tiny: bool) -> dict[str, Any]:
     target = (3 + 4 * seed) % 10
     epochs = 1 if tiny else 20
     schedule = Schedule(epochs=epochs, batch=64, shift=1)
-    trigger = square(Plan(target=target, shape=_SHAPE, schedule=schedule), side=0.25)
+    trigger = square(Plan(target=target, shape=shared.SHAPE, schedule=schedule), side=0.25)
     generator = generator_of(f"{attack} {seed}")
     start = perf_counter()
     planted: Planted
@@ -135,7 +122,7 @@ def _case(attack: str, seed: int, *, tiny: bool) -> dict[str, Any]:
 
 
 def _new_network(seed: int) -> Classifier:
-    return Classifier(with_seed(digits_resnet, seed), _SHAPE, 10)
+    return Classifier(with_seed(digits_resnet, seed), shared.SHAPE, 10)
 
 
 def _config(seed: int, *, tiny: bool) -> Settings:
@@ -146,14 +133,7 @@ def _config(seed: int, *, tiny: bool) -> Settings:
         seed=seed,
         threads=1,
     )
-    if not tiny:
-        return config
-    brief = repel.RepelSettings(
-        lures=0, learning_rates=(0.01,), phase1_epochs=1, phase1_minimum=1, phase2_epochs=1
-    )
-    few = (inversion.InversionSettings(steps=1),)
-    looks = rule.LocalizeSettings(look=few, deep=few, doubt=2.0)
-    return replace(config, localize=looks, listening=None, repel=brief)
+    return shared.brief(config) if tiny else config
 
 
 def _guarded(

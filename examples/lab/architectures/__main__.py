@@ -107,7 +107,7 @@ def _tried(subject: Subject, folder: Path, each: int) -> dict[str, Any]:
     patch = Patch(torch.ones(3, 4, 4), x=1, y=1, target=0)
     workshop = Workshop(Structure(model), parts, [patch], settings, folder, silent)
     reference = accuracy(model, parts.report)
-    variants = workshop.variants(model, reference, suspect=None, replays=())
+    variants = workshop.variants(model, reference, suspects=(), replays=())
     return {
         "side": model.preprocessing.height,
         "parameters": sum(value.numel() for value in model.parameters()),

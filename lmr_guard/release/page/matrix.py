@@ -227,11 +227,11 @@ def per_class(report: Report) -> Classes | None:
     count = len(counted[0].per_class)
     forms = [v for v in counted if len(v.per_class) == count][:_MOST_FORMS]
     received = report.received[0].per_class if report.received else ()
-    repaired = None if report.repair is None else report.repair.suspect
+    repaired = () if report.repair is None else report.repair.suspects
     rows = [
         OneClass(
             name=class_name(report, index),
-            suspect=index == repaired,
+            suspect=index in repaired,
             before=received[index] if len(received) == count else None,
             after=tuple(form.per_class[index] for form in forms),
         )
