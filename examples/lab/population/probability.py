@@ -167,8 +167,8 @@ def draw(reported: Sequence[Led], place: Path) -> None:
     axes.plot([0, 1], [0, 1], linewidth=1, color="0.6")
     axes.plot([line.told for line in told], [line.share for line in told], marker="o")
     for line in told:
-        beside = {"xytext": (6, -10), "textcoords": "offset points", "fontsize": 8}
-        axes.annotate(f"{line.found.trials}", (line.told, line.share), **beside)
+        count, at = f"{line.found.trials}", (line.told, line.share)
+        axes.annotate(count, at, (6, -10), textcoords="offset points", fontsize=8)
     axes.set(xlabel="probability told", ylabel="share in which the class is the attacker's")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title="reported halves")
     drawing.save(figure, place, "probability")
