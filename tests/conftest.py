@@ -4,6 +4,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from factories import (
     white_png,
     write_images,
 )
+from traced_once import tracing_once
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress.recipes import parse
@@ -45,6 +47,12 @@ SCHEDULE = Schedule(epochs=12, lr=0.1, batch=64, shift=1)
 def _same_start() -> None:
     """What a test draws without a generator of its own is the same in every order of the tests."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _traced_once() -> Iterator[None]:
+    with tracing_once():
+        yield
 
 
 @pytest.fixture

@@ -1,0 +1,155 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What counts as the same network, and that another one is traced by itself."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from factories import Ended, row_classifier, row_network, softmax, standardised_architecture
+from torch import Tensor, nn
+from traced_once import _key, identity, tracing_once
+
+from lmr_guard.classifier import Classifier
+from lmr_guard.onnxfile import export
+
+
+def _doubled(logits: Tensor) -> Tensor:
+    return logits * 2
+
+
+@pytest.fixture(scope="module")
+def model() -> Classifier:
+    return row_classifier()
+
+
+def test_a_copy_is_the_same(model: Classifier) -> None:
+    assert identity(model) == identity(model.clone().requires_grad_(True)) is not None
+
+
+def _weight(model: Classifier) -> None:
+    with torch.no_grad():
+        next(model.parameters())[0, 0, 0, 0] += 1e-6
+
+
+def _buffer(model: Classifier) -> None:
+    model.network[1].running_mean += 1
+
+
+def _hidden(model: Classifier) -> None:
+    model.network.register_buffer("hidden", torch.ones(1), persistent=False)
+
+
+def _attribute(model: Classifier) -> None:
+    model.network[1].eps = 1e-3
+
+
+def _size(model: Classifier) -> None:
+    model.preprocessing = replace(model.preprocessing, height=5)
+
+
+def _training(model: Classifier) -> None:
+    model.train()
+
+
+def _ending(model: Classifier) -> None:
+    model.network = Ended(model.network, softmax)
+
+
+@pytest.mark.parametrize(
+    "change", [_weight, _buffer, _hidden, _attribute, _size, _training, _ending]
+)
+def test_whatever_it_holds_tells_another_one(
+    model: Classifier, change: Callable[[Classifier], None]
+) -> None:
+    other = model.clone()
+    change(other)
+    assert identity(other) not in {identity(model), None}
+
+
+class Local(nn.Module):
+    """Of a package that may be another one under this name."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+
+def _hook(model: Classifier) -> None:
+    model.network.register_forward_hook(lambda *_: None)
+
+
+def _method(model: Classifier) -> None:
+    model.network.forward = lambda images: images
+
+
+def _module(model: Classifier) -> None:
+    model.network.append(Local())
+
+
+def _function(model: Classifier) -> None:
+    model.network = Ended(model.network, _doubled)
+
+
+def _object(model: Classifier) -> None:
+    model.network.anything = object()
+
+
+def _elsewhere(model: Classifier) -> None:
+    model.network.to("meta")
+
+
+@pytest.mark.parametrize("change", [_hook, _method, _module, _function, _object, _elsewhere])
+def test_what_cannot_be_told_is_no_one_s(
+    model: Classifier, change: Callable[[Classifier], None]
+) -> None:
+    other = model.clone()
+    change(other)
+    assert identity(other) is None
+
+
+def test_every_network_is_traced_and_the_same_one_once(
+    model: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced: list[Classifier] = []
+    original = export._exported
+
+    def exported(model: Classifier, example: Tensor, output: str) -> object:
+        traced.append(model)
+        return original(model, example, output)
+
+    monkeypatch.setattr(export, "_exported", exported)
+    other = row_classifier(lambda: row_network(norm=False))
+    with tracing_once() as kept:
+        monkeypatch.setenv("PYTEST_CURRENT_TEST", "tests/test_bypasses.py::test (call)")
+        for _ in range(2):
+            export._trace(model, "logits")
+        assert (len(traced), kept) == (2, {})
+        monkeypatch.setenv("PYTEST_CURRENT_TEST", "elsewhere")
+        first, again = (export._trace(model, "logits") for _ in range(2))
+        assert len(traced) == len(kept) + 2 == 3
+        assert first == again
+        # Nobody can change what the next one gets.
+        first.graph.name = "mine"
+        assert export._trace(model.clone(), "logits") == again
+        assert len(traced) == 3
+        assert export._trace(other, "logits") != again
+        export._trace(model, "probabilities")
+        assert len(traced) == 5
+
+
+def test_under_another_exporter_it_is_traced_anew(
+    model: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_CURRENT_TEST", "elsewhere")
+    with tracing_once() as kept:
+        monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: None)
+        with pytest.raises(Exception, match="expected an ONNX program from the exporter, got none"):
+            export._trace(model, "logits")
+        assert kept == {}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _key(model, "logits") is None
+
+
+def test_layers_of_the_tests_own_networks_are_told() -> None:
+    assert identity(row_classifier(standardised_architecture)) is not None

@@ -1,0 +1,130 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""One trace for all tests of a worker that export the very same network.
+
+torch's exporter takes most of the time of a run on a tiny network, and most runs of the tests begin
+with one of the same few networks. Each network is really traced, once; what is made of its graph
+(checked, written, compared with the network in ONNX Runtime, quantised, audited) is done each time.
+The same network means: the same classes, from packages that do not change meanwhile, the same
+weights and buffers, and the same value of everything else that its modules hold. Where that cannot
+be told, and in the tests about exporting and about bypasses, it is traced anew.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+
+from lmr_guard.classifier import Classifier
+from lmr_guard.onnxfile import export
+
+__all__ = ["identity", "tracing_once"]
+
+_ANEW = ("tests/test_bypasses.py", "tests/test_onnxfile_export.py", "tests/test_traced_once.py")
+_STABLE = ("torch", "torchvision", "timm", "lmr_guard", "factories")
+# What torch keeps in a module; tensors and modules are looked at by themselves, hooks must be none.
+_HOOKS = {name for name in vars(nn.Module()) if name.endswith("_hooks")}
+_OWN = {"_parameters", "_buffers", "_modules"}
+_PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
+_MOST = 4 << 20  # bytes of a graph that is kept
+
+
+class _Unknown(Exception):
+    """Holds something whose value cannot be told."""
+
+
+def identity(model: nn.Module) -> str | None:
+    """A digest of all that decides what a network computes; None where that cannot be told."""
+    digest = hashlib.sha256()
+    try:
+        for name, module in model.named_modules():
+            digest.update(f"{name}={_class(type(module))};".encode())
+            for key, value in sorted(vars(module).items()):
+                if key in _HOOKS and value:
+                    return None
+                if key not in _HOOKS | _OWN:
+                    digest.update(f"{key}:{_value(value)};".encode())
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            digest.update(_tensor(name, tensor))
+    except _Unknown:
+        return None
+    return digest.hexdigest()
+
+
+def _class(kind: type) -> str:
+    if kind.__module__.split(".")[0] not in _STABLE or "<" in kind.__qualname__:
+        raise _Unknown
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _value(value: Any) -> str:  # noqa: ANN401 - whatever a module holds
+    if isinstance(value, _PLAIN):
+        return f"{type(value).__name__} {value!r}"
+    if isinstance(value, tuple | list | set | frozenset):
+        told = [_value(each) for each in value]
+        return f"{type(value).__name__}{sorted(told) if isinstance(value, set) else told}"
+    if isinstance(value, dict):
+        return f"{ {_value(key): _value(each) for key, each in value.items()} }"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+        return f"{_class(type(value))} {_value(fields)}"
+    if isinstance(value, type):
+        return _class(value)
+    if inspect.isfunction(value) or inspect.isbuiltin(value):
+        # A function that was made inside another one may hold anything.
+        place = (value.__module__ or "").split(".")[0]
+        if place in _STABLE and "<" not in value.__qualname__:
+            return f"{value.__module__}.{value.__qualname__}"
+    raise _Unknown
+
+
+def _tensor(name: str, tensor: Tensor) -> bytes:
+    if type(tensor) not in {Tensor, nn.Parameter} or tensor.device.type != "cpu":
+        raise _Unknown
+    data = tensor.detach().contiguous()
+    told = f"{name}:{data.dtype}:{tuple(data.shape)}:{tensor.requires_grad};".encode()
+    return told + data.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+@contextmanager
+def tracing_once() -> Iterator[dict[str, ModelProto]]:
+    """Meanwhile ``export_onnx`` traces a network once; gives what is kept, which grows."""
+    kept: dict[str, ModelProto] = {}
+    original, exporter = export._trace, torch.onnx.export
+
+    def trace(model: Classifier, output: str) -> ModelProto:
+        key = _key(model, output) if torch.onnx.export is exporter else None
+        if key is None:
+            return original(model, output)
+        if key not in kept:
+            made = original(model, output)
+            if made.ByteSize() > _MOST:
+                return made
+            kept[key] = _copied(made)
+        return _copied(kept[key])
+
+    with mock.patch.object(export, "_trace", trace):
+        yield kept
+
+
+def _key(model: Classifier, output: str) -> str | None:
+    anew = os.environ.get("PYTEST_CURRENT_TEST", "").startswith(_ANEW)
+    if anew or _get_current_function_mode_stack() or torch.is_autocast_enabled("cpu"):
+        return None
+    told = identity(model)
+    return None if told is None else f"{told} {output}"
+
+
+def _copied(made: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(made)
+    return copy
