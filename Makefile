@@ -17,7 +17,7 @@ PIN_airflow := apache-airflow==3.3.2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest docs structure reliability hosts install clean release advisories
+.PHONY: help demo test lint types pytest long docs structure reliability hosts install clean release advisories
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,10 @@ types: $(STAMP) ## Type-check the built wheel and the examples
 pytest: $(STAMP) ## Run the tests alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term-missing \
 		--cov-fail-under=90
+
+# Of each kind a shorter test is in `make test`; see CONTRIBUTING.md.
+long: $(STAMP) ## The long tests, which `make test` leaves out (about twenty minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m long
 
 # A warning is an error: a link that leads nowhere, a page in no list.
 docs: $(STAMP) ## Build the documentation as a site into .make/docs

@@ -61,7 +61,7 @@ def alive(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
     sys.platform != "linux", reason="elsewhere units outlive a fleet that is killed"
 )

@@ -10,14 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cuda_rules import CudaRules, there
-from factories import digits_classifier, digits_images, guard_digits, row_classifier, row_images
+from factories import digits_classifier, digits_images, row_classifier, row_images
 from torch import Tensor, nn
 
 from lmr_guard import hooks
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Clean
-from lmr_guard.evidence import Patch
+from lmr_guard.evidence import Patch, PatchFile
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.localize.listening import ListeningSettings
 from lmr_guard.localize.rule import LocalizeSettings
@@ -129,10 +129,17 @@ def test_every_score_of_localize_is_that_of_the_cpu(
     assert away.evidence == found.evidence
 
 
-def test_a_whole_run(digit_files: Path, tmp_path: Path) -> None:
+def test_a_whole_run(six_files: Path, tmp_path: Path) -> None:
     with CudaRules():
         config = replace(QUICK, device="cuda", suspect=3, precision="auto")
-        report = guard_digits(digit_files, tmp_path / "out", config)
+        report = guard(
+            six_files / "model.safetensors",
+            six_files / "clean",
+            tmp_path / "out",
+            [PatchFile(six_files / "patch.png", 6, 6, 3)],
+            arch="factories:six_rows",
+            settings=config,
+        )
     built = [variant.name for variant in report.variants]
     assert (built, report.notes) == (["float32", "int8", "l1-0.4"], ())
 

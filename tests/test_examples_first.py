@@ -46,6 +46,7 @@ def test_an_own_trigger_is_told_from_the_planted_one(
 
 
 @pytest.mark.notebook
+@pytest.mark.long
 def test_the_notebook_runs_and_draws(tmp_path: Path) -> None:
     notebook = nbformat.read(FOLDER / "first" / "margins.ipynb", as_version=4)
     nbformat.validate(notebook)

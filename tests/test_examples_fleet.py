@@ -54,7 +54,7 @@ def words(job: dict[str, Any], plan: Path | None = None, out: Path | None = None
     return [places.get(word, word) for word in found]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_shards_of_either_scheduler_are_merged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,7 +125,7 @@ def test_what_cannot_be_audited_stops_the_workflow_too(
     assert models(tmp_path) == []
 
 
-@pytest.mark.parametrize("limit", [0.05, 0.0001])
+@pytest.mark.parametrize("limit", [pytest.param(0.05, marks=pytest.mark.long), 0.0001])
 def test_the_command_line_of_olive_takes_both_files(
     limit: float, network: Path, row_files: Path, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from examples.lab.adaptive.__main__ import ATTACKS, main
 FOLDER = ROOT / "examples" / "lab" / "adaptive"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_form_is_measured_before_and_after(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,6 +46,7 @@ def test_every_stage_is_timed_and_compared(
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.long
 def test_stages_are_held_against_the_bare_network(tmp_path: Path) -> None:
     found = made("floor", tmp_path)
     machine = found.pop("machine")
@@ -65,6 +66,7 @@ def test_layouts_are_compared_network_by_network(tmp_path: Path) -> None:
     assert len(ratios) == 4
 
 
+@pytest.mark.long
 def test_growth_is_measured_in_processes_of_their_own(tmp_path: Path) -> None:
     found = made("growth", tmp_path, "--steps", "1")
     point = found["slim_resnet18 32 10 50"]

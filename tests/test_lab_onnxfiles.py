@@ -76,7 +76,7 @@ def test_networks_with_norms_and_heads_stay_as_they_are() -> None:
     assert with_norms(convolution, images)[1] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_route_is_taken_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "routes.jsonl"
     only = ["--tiny", "--only", "s10 file with norm", "--out", str(out)]

@@ -296,7 +296,7 @@ def test_a_damaged_record_is_named(
     assert f"in line 1: {file}; delete that line" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_refit_of_table_3_prints_every_form_as_received_and_repaired(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,7 @@ def fooled(planted: Planted, data: Labelled, unseen: Labelled) -> float:
     return float((found == TARGET).float().mean())
 
 
+@pytest.mark.long
 def test_detoxification_leaves_less_that_a_new_injector_can_use(
     planted: Planted, toxic: Planted, attacker_digits: Labelled, digits: Clean
 ) -> None:

@@ -26,7 +26,13 @@ def short(*, distilled: bool = False) -> TwoBranchQuantisation:
     return TwoBranchQuantisation(trigger=CORNER, distilled=distilled, schedule=SHORT, hiding=SHORT)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["standard", "distilled"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(False, id="standard"),
+        pytest.param(True, marks=pytest.mark.long, id="distilled"),
+    ],
+)
 def planted(
     request: pytest.FixtureRequest,
     attacker_digits: Labelled,

@@ -142,7 +142,7 @@ def test_badnets_is_gone_and_accuracy_stays(
     assert record.suspect == 5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_lures_do_what_the_papers_losses_leave(
     badnets_network: Classifier, digits: Clean, white_square: Patch
 ) -> None:
