@@ -65,7 +65,7 @@ def test_the_corpus_is_as_large_as_promised() -> None:
     assert len({case.name for case in corpus()}) == len(list(corpus()))
 
 
-@pytest.mark.parametrize("name", tried())
+@pytest.mark.parametrize("name", list(tried()))
 def test_bad_input_is_told_in_one_line_and_does_nothing(name: str, place: Path) -> None:
     outcome = attempt(CASES[name], place)
     assert faults(CASES[name], outcome) == []
