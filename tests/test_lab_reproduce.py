@@ -139,6 +139,7 @@ def test_a_cell_that_fails_leaves_nothing_and_is_told(
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
+@pytest.mark.long
 def test_a_recovered_form_is_repaired_after_the_cut_and_the_others_are_not(tmp_path: Path) -> None:
     assert run(tmp_path, "table3", "--only", "mobilenet_v2") == 0
     (record,) = cells.store(tmp_path / "out", "small", "table3").read()
