@@ -25,13 +25,8 @@ def run(name: str, out: Path) -> Any:  # noqa: ANN401 - each example returns wha
     return found
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "prune_with_torch_pruning",
-        pytest.param("quantize_with_onnxruntime", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["prune_with_torch_pruning", "quantize_with_onnxruntime"])
 def test_the_backdoor_survives_compression_but_not_the_hook(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
