@@ -49,7 +49,7 @@ pytest: $(STAMP) ## Run the tests alone
 		--cov-fail-under=90
 
 # Of each kind a shorter test is in `make test`; see CONTRIBUTING.md.
-long: $(STAMP) ## The long tests, which `make test` leaves out (about twenty minutes)
+long: $(STAMP) ## The long tests, which make test leaves out
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m long
 
 # A warning is an error: a link that leads nowhere, a page in no list.
