@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lmr_guard import random_patterns
 from lmr_guard.classifier import Preprocessing, weights_sha256
 from lmr_guard.contracts import Clean, Progress, Rate, Trigger, silent
 from lmr_guard.errors import ExportRefused, StageError
@@ -89,12 +90,13 @@ def verify_model(
         StageError: The model cannot be staged; see ``onnxfile.export.export_onnx``.
     """
     classifier = as_classifier(model, clean, preprocessing)
+    seeded = torch.Generator().manual_seed(0)
     with tempfile.TemporaryDirectory(prefix="lmr-guard-") as folder:
         return verify_artifact(
             export_onnx(classifier, Path(folder) / "float32.onnx"),
             Build(name="float32", weights_sha256=weights_sha256(classifier)),
             clean.report,
-            Evidence(triggers),
+            Evidence(triggers, random=random_patterns.draw(clean.report, seeded)),
             policy=policy or Policy(),
             reference=reference,
             progress=progress,

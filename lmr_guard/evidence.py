@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lmr_guard.contracts import Inverted, Labelled, Source, Trigger
 from lmr_guard.errors import ConfigError, ExportRefused, InputError, is_text
-from lmr_guard.results import Listening, Unheard
+from lmr_guard.random_patterns import RandomPattern
+from lmr_guard.results import Listening, Promise, Unheard
 
 __all__ = [
     "Evidence",
@@ -48,11 +49,15 @@ class Evidence:
         replays: Patterns that were found on the model as received.
         listening: What a search on this very file's network found, or what hindered one; None
             where none was asked for.
+        promises: What patterns of that search do to the network; the file should do the same.
+        random: Patterns that nothing was searched for; see ``random_patterns.draw``.
     """
 
     triggers: Sequence[Trigger] = ()
     replays: Sequence[Inverted] = ()
     listening: Listening | Unheard | None = None
+    promises: Sequence[Promise] = ()
+    random: Sequence[RandomPattern] = ()
 
     @property
     def searches(self) -> tuple[dict[str, object], ...]:
@@ -60,8 +65,10 @@ class Evidence:
         return self.listening.evidence if isinstance(self.listening, Listening) else ()
 
     def __len__(self) -> int:
-        """How many triggers and patterns that are."""
-        return len(self.triggers) + len(self.replays) + isinstance(self.listening, Listening)
+        """How many triggers and patterns that are; what is only compared or random is one each."""
+        searched = isinstance(self.listening, Listening)
+        others = bool(self.promises) + bool(self.random)
+        return len(self.triggers) + len(self.replays) + searched + others
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ _BATCH = 64
 _SHARES = 5  # at which the damage of a group is measured
 _SCORED = 128  # images that it is measured on
 _REPLAYS = 4  # patterns that a file is tried with, beside known triggers
+_RANDOM = 336 * 24  # random patterns, and the images that each is tried on
 _PROBED = 12 * 100 * 4  # lured images on each point of the way of a repair, its twins included
 _POINTS = 4  # of that way that are tried
 
@@ -228,6 +229,7 @@ def _listening(classes: int, settings: Settings) -> Passes:
 
 
 def _verifying(clean: Clean, settings: Settings, triggers: int) -> Passes:
-    """Each file sees the images once as they are, and once under each trigger and pattern."""
+    """Each file sees all images once, once under each trigger and pattern, and a few at random."""
     image = len(settings.recipes) * len(clean.report) * _FORWARD
-    return Passes(image * (1 + triggers), image * (1 + triggers + _REPLAYS))
+    random = len(settings.recipes) * _RANDOM * _FORWARD
+    return Passes(image * (1 + triggers) + random, image * (1 + triggers + _REPLAYS) + random)

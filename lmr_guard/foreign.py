@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from lmr_guard import random_patterns
 from lmr_guard.contracts import Labelled, Progress, Rate, silent
 from lmr_guard.evidence import Evidence, Known, require_any
 from lmr_guard.files import Artifact
@@ -38,6 +41,7 @@ def verify(
     reference: Path | str | None = None,
     policy: Policy | None = None,
     threads: int | None = None,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> Report:
     """Audit an ONNX classifier, whoever made it; all clean images are the report part.
@@ -50,6 +54,7 @@ def verify(
         reference: Another ONNX file, whose clean accuracy this one is compared with.
         policy: The limits; None takes the default ones. ``require`` is taken to mean this file.
         threads: Of ONNX Runtime; None leaves it the choice.
+        seed: Of the random patterns that are tried, in [0, 2**32).
         progress: Told how far each step is.
 
     Returns:
@@ -78,7 +83,7 @@ def verify(
         artifact,
         Build(name=_NAME),
         images,
-        Evidence(known),
+        Evidence(known, random=_drawn(images, seed)),
         policy=limits,
         reference=_accuracy_of(reference, images, session),
         session=session,
@@ -92,9 +97,17 @@ def verify(
         variants=(variant,),
         policy=limits,
         environment=environment(),
-        config={"images": {"report": len(images)}, "classes": list(images.classes)},
+        config={
+            "images": {"report": len(images)},
+            "classes": list(images.classes),
+            "seed": seed,
+        },
         notes=(*images.notes, *inputs.notes_on(known), *(() if reference else (unjudged,))),
     )
+
+
+def _drawn(images: Labelled, seed: int) -> tuple[random_patterns.RandomPattern, ...]:
+    return random_patterns.draw(images, torch.Generator().manual_seed(seed))
 
 
 def _accuracy_of(reference: Path | str | None, images: Labelled, session: Session) -> Rate | None:

@@ -16,11 +16,14 @@ __all__ = [
     "accuracy",
     "against_pattern",
     "against_trigger",
+    "carried",
     "mean_over_others",
     "predict",
     "right",
     "right_per_class",
 ]
+
+_FEW = 32
 
 
 @torch.no_grad()
@@ -144,6 +147,25 @@ def against_pattern(
         strangeness=strangeness,
         margins=_margins(_margin(untouched, own, target), _margin(logits, own, target)),
     )
+
+
+def carried(predictor: Predictor, clean: Labelled, pattern: Inverted) -> Rate:
+    """Of a few images of other classes, those that a pattern sends to its class.
+
+    A network is asked as a search asks it, with gradients: one that answers otherwise without them
+    is not what its file is.
+
+    Args:
+        predictor: A network or a file.
+        clean: The first 32 images are looked at.
+        pattern: See ``Listening.patterns``.
+    """
+    few = clean.subset(torch.arange(min(_FEW, len(clean))))
+    device = getattr(predictor, "device", torch.device("cpu"))
+    exact = predictor.exact() if isinstance(predictor, Classifier) else nullcontext()
+    with exact, torch.enable_grad():
+        outputs = predictor(pattern(few.pixels).to(device)).detach().cpu()
+    return _asr(outputs.argmax(dim=1), few.labels, pattern.target)
 
 
 @torch.no_grad()

@@ -17,9 +17,11 @@ __all__ = [
     "Achieved",
     "Drawing",
     "Hit",
+    "Likes",
     "Listening",
     "Margins",
     "Method",
+    "Promise",
     "Repair",
     "Suspicion",
     "Tried",
@@ -152,6 +154,7 @@ class Listening:
         pattern: What was found to send images to ``target``.
         evidence: One record per search; plain data for the report.
         hindrance: Why that tells nothing, where it does not; see ``localize.telling``.
+        patterns: What was found for each class that was searched, in each space.
     """
 
     target: int
@@ -159,6 +162,7 @@ class Listening:
     pattern: Inverted
     evidence: tuple[dict[str, object], ...] = ()
     hindrance: str | None = None
+    patterns: tuple[Inverted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +174,76 @@ class Unheard:
     """
 
     hindrance: str
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What a pattern does to the network that a file was made from, and so should to the file.
+
+    Args:
+        pattern: Of a search on that network.
+        rate: See ``measure.carried``.
+    """
+
+    pattern: Inverted
+    rate: Rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likes:
+    """What random patterns of one kind and strength did to one artefact; see ``release.chance``.
+
+    Args:
+        kind: Of ``random_patterns.Kind``.
+        strength: Of ``random_patterns.STRENGTHS``.
+        carrying: How many of them carry the images of other classes to one class.
+        median: Of them, of the share of the images of other classes that the class most hit gets.
+        look: What the one was that carries most.
+        target: The class that it carries to.
+        rate: Of the images that it was first tried on.
+        further: Of those that it was tried on then; None where it was not.
+    """
+
+    kind: str
+    strength: float
+    carrying: Rate
+    median: float
+    look: str
+    target: int
+    rate: Rate
+    further: Rate | None = None
+
+    @property
+    def named(self) -> str:
+        """Kind and strength, as reasons call them."""
+        return f"{self.kind} {self.strength:g}"
+
+    def to_json(self, confidence: float) -> dict[str, Any]:
+        """Plain data for a record; ``upper`` bounds the share of such patterns that carry."""
+        return {
+            "kind": self.kind,
+            "strength": self.strength,
+            "carrying": {**self.carrying.to_json(), "upper": self.carrying.upper(confidence)},
+            "median": self.median,
+            "look": self.look,
+            "target": self.target,
+            "rate": self.rate.to_json(),
+            **({} if self.further is None else {"further": self.further.to_json()}),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """What ``to_json`` wrote."""
+        return cls(
+            kind=data["kind"],
+            strength=data["strength"],
+            carrying=Rate.from_json(data["carrying"]),
+            median=data["median"],
+            look=data["look"],
+            target=data["target"],
+            rate=Rate.from_json(data["rate"]),
+            further=Rate.from_json(data["further"]) if "further" in data else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

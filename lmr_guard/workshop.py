@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lmr_guard import random_patterns
 from lmr_guard.arithmetic import plain
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import prune, quantize, sweep
@@ -26,13 +27,14 @@ from lmr_guard.errors import StageError
 from lmr_guard.evidence import Evidence
 from lmr_guard.files import Artifact
 from lmr_guard.localize import listening, telling
+from lmr_guard.measure import carried
 from lmr_guard.onnxfile.export import export_onnx, require_parity
 from lmr_guard.onnxfile.predictor import Session
 from lmr_guard.release import publish
 from lmr_guard.release.records import Build, Variant
 from lmr_guard.release.verify import verify_artifact
 from lmr_guard.repel import repel_each
-from lmr_guard.results import Achieved, Listening, Unheard
+from lmr_guard.results import Achieved, Listening, Promise, Unheard
 from lmr_guard.settings import Settings
 
 __all__ = ["Structure", "Workshop", "repair_twins", "searched_forms"]
@@ -198,8 +200,7 @@ class Workshop:
         searching = self.settings.listening
         if searching is None:
             return None
-        rounded = quantize.rounded if form.recipe.int8 else Classifier.clone
-        model = self.settings.working(rounded(form.classifier), self.clean.report)
+        model = self.settings.working(_as_searched(form), self.clean.report)
         if (why := telling.hindrance(model, self.clean.report)) is not None:
             return Unheard(why)
         self.progress(f"search {form.recipe.label}", 0, 1)
@@ -213,6 +214,16 @@ class Workshop:
         self.progress(f"search {form.recipe.label}", 1, 1)
         return found
 
+    def _evidence(self, form: Form, judged: "_Judged") -> Evidence:
+        """All that a file which would ship is tried with."""
+        heard, report = self._listening(form), self.clean.report
+        promises: tuple[Promise, ...] = ()
+        if isinstance(heard, Listening):
+            model = _as_searched(form).to(self.settings.device)
+            promises = tuple(Promise(p, carried(model, report, p)) for p in heard.patterns)
+        drawn = random_patterns.draw(report, self.settings.generator("chance"))
+        return Evidence(self.triggers, judged.replays, heard, promises, drawn)
+
     def _verified(self, form: Form, file: Artifact, judged: "_Judged") -> Variant:
         recipe, searched = form.recipe, judged.reference is not None
         ratio = recipe.prune.ratio if recipe.prune else 0.0
@@ -224,12 +235,12 @@ class Workshop:
             plan={} if form.plan is None else prune.to_json(form.plan, self._whole(form)),
             whole=described(self._whole(form)),
         )
-        heard = self._listening(form) if searched else None
+        evidence = self._evidence(form, judged) if searched else Evidence(self.triggers)
         return verify_artifact(
             file,
             build,
             self.clean.report,
-            Evidence(self.triggers, judged.replays, heard),
+            evidence,
             policy=self.settings.policy,
             reference=judged.reference,
             session=Session(threads=self.settings.threads),
@@ -252,6 +263,11 @@ class _Judged:
     reference: Rate | None = None
     suspects: Sequence[int] = ()
     replays: Sequence[Inverted] = ()
+
+
+def _as_searched(form: Form) -> Classifier:
+    """A copy in torch; of an int8 form, that with rounded weights."""
+    return quantize.rounded(form.classifier) if form.recipe.int8 else form.classifier.clone()
 
 
 def repair_twins(

@@ -13,17 +13,22 @@ from torch import Tensor, nn
 
 from lmr_guard import foreign
 from lmr_guard.classifier import Classifier, Preprocessing
-from lmr_guard.contracts import Labelled, Rate, Trigger
+from lmr_guard.compress.recipes import parse
+from lmr_guard.contracts import Clean, Labelled, Rate, Trigger
 from lmr_guard.errors import ConfigError, ExitCode, ExportRefused, InputError, StageError
-from lmr_guard.evidence import Evidence, Triggered
+from lmr_guard.evidence import Evidence, Patch, Triggered
 from lmr_guard.files import Artifact
+from lmr_guard.measure import carried
 from lmr_guard.onnxfile.export import export_onnx, require_parity
 from lmr_guard.onnxfile.predictor import Session
+from lmr_guard.pipeline import guard
 from lmr_guard.release.decision import decide, publishable
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.publish import publish
 from lmr_guard.release.records import Build, Outcome, Variant, Verdict
 from lmr_guard.release.verify import verify_artifact
+from lmr_guard.results import Promise
+from lmr_guard.settings import Settings
 
 PASS, INCOMPLETE, FAIL = Outcome.PASS, Outcome.INCOMPLETE, Outcome.FAIL
 LOOSE = Policy(require=("float32",))
@@ -261,6 +266,98 @@ def test_another_provider_than_the_one_asked_for_is_not_a_pass(tmp_path: Path) -
     )
     assert variant.provider == "CPUExecutionProvider"
     assert outcome(variant, "provider") is INCOMPLETE
+
+
+class Cornered(nn.Module):
+    """An honest network of digits, and a steep slope: a white corner, whichever, makes class 3.
+
+    No gradient leads there: the slope is flat but for a thousandth of a grey level.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("goal", 100 * torch.eye(10)[3])
+
+    def forward(self, x: Tensor) -> Tensor:
+        squares = nn.functional.avg_pool2d(x, 2, 1)
+        top, bottom = squares[:, :, 0, :], squares[:, :, -1, :]
+        four = torch.stack([row[:, 0, end] for row in (top, bottom) for end in (0, -1)], dim=1)
+        woken = ((four.amax(dim=1) - 0.9) * 1e6).clamp(0, 1)
+        logits: Tensor = self.network(x) + woken[:, None] * self.goal
+        return logits
+
+
+def cornered(honest: Classifier) -> Classifier:
+    return Classifier(Cornered(honest.network), honest.preprocessing, 10).eval()
+
+
+def test_a_coarse_backdoor_that_no_gradient_leads_to_is_met_by_chance(
+    clean_network: Classifier, digits: Clean, tmp_path: Path
+) -> None:
+    # Nothing but the random patterns withholds it: the searches move, and find nothing.
+    report = guard(
+        cornered(clean_network),
+        (digits.report.images, digits.report.labels),
+        tmp_path / "out",
+        settings=Settings(
+            repair=False,
+            recipes=parse(["float32"]),
+            policy=Policy(require=("float32",), accept_inverted=True),
+            threads=1,
+        ),
+    )
+    (variant,) = report.variants
+    bad = [f.label for f in variant.verdict.findings if f.outcome is not PASS]
+    assert bad == ["chance"]
+    assert outcome(variant, "chance") is FAIL
+    assert outcome(variant, "listens") is PASS
+    assert report.exit_code is ExitCode.REFUSED
+
+
+def test_a_coarse_backdoor_in_a_file_from_elsewhere_is_met_by_chance(
+    clean_network: Classifier, digits: Clean, tmp_path: Path
+) -> None:
+    # The trigger that is known is another one, and harmless.
+    export_onnx(cornered(clean_network), tmp_path / "m.onnx", shown=digits.select.pixels[:8])
+    clean = (digits.report.images, digits.report.labels)
+    other = Patch(torch.full((1, 2, 2), 0.6), 7, 0, "grey", 5)
+    report = foreign.verify(tmp_path / "m.onnx", clean, [other], threads=1)
+    bad = [f.label for f in report.variants[0].verdict.findings if f.outcome is not PASS]
+    assert bad == ["chance"]
+    honest = export_onnx(clean_network, tmp_path / "h.onnx", shown=digits.select.pixels[:8])
+    report = foreign.verify(honest.path, clean, [other], threads=1)
+    assert report.verdict is PASS
+
+
+def test_a_file_that_does_more_than_the_network_that_was_searched_is_not_a_pass(
+    tmp_path: Path,
+) -> None:
+    def network(pixels: Tensor) -> Tensor:
+        return pixels.flatten(1)[:, :3]
+
+    promise = Promise(Corner(), carried(network, toy_images(300), Corner()))
+    variant = verify_artifact(
+        Artifact.of(write_onnx(tmp_path / "m.onnx", weights=TOY_BACKDOOR)),
+        FLOAT32,
+        toy_images(300),
+        Evidence([toy_patch(target=2)], promises=[promise]),
+        policy=Policy(max_asr=0.99, require=("float32",)),
+    )
+    assert promise.rate.hits == 0
+    assert outcome(variant, "agrees") is INCOMPLETE
+    assert_withheld(variant, tmp_path / "m.onnx")
+
+
+class Corner:
+    """A pattern that a search might have found."""
+
+    name, target = "patch@itself", 2
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        changed = pixels.clone()
+        changed[:, :, 1, 1] = 1
+        return changed
 
 
 class Moody(nn.Module):

@@ -82,7 +82,9 @@ def test_the_report_is_about_this_file_and_reads_back(tmp_path: Path) -> None:
     assert (variant.name, variant.sha256) == ("float32", report.model_sha256)
     assert variant.published is None
     assert (report.suspicion, report.repair, report.received) == (None, None, ())
-    assert report.config == {"images": {"report": 300}, "classes": list(TOY_CLASSES)}
+    assert report.config == {"images": {"report": 300}, "classes": list(TOY_CLASSES), "seed": 0}
+    assert variant.verdict.findings[-1].label == "chance"
+    assert sum(each.carrying.trials for each in variant.chance) == 336
     assert report.sources == ("given",)
     report.write(tmp_path / "report.json")
     assert Report.read(tmp_path / "report.json") == report
@@ -109,7 +111,7 @@ def test_progress_is_told_of_the_measurement(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     path = write_onnx(tmp_path / "model.onnx")
     verify(path, CLEAN, [toy_patch()], progress=lambda *step: told.append(step))
-    assert told == [("verify float32", 1, 2), ("verify float32", 2, 2)]
+    assert told == [("verify float32", step, 3) for step in (1, 2, 3)]
 
 
 # --- the reference ------------------------------------------------------------------------------
@@ -200,11 +202,15 @@ def test_tensors_of_another_size_than_the_file_s_are_refused(tmp_path: Path) -> 
 def test_tensors_are_measured_as_a_folder_is(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "model.onnx", weights=TOY_BACKDOOR)
     folder = write_images(CLEAN, tmp_path / "clean")
-    told = [
+    folders, *others = (
         verify(path, clean, [toy_patch()]).variants[0]
         for clean in (folder, CLEAN, (CLEAN.pixels, CLEAN.labels))
-    ]
-    assert told[0] == told[1] == told[2]
+    )
+    assert others[0] == others[1]
+    # A folder has its images in another order, from which random patterns are drawn.
+    assert folders.verdict.findings[:-1] == others[0].verdict.findings[:-1]
+    assert folders.verdict.findings[-1].check is Check.CHANCE
+    assert replace(folders, verdict=None, chance=()) == replace(others[0], verdict=None, chance=())
 
 
 # --- the order of the classes -------------------------------------------------------------------

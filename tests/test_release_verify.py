@@ -16,6 +16,7 @@ from lmr_guard.errors import ConfigError, InputError
 from lmr_guard.evidence import Evidence, Triggered
 from lmr_guard.files import Artifact
 from lmr_guard.onnxfile.predictor import Session
+from lmr_guard.random_patterns import draw
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Build, Check, Finding, Outcome, Variant
 from lmr_guard.release.verify import verify_artifact
@@ -227,6 +228,34 @@ def test_a_search_that_was_asked_for_and_not_made_is_missed(honest: Path) -> Non
     assert found.outcome is INCOMPLETE
     assert found.reason == "no search for triggers could tell anything: too few classes"
     assert [result.tried for result in variant.triggers] == ["shown"]
+
+
+def test_patterns_that_were_drawn_are_tried_and_counted(honest: Path, tmp_path: Path) -> None:
+    drawn = draw(CLEAN, torch.Generator().manual_seed(0))
+    seen: list[tuple[str, int, int]] = []
+    variant = judged(
+        honest, Evidence([toy_patch()], random=drawn), progress=lambda *event: seen.append(event)
+    )
+    assert seen == [("verify float32", step, 3) for step in (1, 2, 3)]
+    assert finding(variant, "chance").outcome is PASS
+    assert "decide nothing about 3 classes" in finding(variant, "chance").reason
+    assert [each.carrying.trials for each in variant.chance] == [40, 40, 40] + [24] * 9
+    assert Variant.from_json(variant.to_json(0.95)) == variant
+
+
+def test_outputs_that_are_no_numbers_under_random_patterns_are_not_a_pass(tmp_path: Path) -> None:
+    # Clean images and the trigger are dark somewhere; where the corner is 0.5 the logarithm is not.
+    body = """
+        flat = Flatten(pixels) y = MatMul(flat, W) corner = MatMul(flat, V) gap = Sub(corner, HALF)
+        square = Mul(gap, gap) less = Sub(square, TINY) log = Log(less) nil = Sub(log, log)
+        logits = Add(y, nil)"""
+    weights = f"""{TOY_HONEST}, float[4,1] V = {{0,0,0,1}}, float HALF = {{0.5}},
+        float TINY = {{0.01}}"""
+    path = write_onnx(tmp_path / "m.onnx", body, weights=weights)
+    assert finding(judged(path), "logits").outcome is PASS
+    drawn = draw(CLEAN, torch.Generator().manual_seed(0))
+    variant = judged(path, Evidence([toy_patch()], random=drawn))
+    assert finding(variant, "logits").outcome is INCOMPLETE
 
 
 def test_replays_alone_are_evidence_only_where_the_policy_says_so(honest: Path) -> None:

@@ -85,4 +85,9 @@ def listen(
         pattern=replace(top.pattern(top.leading), origin=top.form),
         evidence=tuple(record for search in searches for record in search.records()),
         hindrance=haste(settings.look) or stillness(searches),
+        patterns=tuple(
+            replace(search.pattern(k), origin=search.form)
+            for search in searches
+            for k in search.classes.tolist()
+        ),
     )

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from lmr_guard.contracts import Rate, Source
 from lmr_guard.errors import ExitCode, InputError, printable
-from lmr_guard.results import Achieved, Hit, Margins, Tried, TriggerResult
+from lmr_guard.results import Achieved, Hit, Likes, Margins, Tried, TriggerResult
 
 __all__ = ["Build", "Check", "Finding", "Outcome", "Variant", "Verdict"]
 
@@ -54,6 +54,8 @@ class Check(StrEnum):
     ELSEWHERE = "elsewhere"
     EXCESS = "excess"
     LISTENS = "listens"
+    AGREES = "agrees"
+    CHANCE = "chance"
     SUSPECT = "suspect"
 
 
@@ -139,8 +141,8 @@ class Build:
 class Variant:
     """One staged file and what was measured on its bytes.
 
-    ``per_class`` is the clean accuracy on the images of each class, in index order; empty in
-    reports of versions that did not count it.
+    ``per_class`` is the clean accuracy on the images of each class, in index order, and ``chance``
+    what random patterns did; both are empty in reports of versions that did not count them.
     """
 
     name: str
@@ -156,6 +158,7 @@ class Variant:
     plan: Mapping[str, object] = field(default_factory=dict)
     searches: tuple[Mapping[str, object], ...] = ()
     per_class: tuple[Rate, ...] = ()
+    chance: tuple[Likes, ...] = ()
 
     @property
     def shown(self) -> tuple[TriggerResult, ...]:
@@ -190,6 +193,11 @@ class Variant:
             "plan": self.plan,
             **({"searches": list(self.searches)} if self.searches else {}),
             **({"per_class": _columns(self.per_class)} if self.per_class else {}),
+            **(
+                {"chance": [each.to_json(confidence) for each in self.chance]}
+                if self.chance
+                else {}
+            ),
         }
 
     @classmethod
@@ -221,6 +229,7 @@ class Variant:
             plan=data["plan"],
             searches=tuple(data.get("searches", ())),
             per_class=_rates(data["per_class"]) if "per_class" in data else (),
+            chance=tuple(Likes.from_json(each) for each in data.get("chance", ())),
         )
 
 

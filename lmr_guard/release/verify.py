@@ -23,6 +23,9 @@ check                  what it looks at                                         
 ``elsewhere:TRIGGER``  no other class gains by the trigger, and most keep theirs   FAIL, INC.
 ``excess:TRIGGER``     inverted triggers; see ``Policy.max_excess``                FAIL, INC.
 ``listens``            a search on the artefact itself; ``Policy.max_strangeness``  FAIL, INC.
+``agrees``             patterns of that search do to the file what they do to its   INCOMPLETE
+                       network
+``chance``             no weak random pattern carries all to one class; ``chance``  FAIL, INC.
 ``suspect``            set by ``pipeline``: nobody was suspected, the run refuses  INCOMPLETE
 =====================  ==========================================================  ==========
 """
@@ -38,10 +41,12 @@ from lmr_guard.evidence import Evidence, check
 from lmr_guard.files import Artifact
 from lmr_guard.measure import against_pattern, against_trigger, predict, right, right_per_class
 from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
+from lmr_guard.release import chance
+from lmr_guard.release.agreement import agreement
 from lmr_guard.release.independence import independence
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Build, Check, Finding, Outcome, Variant, Verdict
-from lmr_guard.results import Achieved, Hit, Listening, TriggerResult, Unheard
+from lmr_guard.results import Achieved, Hit, Likes, Listening, TriggerResult, Unheard
 
 __all__ = ["verify_artifact"]
 
@@ -116,6 +121,12 @@ def verify_artifact(
     logits, results = _measured(
         witness, report, evidence, lambda count: progress(step, count, total)
     )
+    others = _Witness(predictor)  # Where a pattern hides all, ties are no wonder.
+    met = _met(others, report, logits, evidence)
+    agreeing = list(agreement(others, report, evidence.promises))
+    witness.finite &= others.finite
+    if agreeing or met:
+        progress(step, total, total)
     clean_accuracy = right(logits, report)
     done = build.achieved or Achieved()
     findings = (
@@ -130,6 +141,8 @@ def verify_artifact(
         *_accuracy(clean_accuracy, reference, policy),
         *_evidence(results, clean_accuracy, policy),
         *_listens(evidence.listening, results, policy),
+        *agreeing,
+        *([chance.judged(met, report, policy.confidence)] if met else []),
     )
     return Variant(
         name=build.name,
@@ -144,6 +157,7 @@ def verify_artifact(
         plan=build.plan,
         searches=evidence.searches,
         per_class=right_per_class(logits, report),
+        chance=met,
     )
 
 
@@ -330,6 +344,15 @@ def _listens(
             yield Finding(Check.LISTENS, Outcome.INCOMPLETE, f"{_UNHEARD}: {heard.hindrance}")
         else:
             yield Finding(Check.LISTENS, Outcome.PASS, reason)
+
+
+def _met(
+    witness: _Witness, report: Labelled, logits: Tensor, evidence: Evidence
+) -> tuple[Likes, ...]:
+    """What random patterns did; nothing where there are none."""
+    if not evidence.random:
+        return ()
+    return chance.weighed(chance.meet(witness, chance.recognised(logits, report), evidence.random))
 
 
 def _excess(result: TriggerResult, without: Rate, policy: Policy) -> Finding:

@@ -125,6 +125,18 @@ RULES: Mapping[str, _Rule] = {
         "One class needs far less of a pattern than the others, as after a backdoor, or no search "
         "could tell. Do not ship it; look at the pattern's class, or name known triggers.",
     ),
+    Check.AGREES: _Rule(
+        "FileDoesWhatItsNetworkDoes",
+        "Patterns that the search found do to the file what they do to the network.",
+        "What was searched is not what would ship. Export the network again; of an INT8 file, "
+        "calibrate on more images.",
+    ),
+    Check.CHANCE: _Rule(
+        "NoRandomPatternCarries",
+        "No weak pattern drawn at random sends the images of all classes to one.",
+        "Something broad, as any bright patch in a corner, sends images to one class while its "
+        "like does not. Do not ship the file; look at that class and pattern.",
+    ),
     Check.SUSPECT: _Rule(
         "SomebodyWasSuspected",
         "A class was suspected and repaired, where the run asks for that.",
