@@ -30,6 +30,16 @@ What it would change to take off what a student of the model shows as well::
     python -m examples.lab.population students --data DIR --cache DIR
     python -m examples.lab.population show-students
 
+What patterns drawn at random do to the files that they would ship as::
+
+    python -m examples.lab.population chance --data DIR --cache DIR
+    python -m examples.lab.population show-chance
+
+Whether these files do under patterns of a search what the networks do::
+
+    python -m examples.lab.population agree --data DIR --cache DIR
+    python -m examples.lab.population show-agree
+
 What a repair costs and leaves, the attacker's class given::
 
     python -m examples.lab.population repair --data DIR --cache DIR
@@ -67,6 +77,8 @@ from examples.lab.kit import command, cuts
 from examples.lab.kit.provenance import commit
 from examples.lab.kit.records import Record, Store
 from examples.lab.population import (
+    agreeing,
+    chance,
     compare,
     probability,
     repairs,
@@ -105,6 +117,7 @@ class _Question:
     ask: Callable[[Subject], Mapping[str, Any]]
     told: str
     of_honest: bool = True
+    brief: bool = False
 
 
 _QUESTIONS: Mapping[str, _Question] = MappingProxyType(
@@ -117,6 +130,12 @@ _QUESTIONS: Mapping[str, _Question] = MappingProxyType(
             "repaired", repairs.ask_repair, "repel the attacker's class", of_honest=False
         ),
         "ship": _Question("shipped", shipments.ask_ship, "send them through the whole guard"),
+        "chance": _Question(
+            "chance", chance.ask_chance, "try random patterns on their files", brief=True
+        ),
+        "agree": _Question(
+            "agreed", agreeing.ask_agreement, "compare their files with them", brief=True
+        ),
         "students": _Question("students", students.ask_students, "search them and their students"),
     }
 )
@@ -162,13 +181,17 @@ def _parser() -> argparse.ArgumentParser:
     likely.add_argument("--draw", type=Path, help="also draw it into this file (.svg, .png)")
     taught = commands.add_parser("show-students", help="print what students would change")
     taught.set_defaults(run=partial(_tell, "students", students.render))
+    met = commands.add_parser("show-chance", help="print what random patterns do")
+    met.set_defaults(run=partial(_tell, "chance", chance.render))
+    agreed = commands.add_parser("show-agree", help="print how far files are from their networks")
+    agreed.set_defaults(run=partial(_tell, "agree", agreeing.render))
     mended = commands.add_parser("show-repair", help="print what repairs cost and leave")
     mended.set_defaults(run=partial(_tell, "repair", repairs.render))
     cut = commands.add_parser("show-cuts", help="print what cuts cost")
     cut.set_defaults(run=_show_cuts)
     ships = commands.add_parser("show-ship", help="print what is published")
     ships.set_defaults(run=partial(_tell, "ship", shipments.render))
-    showing = (shown, compared, told, wakes, stands, taught, mended, cut, ships)
+    showing = (shown, compared, told, wakes, stands, taught, met, agreed, mended, cut, ships)
     for each in (shown, told):
         each.add_argument("--round", type=int, help="only networks of this round, from 1")
     for each in (plant, *asking.values()):
@@ -216,7 +239,7 @@ def _ask(question: _Question, options: argparse.Namespace, console: Console) -> 
             return  # Another process has done it meanwhile.
         held = images.held(member.dataset, member.seed)
         trained = planter.take(member, held)
-        subject = subjects.prepare(member, held, trained, tiny=options.tiny)
+        subject = subjects.prepare(member, held, trained, tiny=options.tiny, brief=question.brief)
         results.add(subjects.record(subject, question.ask, code))
 
     return command.do_each(missing, record, limit=options.limit_seconds, console=console)

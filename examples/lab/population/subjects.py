@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A planted network, what a defender has of it, and whether its attack took."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import torch
 
 from examples.lab.kit.images import Held
 from examples.lab.kit.measuring import rates
@@ -25,6 +27,7 @@ __all__ = ["TOOK", "Subject", "prepare", "record"]
 TOOK = 0.9
 """The ASR that an attack must reach in the form that wakes it."""
 
+_BRIEF = 600
 _FORMS = {"float32": "float32", "int8": "rounded-8", "pruned": "l1-0.4"}
 
 
@@ -51,7 +54,14 @@ class Subject:
     tiny: bool
 
 
-def prepare(member: Member, held: Held, trained: Trained, *, tiny: bool = False) -> Subject:
+def prepare(
+    member: Member,
+    held: Held,
+    trained: Trained,
+    *,
+    tiny: bool = False,
+    brief: bool = False,
+) -> Subject:
     """Draw the defender's images and measure each form.
 
     Args:
@@ -59,16 +69,20 @@ def prepare(member: Member, held: Held, trained: Trained, *, tiny: bool = False)
         held: Its images.
         trained: The network.
         tiny: See ``Subject``.
+        brief: Whether 600 images are enough to count on, and the form that wakes the backdoor.
 
     Raises:
         GuardError: A form cannot be measured.
     """
     clean = defence(held, find(member.dataset), generator(member, "defence"), tiny=tiny)
+    if brief:
+        first = torch.arange(min(_BRIEF, len(clean.report)))
+        clean = replace(clean, report=clean.report.subset(first))
     model = understood(member.handed_over(trained.classifier), clean.select)
     trained = replace(trained, classifier=model)
     forms = {
         name: rates(form, clean.report, trained.trigger)
-        for name, form in _forms(member, trained, clean)
+        for name, form in _forms(member, trained, clean, _wanted(trained, brief=brief))
     }
     took = None if member.attack is None else _took(forms, trained)
     return Subject(member, held, trained, clean, forms, took, tiny)
@@ -96,10 +110,23 @@ def record(
     }
 
 
-def _forms(member: Member, trained: Trained, clean: Clean) -> Iterator[tuple[str, Classifier]]:
+def _wanted(trained: Trained, *, brief: bool) -> Collection[str]:
+    """All forms, or the one that wakes the backdoor, if there is one."""
+    if not brief:
+        return _FORMS.values()
+    return () if trained.trigger is None else (_FORMS[trained.record["wakes"]],)
+
+
+def _forms(
+    member: Member, trained: Trained, clean: Clean, wanted: Collection[str]
+) -> Iterator[tuple[str, Classifier]]:
     """As received, with weights rounded to 8 bits, and with 40 % of the channels cut."""
-    yield "float32", trained.classifier
-    yield "rounded-8", quantize.rounded(trained.classifier)
+    if "float32" in wanted:
+        yield "float32", trained.classifier
+    if "rounded-8" in wanted:
+        yield "rounded-8", quantize.rounded(trained.classifier)
+    if "l1-0.4" not in wanted:
+        return
     drawn = generator(member, "compress")
     try:
         for form in sweep.torch_forms(
