@@ -179,7 +179,7 @@ def test_sizes_worked_out_at_run_time_are_told(tmp_path: Path) -> None:
 
 
 @LEGACY
-@pytest.mark.parametrize("opset", [18, 20, 22])
+@pytest.mark.parametrize("opset", [18, pytest.param(20, marks=pytest.mark.long), 22])
 @pytest.mark.parametrize("make", [plain_network, Attends])
 def test_what_the_new_exporter_wrote_comes_back(
     tmp_path: Path, opset: int, make: type[nn.Module]
