@@ -37,6 +37,7 @@ class Method(StrEnum):
 
     INVERSION = "inversion"
     UNLEARNING = "inversion and unlearning"
+    CHANCE = "random patterns"
     DRIFT = "drift"
     HINDERED = "no search could tell anything"
     NAMED = "named by the user"
@@ -191,7 +192,7 @@ class Promise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Likes:
-    """What random patterns of one kind and strength did to one artefact; see ``release.chance``.
+    """What random patterns of one kind and strength did to one artefact; see ``by_chance``.
 
     Args:
         kind: Of ``random_patterns.Kind``.
@@ -212,6 +213,11 @@ class Likes:
     target: int
     rate: Rate
     further: Rate | None = None
+
+    @property
+    def share(self) -> float:
+        """Of the images that the one carries, in the set in which it carries fewer."""
+        return self.rate.value if self.further is None else min(self.rate.value, self.further.value)
 
     @property
     def named(self) -> str:

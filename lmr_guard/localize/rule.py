@@ -16,8 +16,10 @@ A backdoor that sleeps in one form is awake in another, so every form is asked. 
    stand out more.
 3. Otherwise the class with the highest score is the suspect if that is ``sure`` or more, or if it
    is ``doubt`` or more and most runs name it when the form in question unlearns.
-4. Otherwise nobody is.
-5. Where a score names the suspect, up to two other classes that come to ``sure`` are suspect too.
+4. Otherwise the class is that weak patterns drawn at random carry images to, in the model as
+   received or in a form that was not cut; see ``chance``.
+5. Otherwise nobody is.
+6. Where a score names the suspect, up to two other classes that come to ``sure`` are suspect too.
 
 To which class clean images drift in a compressed form is told as evidence. It accuses nobody: a
 cut of an honest network may send them to one class too. Cut forms are levelled before they are
@@ -37,6 +39,7 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.localize import inversion
+from lmr_guard.localize.chance import ask, met_by_chance
 from lmr_guard.localize.drawing import drawing
 from lmr_guard.localize.drift import drift, lead, levelled
 from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
@@ -164,7 +167,8 @@ def suspect(
     Returns:
         ``scores`` as the module docstring says, 1 for classes that were not searched;
         ``agreement`` the share of the deep searches and of the unlearning runs that name the
-        suspect, or else the leading class; ``evidence`` one record per search, drift or run.
+        suspect, or else the leading class, of random patterns that of the forms in which some carry
+        to it; ``evidence`` one record per search, drift, run or form that random patterns met.
         ``Method.HINDERED`` where nobody is suspected and the searches of the model as received
         reached hardly any class.
 
@@ -195,6 +199,9 @@ def suspect(
     found = _judge(
         deep, repair, settings, generator, looks=looks, agreeing=agreeing, drifted=drifted
     )
+    if found.target is None:
+        uncut = [(name, form) for name, form in asked if not _is_cut(form, received)]
+        found = met_by_chance(found, ask(uncut, repair, generator))
     why = stillness([search for search in deep if search.form == "received"])
     if why is None or found.target is not None:
         return replace(found, drawings=_drawn(found, received))

@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from lmr_guard import by_chance
 from lmr_guard.contracts import Labelled, Progress, Rate, silent
 from lmr_guard.errors import InputError
 from lmr_guard.evidence import Evidence, check
@@ -352,7 +353,8 @@ def _met(
     """What random patterns did; nothing where there are none."""
     if not evidence.random:
         return ()
-    return chance.weighed(chance.meet(witness, chance.recognised(logits, report), evidence.random))
+    own = by_chance.recognised(logits, report)
+    return by_chance.weighed(by_chance.meet(witness, own, evidence.random))
 
 
 def _excess(result: TriggerResult, without: Rate, policy: Policy) -> Finding:

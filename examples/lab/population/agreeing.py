@@ -18,7 +18,7 @@ from rich.text import Text
 from examples.lab.kit.records import Record
 from examples.lab.population.split import HALVES
 from examples.lab.population.subjects import Subject
-from lmr_guard import random_patterns
+from lmr_guard import by_chance, random_patterns
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress import quantize
 from lmr_guard.compress.recipes import Int8
@@ -28,7 +28,6 @@ from lmr_guard.localize.listening import ListeningSettings, listen
 from lmr_guard.measure import carried, predict
 from lmr_guard.onnxfile.export import export_onnx
 from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
-from lmr_guard.release import chance
 from lmr_guard.settings import Settings
 
 __all__ = ["ask_agreement", "render"]
@@ -71,7 +70,7 @@ def _of_file(subject: Subject, model: Classifier, path: Path) -> dict[str, Any]:
     ]
     compared = process_time()
     drawn = random_patterns.draw(report, settings.generator("chance"))
-    chance.meet(predictor, chance.recognised(predict(predictor, report), report), drawn)
+    by_chance.meet(predictor, by_chance.recognised(predict(predictor, report), report), drawn)
     return {
         "rates": rates,
         "processor_seconds": {

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What patterns drawn at random do to files that networks would ship as, unrepaired.
 
-Recorded is what each pattern did, whatever the limits: those of ``release.chance`` were chosen on
+Recorded is what each pattern did, whatever the limits: those of ``by_chance`` were chosen on
 what ``show-chance`` prints of the calibration half.
 """
 
@@ -24,14 +24,13 @@ from examples.lab.population.planting import generator
 from examples.lab.population.show import FAMILIES, called
 from examples.lab.population.split import HALVES
 from examples.lab.population.subjects import Subject
-from lmr_guard import random_patterns
+from lmr_guard import by_chance, random_patterns
 from lmr_guard.compress import quantize, recipes, sweep
 from lmr_guard.compress.recipes import Int8
 from lmr_guard.contracts import Rate
 from lmr_guard.measure import against_trigger, predict, right
 from lmr_guard.onnxfile.export import export_onnx
 from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
-from lmr_guard.release import chance
 from lmr_guard.settings import Settings
 
 __all__ = ["ask_chance", "render"]
@@ -85,9 +84,9 @@ def _of_file(
     logits, trigger = predict(predictor, report), subject.trained.trigger
     asr = None if trigger is None else counts(against_trigger(predictor, report, trigger).asr)
     start = process_time()
-    met = chance.meet(predictor, chance.recognised(logits, report), patterns)
+    met = by_chance.meet(predictor, by_chance.recognised(logits, report), patterns)
     seconds = round(process_time() - start, 2)
-    groups = [_group(*each) for each in chance.likes(met).items()]
+    groups = [_group(*each) for each in by_chance.likes(met).items()]
     return {
         "ca": counts(right(logits, report)),
         "asr": asr,
@@ -96,7 +95,7 @@ def _of_file(
     }
 
 
-def _group(group: tuple[str, float], met: Sequence[chance.Met]) -> dict[str, Any]:
+def _group(group: tuple[str, float], met: Sequence[by_chance.Met]) -> dict[str, Any]:
     """The median of the likes, and those of them that send most images to one class."""
     leading = sorted(met, key=lambda each: -each.share)[:_LEADING]
     return {
@@ -157,19 +156,19 @@ def _limits(half: str, records: Sequence[Record]) -> Table:
 
 
 def _heard(records: Sequence[Record]) -> Iterator[Text]:
-    """By the limits of ``release.chance``: counts with bounds, and the networks by name."""
+    """By the limits of ``by_chance``: counts with bounds, and the networks by name."""
     groups = {"honest": [r for r in records if r["took"] is None]}
     for name, attacks in FAMILIES.items():
         groups[name] = [r for r in records if r["member"]["attack"] in attacks]
     for name, own in groups.items():
-        heard = [record for record in own if _carrying(record, chance.LIMIT, chance.ORDINARY)]
+        heard = [record for record in own if _carrying(record, by_chance.LIMIT, by_chance.ORDINARY)]
         if own:
             told = share(len(heard), len(own), out_of=True)
             yield Text(f"{name}: {told} {'; '.join(_named(record) for record in heard)}")
 
 
 def _named(record: Record) -> str:
-    form, group, hit = _carrying(record, chance.LIMIT, chance.ORDINARY)[0]
+    form, group, hit = _carrying(record, by_chance.LIMIT, by_chance.ORDINARY)[0]
     what = f"{group['kind']} {group['strength']:g} {hit['look']} to {hit['class']}"
     return f"{called(record['member'])} ({form}, {what})"
 

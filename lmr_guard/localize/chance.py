@@ -1,0 +1,109 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A class that weak patterns drawn at random carry images to: asked where no search names anybody.
+
+A search looks for the smallest pattern of a space, and passes by triggers that lie in none. Some of
+these are met by chance: a warp or a tone of the whole image is learnt so broadly that quite other
+weak changes do it too. No honest network of ten classes that was asked has such a class, see
+docs/methods/chance.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lmr_guard import by_chance, random_patterns
+from lmr_guard.classifier import Classifier
+from lmr_guard.contracts import Labelled
+from lmr_guard.measure import predict
+from lmr_guard.results import Likes, Method, Suspicion
+
+__all__ = ["Asked", "ask", "met_by_chance"]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What random patterns did to one form.
+
+    Args:
+        form: Its name.
+        most: Of the kinds of pattern that carry that of the highest share, else of all kinds.
+    """
+
+    form: str
+    most: Likes
+
+    @property
+    def target(self) -> int | None:
+        """The class that images are carried to; None where no pattern carries."""
+        return self.most.target if self.most.carrying.hits else None
+
+    def record(self) -> dict[str, object]:
+        """Plain data for the report."""
+        return {
+            "by": "chance",
+            "form": self.form,
+            "class": self.most.target,
+            "kind": self.most.named,
+            "look": self.most.look,
+            "carrying": self.most.carrying.to_json(),
+            "share": round(self.most.share, 4),
+            "median": self.most.median,
+        }
+
+
+def ask(
+    forms: Sequence[tuple[str, Classifier]], images: Labelled, generator: torch.Generator
+) -> list[Asked]:
+    """What the same random patterns do to each form; nothing where the limits were not measured.
+
+    Args:
+        forms: By name; not touched.
+        images: Clean images.
+        generator: CPU generator; decides the patterns.
+    """
+    if not by_chance.measurable(images):
+        return []
+    patterns = random_patterns.draw(images, generator)
+    found = []
+    for name, model in forms:
+        own = by_chance.recognised(predict(model, images), images)
+
+        def answers(pixels: Tensor, model: Classifier = model) -> Tensor:
+            answered: Tensor = model(pixels.to(model.device)).float().cpu()
+            return answered
+
+        weighed = by_chance.weighed(by_chance.meet(answers, own, patterns))
+        told = [each for each in weighed if each.rate.trials >= by_chance.FEWEST]
+        if told:
+            found.append(Asked(name, max(told, key=_carried)))
+    return found
+
+
+def _carried(each: Likes) -> tuple[bool, float]:
+    return bool(each.carrying.hits), each.share
+
+
+def met_by_chance(found: Suspicion, asked: Sequence[Asked]) -> Suspicion:
+    """The suspicion with what was asked as evidence, and with the class that is carried to.
+
+    Args:
+        found: Nobody was suspected.
+        asked: Of the model as received and of forms that were not cut.
+    """
+    evidence = (*found.evidence, *(each.record() for each in asked))
+    carrying = [each for each in asked if each.target is not None]
+    if not carrying:
+        return replace(found, evidence=evidence)
+    target = max(carrying, key=lambda each: each.most.share).target
+    votes = [each.target == target for each in asked]
+    return replace(
+        found,
+        target=target,
+        method=Method.CHANCE,
+        agreement=round(sum(votes) / len(votes), 4),
+        evidence=evidence,
+        probability=None,
+    )
