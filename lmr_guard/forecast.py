@@ -181,8 +181,9 @@ def _localizing(classes: int, settings: Settings) -> Passes:
     least = sum(deep.values()) + forms * sum(look.values())
     followed = min(how.confirm, len(look) * forms) * max(deep.values())
     asked = how.unlearning
-    runs = 2 * len(asked.learning_rates) * asked.seeds
-    return Passes(least, least + followed + runs * asked.max_steps * asked.batch * _TRAINING)
+    runs = 2 * len(asked.learning_rates) * asked.seeds * asked.max_steps * asked.batch * _TRAINING
+    random = 2 * _RANDOM * _FORWARD  # the model as received and one with rounded weights
+    return Passes(least, least + followed + runs + random)
 
 
 def _repelling(settings: Settings, *, looked: bool) -> Passes:

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lmr_guard.by_chance import LIMIT, Met, likes, measurable, meet, recognised, weighed
+from lmr_guard.by_chance import LIMIT, Likes, Met, likes, measurable, meet, recognised, weighed
 from lmr_guard.contracts import Labelled, Rate
 from lmr_guard.random_patterns import RandomPattern, draw
-from lmr_guard.results import Likes
 
 
 def bars(count: int, classes: int = 6, side: int = 24) -> Labelled:

@@ -82,7 +82,7 @@ def test_the_report_is_about_this_file_and_reads_back(tmp_path: Path) -> None:
     assert (variant.name, variant.sha256) == ("float32", report.model_sha256)
     assert variant.published is None
     assert (report.suspicion, report.repair, report.received) == (None, None, ())
-    assert report.config == {"images": {"report": 300}, "classes": list(TOY_CLASSES), "seed": 0}
+    assert report.config == {"images": {"report": 300}, "classes": list(TOY_CLASSES)}
     assert variant.verdict.findings[-1].label == "chance"
     assert sum(each.carrying.trials for each in variant.chance) == 336
     assert report.sources == ("given",)

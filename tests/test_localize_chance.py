@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lmr_guard.by_chance import Likes
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean, Labelled, Rate
 from lmr_guard.localize import LocalizeSettings, suspect
 from lmr_guard.localize.chance import Asked, ask, met_by_chance
 from lmr_guard.localize.inversion import InversionSettings
-from lmr_guard.results import Likes, Method, Suspicion
+from lmr_guard.results import Method, Suspicion
 
 NOBODY = Suspicion(None, (1.0, 1.2, 1.0), Method.INVERSION, 0.5, ({"by": "x"},), probability=0.02)
 

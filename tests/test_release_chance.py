@@ -9,11 +9,10 @@ import torch
 from test_by_chance import bars, brighter, corner, group, honest, patterns, striped
 from torch import Tensor
 
-from lmr_guard.by_chance import meet, recognised, weighed
+from lmr_guard.by_chance import Likes, meet, recognised, weighed
 from lmr_guard.contracts import Labelled, Rate
 from lmr_guard.release.chance import judged
 from lmr_guard.release.records import Check, Finding, Outcome
-from lmr_guard.results import Likes
 
 PASS, INCOMPLETE, FAIL = Outcome.PASS, Outcome.INCOMPLETE, Outcome.FAIL
 

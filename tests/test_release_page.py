@@ -318,6 +318,14 @@ def test_all_that_were_suspected_and_repelled_are_named() -> None:
     assert seen(FULL).count("Logit-margin repulsion of") == 1
 
 
+def test_a_class_that_random_patterns_name_is_told_as_such() -> None:
+    met = {"by": "chance", "form": "received", "class": 3, "kind": "cast 0.1", "share": 0.95}
+    found = Suspicion(3, SCORES, Method.CHANCE, 0.5, (met,))
+    told = seen(replace(FULL, suspicion=found))
+    assert "by: random patterns. 50.0% of the forms that were asked name it" in told
+    assert "chance received cast 0.1 3" in told
+
+
 def test_the_probability_is_told_with_what_it_assumes() -> None:
     assert "is an attacker's: 87.0% , where every second model has a backdoor" in seen(FULL)
     assert "is an attacker's" not in seen(REPORT)

@@ -223,13 +223,6 @@ def repair(
     callback=arguments.record_place,
     help="Write the report here.",
 )
-@click.option(
-    "--seed",
-    type=arguments.SEED,
-    default=0,
-    show_default=True,
-    help="Of the random patterns that are tried; who knows it knows them.",
-)
 @arguments.THREADS
 @arguments.OUTPUT
 def verify_(

@@ -9,12 +9,38 @@ meets a backdoor whose trigger is broad, as a bright patch in any corner; a narr
 
 from collections.abc import Sequence
 
-from lmr_guard.by_chance import FEWEST, ORDINARY, measurable
-from lmr_guard.contracts import Labelled, Rate
-from lmr_guard.release.records import Check, Finding, Outcome
-from lmr_guard.results import Likes
+from torch import Tensor
 
-__all__ = ["judged"]
+from lmr_guard.by_chance import FEWEST, ORDINARY, Likes, measurable, meet, recognised, weighed
+from lmr_guard.contracts import Labelled, Predictor, Rate
+from lmr_guard.evidence import Evidence
+from lmr_guard.release.agreement import agreement
+from lmr_guard.release.records import Check, Finding, Outcome
+
+__all__ = ["compared", "judged"]
+
+
+def compared(
+    predictor: Predictor,
+    report: Labelled,
+    logits: Tensor,
+    evidence: Evidence,
+    confidence: float,
+) -> tuple[tuple[Likes, ...], list[Finding]]:
+    """What random patterns did, and what is found of them and of patterns of the search.
+
+    Args:
+        predictor: The file.
+        report: Clean images.
+        logits: What the file says of them.
+        evidence: Its random patterns and promises; without either nothing is found.
+        confidence: Of the bounds.
+    """
+    met: tuple[Likes, ...] = ()
+    if evidence.random:
+        met = weighed(meet(predictor, recognised(logits, report), evidence.random))
+    found = list(agreement(predictor, report, evidence.promises))
+    return met, [*found, *([judged(met, report, confidence)] if met else [])]
 
 
 def judged(found: Sequence[Likes], report: Labelled, confidence: float) -> Finding:

@@ -35,7 +35,6 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lmr_guard import by_chance
 from lmr_guard.contracts import Labelled, Progress, Rate, silent
 from lmr_guard.errors import InputError
 from lmr_guard.evidence import Evidence, check
@@ -43,11 +42,10 @@ from lmr_guard.files import Artifact
 from lmr_guard.measure import against_pattern, against_trigger, predict, right, right_per_class
 from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
 from lmr_guard.release import chance
-from lmr_guard.release.agreement import agreement
 from lmr_guard.release.independence import independence
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.records import Build, Check, Finding, Outcome, Variant, Verdict
-from lmr_guard.results import Achieved, Hit, Likes, Listening, TriggerResult, Unheard
+from lmr_guard.results import Achieved, Hit, Listening, TriggerResult, Unheard
 
 __all__ = ["verify_artifact"]
 
@@ -75,9 +73,14 @@ class _Witness:
         self.tied = 0
         self.seen = 0
 
-    def __call__(self, pixels: Tensor, /) -> Tensor:
+    def untied(self, pixels: Tensor, /) -> Tensor:
+        """Outputs under patterns that may hide all of an image, where ties are no wonder."""
         outputs = self._predictor(pixels)
         self.finite &= bool(outputs.isfinite().all())
+        return outputs
+
+    def __call__(self, pixels: Tensor, /) -> Tensor:
+        outputs = self.untied(pixels)
         self.probabilities &= bool(((outputs >= 0) & (outputs <= 1)).all())
         leading = (outputs == outputs.amax(dim=1, keepdim=True)).sum(dim=1)
         self.tied += int((leading > 1).sum())
@@ -118,18 +121,12 @@ def verify_artifact(
     predictor = OnnxPredictor(artifact.path, session)
     repeated = _repeats(predictor, report)
     witness = _Witness(predictor)
-    step, total = f"verify {build.name}", 1 + len(evidence)
-    logits, results = _measured(
-        witness, report, evidence, lambda count: progress(step, count, total)
-    )
-    others = _Witness(predictor)  # Where a pattern hides all, ties are no wonder.
-    met = _met(others, report, logits, evidence)
-    agreeing = list(agreement(others, report, evidence.promises))
-    witness.finite &= others.finite
-    if agreeing or met:
-        progress(step, total, total)
+    tell = _teller(progress, build.name, 1 + len(evidence))
+    logits, results = _measured(witness, report, evidence, tell)
+    met, others = chance.compared(witness.untied, report, logits, evidence, policy.confidence)
+    if others:
+        tell(1 + len(evidence))
     clean_accuracy = right(logits, report)
-    done = build.achieved or Achieved()
     findings = (
         _digest(artifact, predictor),
         _provider(predictor),
@@ -137,13 +134,12 @@ def verify_artifact(
         repeated,
         independence(predictor, report, evidence),
         _logits(witness),
-        *_achieved(done, build, predictor),
+        *_achieved(build, predictor),
         _trials("clean images", clean_accuracy, policy),
         *_accuracy(clean_accuracy, reference, policy),
         *_evidence(results, clean_accuracy, policy),
         *_listens(evidence.listening, results, policy),
-        *agreeing,
-        *([chance.judged(met, report, policy.confidence)] if met else []),
+        *others,
     )
     return Variant(
         name=build.name,
@@ -151,7 +147,7 @@ def verify_artifact(
         bytes=predictor.bytes,
         clean_accuracy=clean_accuracy,
         triggers=tuple(results),
-        achieved=done,
+        achieved=build.achieved or Achieved(),
         provider=predictor.provider,
         verdict=Verdict(predictor.sha256, findings),
         weights_sha256=build.weights_sha256,
@@ -160,6 +156,10 @@ def verify_artifact(
         per_class=right_per_class(logits, report),
         chance=met,
     )
+
+
+def _teller(progress: Progress, name: str, total: int) -> Callable[[int], None]:
+    return lambda count: progress(f"verify {name}", count, total)
 
 
 def _measured(
@@ -262,8 +262,9 @@ def _logits(witness: _Witness) -> Finding:
     return Finding(Check.LOGITS, Outcome.PASS, reason)
 
 
-def _achieved(done: Achieved, build: Build, predictor: OnnxPredictor) -> Iterator[Finding]:
-    asked, share = build.asked, _UNCUT if build.whole else 0.0
+def _achieved(build: Build, predictor: OnnxPredictor) -> Iterator[Finding]:
+    done, asked = build.achieved or Achieved(), build.asked
+    share = _UNCUT if build.whole else 0.0
     if asked is None:
         return
     quantised = any(part in op for op in predictor.operators for part in _QUANTISED)
@@ -345,16 +346,6 @@ def _listens(
             yield Finding(Check.LISTENS, Outcome.INCOMPLETE, f"{_UNHEARD}: {heard.hindrance}")
         else:
             yield Finding(Check.LISTENS, Outcome.PASS, reason)
-
-
-def _met(
-    witness: _Witness, report: Labelled, logits: Tensor, evidence: Evidence
-) -> tuple[Likes, ...]:
-    """What random patterns did; nothing where there are none."""
-    if not evidence.random:
-        return ()
-    own = by_chance.recognised(logits, report)
-    return by_chance.weighed(by_chance.meet(witness, own, evidence.random))
 
 
 def _excess(result: TriggerResult, without: Rate, policy: Policy) -> Finding:
