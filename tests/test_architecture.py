@@ -25,7 +25,7 @@ VOCABULARY = frozenset(
 LAYERS = (
     {"errors"},
     {"contracts", "extras", "untrusted"},
-    {"results"},
+    {"likes", "results"},
     VOCABULARY,
     {"evidence", "onnxfile"},
     {"compress", "localize", "received", "release", "repel"},

@@ -124,7 +124,7 @@ def test_every_score_of_localize_is_that_of_the_cpu(
     with CudaRules():
         away = suspect(clean_network.clone().to("cuda"), digits, replace(QUICK, device="cuda"))
     # Two steps tell nothing, which is told as well.
-    kinds = {"inversion", "unlearning", "drift", "hindrance"}
+    kinds = {"inversion", "unlearning", "drift", "hindrance", "chance"}
     assert {line["by"] for line in found.evidence} == kinds
     assert away.evidence == found.evidence
 

@@ -29,12 +29,12 @@ def record(
     return {"member": member, "took": took, "suspicion": {"evidence": evidence}}
 
 
-# Class 0 needs a quarter and class 1 three tenths; class 0 alone needs a quarter.
-TWO, ONE = (0.05, 0.06, 0.2, 0.2, 0.2), (0.05, 0.2, 0.2, 0.2, 0.2)
+# Class 0 needs a quarter, class 1 three tenths and class 2 a half; class 0 alone needs a quarter.
+THREE, ONE = (0.05, 0.06, 0.1, 0.2, 0.2, 0.2, 0.2), (0.05, 0.2, 0.2, 0.2, 0.2)
 
 
-def test_what_the_next_class_shows_too_is_taken_off() -> None:
-    asked = record({"by": "drift", "form": "int8"}, search("received", *TWO), target=None)
+def test_what_the_next_two_classes_show_too_is_taken_off() -> None:
+    asked = record({"by": "drift", "form": "int8"}, search("received", *THREE), target=None)
     assert highest(asked, READINGS["strangeness"])[0] == pytest.approx(4.0)
     assert highest(asked, READINGS["standing out"])[0] == pytest.approx(2.0)
     warp = record(search("received", *ONE, space="warp"), target=None)
@@ -42,15 +42,15 @@ def test_what_the_next_class_shows_too_is_taken_off() -> None:
 
 
 def test_first_looks_at_compressed_forms_count_for_nothing() -> None:
-    asked = record(search("received", *TWO), search("l1-0.3", *ONE), target=0)
+    asked = record(search("received", *THREE), search("l1-0.3", *ONE), target=0)
     assert highest(asked, READINGS["standing out"])[0] == pytest.approx(2.0)
-    again = record(search("received", *TWO), search("l1-0.3", *ONE, repeat=1), target=0)
+    again = record(search("received", *THREE), search("l1-0.3", *ONE, repeat=1), target=0)
     assert highest(again, READINGS["standing out"])[0] == pytest.approx(4.0)
 
 
 def test_counts_by_hand_on_the_calibration_half() -> None:
     console = Console(width=120, record=True, file=StringIO())
-    honest = record(search("received", *TWO), target=None)
+    honest = record(search("received", *THREE), target=None)
     for part in render([honest, record(search("received", *ONE), target=0)]):
         console.print(part)
     text = console.export_text()

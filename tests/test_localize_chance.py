@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lmr_guard.by_chance import Likes
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean, Labelled, Rate
+from lmr_guard.likes import Likes
 from lmr_guard.localize import LocalizeSettings, suspect
 from lmr_guard.localize.chance import Asked, ask, met_by_chance
 from lmr_guard.localize.inversion import InversionSettings

@@ -134,7 +134,7 @@ def test_localize_says_that_it_cannot_say(clean_network: Classifier, digits: Cle
     assert found.hindrance is not None
     assert "patterns of any size reached" in found.hindrance
     # Its searches are told as well.
-    assert {record["by"] for record in found.evidence} == {"inversion", "hindrance"}
+    assert {record["by"] for record in found.evidence} == {"inversion", "hindrance", "chance"}
     assert suspect(clean_network, digits.repair, settings, seeded()).hindrance is None
 
 

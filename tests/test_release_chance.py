@@ -9,8 +9,9 @@ import torch
 from test_by_chance import bars, brighter, corner, group, honest, patterns, striped
 from torch import Tensor
 
-from lmr_guard.by_chance import Likes, meet, recognised, weighed
+from lmr_guard.by_chance import meet, recognised, weighed
 from lmr_guard.contracts import Labelled, Rate
+from lmr_guard.likes import Likes
 from lmr_guard.release.chance import judged
 from lmr_guard.release.records import Check, Finding, Outcome
 

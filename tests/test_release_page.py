@@ -341,7 +341,7 @@ def test_the_probability_is_told_with_what_it_assumes() -> None:
         (FULL, "What the unrepaired model does in these forms: l1-0.6+int8"),
         (FULL, "How int8 files behave on another processor than"),
         (REPORT, "No fire drill on these weights is attached"),
-        (FULL, "one target class is assumed"),
+        (FULL, "More than three target classes"),
     ],
 )
 def test_what_was_not_tested_is_said(report: Report, told: str) -> None:

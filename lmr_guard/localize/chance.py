@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lmr_guard import by_chance, random_patterns
-from lmr_guard.by_chance import Likes
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled
+from lmr_guard.likes import Likes
 from lmr_guard.measure import predict
 from lmr_guard.results import Method, Suspicion
 

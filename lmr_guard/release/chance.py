@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lmr_guard.by_chance import FEWEST, ORDINARY, Likes, measurable, meet, recognised, weighed
+from lmr_guard.by_chance import FEWEST, ORDINARY, measurable, meet, recognised, weighed
 from lmr_guard.contracts import Labelled, Predictor, Rate
 from lmr_guard.evidence import Evidence
+from lmr_guard.likes import Likes
 from lmr_guard.release.agreement import agreement
 from lmr_guard.release.records import Check, Finding, Outcome
 

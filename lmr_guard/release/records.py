@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Any, Self
 
-from lmr_guard.by_chance import Likes
 from lmr_guard.contracts import Rate, Source
 from lmr_guard.errors import ExitCode, InputError, printable
+from lmr_guard.likes import Likes
 from lmr_guard.results import Achieved, Hit, Margins, Tried, TriggerResult
 
 __all__ = ["Build", "Check", "Finding", "Outcome", "Variant", "Verdict"]

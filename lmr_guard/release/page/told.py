@@ -21,10 +21,11 @@ HEADLINES = {
 """The verdict in the words of a person."""
 
 _LIMITS = (
-    "Several target classes, or triggers that work only on images of certain classes: one target "
-    "class is assumed.",
+    "More than three target classes, or triggers that work only on images of certain classes: a "
+    "pattern must work on images of all others.",
     "Triggers that no search can see. The searches see patches, additive patterns and smooth "
-    "warps; clean-label, image-wide and sample-specific triggers often escape them.",
+    "warps, and random patterns broad triggers; clean-label, image-wide and sample-specific "
+    "triggers often escape them.",
     "An attacker who trained against this very guard.",
     "What a serving system adds to the file later, and who wrote this report: it is not signed.",
 )
