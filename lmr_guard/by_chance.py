@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lmr_guard.contracts import Labelled, Predictor, Rate
-from lmr_guard.likes import Likes
+from lmr_guard.likes import Likes, lower
 from lmr_guard.random_patterns import Kind, RandomPattern
 
 __all__ = [
@@ -70,7 +70,7 @@ class Met:
     @property
     def share(self) -> float:
         """The lower of the two rates."""
-        return self.rate.value if self.further is None else min(self.rate.value, self.further.value)
+        return lower(self.rate, self.further)
 
 
 def recognised(logits: Tensor, report: Labelled) -> Labelled:

@@ -8,7 +8,12 @@ from typing import Any, Self
 
 from lmr_guard.contracts import Rate
 
-__all__ = ["Likes"]
+__all__ = ["Likes", "lower"]
+
+
+def lower(rate: Rate, further: Rate | None) -> float:
+    """The lower of the shares of one or two sets of images."""
+    return rate.value if further is None else min(rate.value, further.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +43,7 @@ class Likes:
     @property
     def share(self) -> float:
         """Of the images that the one carries, in the set in which it carries fewer."""
-        return self.rate.value if self.further is None else min(self.rate.value, self.further.value)
+        return lower(self.rate, self.further)
 
     @property
     def named(self) -> str:

@@ -101,12 +101,12 @@ def _weights(networks: Sequence[Led]) -> list[float]:
 
 def lines(networks: Sequence[Led]) -> list[Line]:
     """The reliability diagram: what is told, and how often it is so, by ``EDGES``."""
-    weights, found = _weights(networks), []
+    told, found = [probability(each.score) for each in networks], []
     for low, high in pairwise(EDGES):
         kept = [
-            (probability(each.score), weight, each.right)
-            for each, weight in zip(networks, weights, strict=True)
-            if low <= probability(each.score) < high
+            (likely, weight, each.right)
+            for each, likely, weight in zip(networks, told, _weights(networks), strict=True)
+            if low <= likely < high
         ]
         if kept:
             right = sum(weight for _, weight, right in kept if right)
@@ -114,7 +114,7 @@ def lines(networks: Sequence[Led]) -> list[Line]:
                 Line(
                     low,
                     high,
-                    sum(told for told, _, _ in kept) / len(kept),
+                    sum(likely for likely, _, _ in kept) / len(kept),
                     Rate(sum(right for _, _, right in kept), len(kept)),
                     right / sum(weight for _, weight, _ in kept),
                 )
