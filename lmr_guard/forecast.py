@@ -16,7 +16,7 @@ import torch
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.localize import spaces
-from lmr_guard.localize.inversion import InversionSettings
+from lmr_guard.localize.inversion import InversionSettings, starts_in
 from lmr_guard.localize.telling import hindrance
 from lmr_guard.repel import RepelSettings
 from lmr_guard.settings import Settings
@@ -168,15 +168,14 @@ def search_passes(classes: int, starts: tuple[InversionSettings, ...]) -> dict[s
     """
     found: dict[spaces.Space, int] = {}
     for space in spaces.SPACES:
-        made = starts if space in spaces.RUGGED else starts[-1:]
+        made = starts_in(space, starts)
         found[space] = sum(each.steps * each.batch * min(classes, each.most) for each in made)
     return found
 
 
 def _localizing(classes: int, settings: Settings) -> Passes:
     how = settings.localize
-    ratios = {recipe.prune.ratio for recipe in settings.recipes if recipe.prune}
-    forms = any(recipe.int8 for recipe in settings.recipes) + min(2, len(ratios))
+    forms = settings.searches_rounded + len(settings.searched_ratios)
     deep, look = search_passes(classes, how.deep), search_passes(classes, how.look)
     least = sum(deep.values()) + forms * sum(look.values())
     followed = min(how.confirm, len(look) * forms) * max(deep.values())

@@ -299,7 +299,8 @@ def run_stages(
     if settings.if_abstained == "refuse" and settings.repair and repaired.repair is None:
         variants = [remarks.refused(variant) for variant in variants]
     outcome = decide(variants, settings.policy)
-    said = remarks.remarks(repaired.suspicion, repaired.repair, settings.localize.sure)
+    how, found = settings.localize, repaired.suspicion
+    said = remarks.remarks(found, repaired.repair, how.sure, forms=how.forms != "none")
     return Measured(repaired, received, variants, outcome, [*workshop.notes, *said])
 
 
@@ -358,7 +359,7 @@ def suspect(
     model = classifier.clone().to(settings.device)
     if (why := localize.hindrance(model, clean.repair)) is not None:
         return localize.hindered(why, clean.repair.classes)
-    forms = searched_forms(model, clean, settings.recipes, structure or Structure(classifier))
+    forms = searched_forms(model, clean, settings, structure or Structure(classifier))
     return localize.suspect(
         settings.working(model, clean.repair),
         clean.repair,

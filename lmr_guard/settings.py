@@ -5,13 +5,14 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
 from lmr_guard.arithmetic import lightened
+from lmr_guard.budgets import BUDGETS, Budget
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress import recipes
 from lmr_guard.compress.recipes import Recipe, standard
@@ -104,6 +105,34 @@ class Settings:
                 f"expected if_abstained 'repair-nothing' or 'refuse', got {self.if_abstained!r}"
             )
 
+    def within(self, budget: Budget) -> Self:
+        """The same settings with the searches of a budget; where no file was searched, none is.
+
+        Raises ConfigError for a name that is none.
+        """
+        if budget not in BUDGETS:
+            raise ConfigError(f"expected a budget of {', '.join(BUDGETS)}, got {budget!r}")
+        chosen = BUDGETS[budget]
+        listening = None if self.listening is None else chosen.listening
+        return replace(self, localize=chosen.localize, listening=listening)
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget whose searches these settings have; None where they have others."""
+        return next((each for each in BUDGETS if self.within(each) == self), None)
+
+    @property
+    def searches_rounded(self) -> bool:
+        """Whether localize looks at rounded weights."""
+        return self.localize.forms != "none" and any(recipe.int8 for recipe in self.recipes)
+
+    @property
+    def searched_ratios(self) -> list[float]:
+        """How far the prunings are cut that localize looks at, ascending."""
+        ratios = sorted({recipe.prune.ratio for recipe in self.recipes if recipe.prune})
+        some = ratios[len(ratios) // 4 :: max(1, len(ratios) // 2)][:2]
+        return {"none": [], "some": some, "all": ratios}[self.localize.forms]
+
     def working(self, classifier: Classifier, images: Labelled) -> Classifier:
         """A copy to compute on, on the device and in the precision of these settings.
 
@@ -132,6 +161,7 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """What a report says of them; the policy stands beside, the images by their number."""
         return {
+            "budget": self.budget,
             "localize": asdict(self.localize),
             "audit": None if self.listening is None else asdict(self.listening),
             "repel": asdict(self.repel),

@@ -291,21 +291,20 @@ def repair_twins(
 
 
 def searched_forms(
-    classifier: Classifier, clean: Clean, chosen: Sequence[Recipe], structure: Structure
+    classifier: Classifier, clean: Clean, settings: Settings, structure: Structure
 ) -> list[tuple[str, Classifier]]:
-    """What localize looks at: rounded weights, and a mild and a strong uniform pruning.
+    """What localize looks at: rounded weights, and uniform prunings.
 
     Args:
         classifier: Left as it is.
         clean: Batch norm is taken anew on ``repair``.
-        chosen: The recipes of the run, which say whether and how far anything is cut or rounded.
+        settings: Say whether and how far anything is cut or rounded.
         structure: Of ``classifier``.
     """
     found = []
-    if any(recipe.int8 for recipe in chosen):
+    if settings.searches_rounded:
         found.append(("rounded-8", quantize.rounded(classifier)))
-    ratios = sorted({recipe.prune.ratio for recipe in chosen if recipe.prune})
-    for ratio in dict.fromkeys(ratios[len(ratios) // 4 :: max(1, len(ratios) // 2)][:2]):
+    for ratio in settings.searched_ratios:
         step = PruneL1(ratio=ratio, shares="uniform")
         try:
             groups = structure.groups()

@@ -29,6 +29,7 @@ LAYERS = (
     VOCABULARY,
     {"evidence", "onnxfile"},
     {"compress", "localize", "received", "release", "repel"},
+    {"budgets"},
     {"redteam", "settings"},
     {"forecast", "workshop"},
     {"remaining"},

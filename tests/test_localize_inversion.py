@@ -14,6 +14,8 @@ from lmr_guard.contracts import Clean, Labelled
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.localize import inversion
 from lmr_guard.localize.inversion import (
+    DEEP,
+    LOOK,
     SPACES,
     InversionSettings,
     Pattern,
@@ -227,3 +229,21 @@ def test_large_images_are_searched_on_in_parts_with_the_same_result(
     assert torch.allclose(parts.sizes, whole.sizes, rtol=1e-4)
     again = candidates(row_classifier(), row_images(40), InversionSettings(most=2), seeded())
     assert torch.equal(again, ways)
+
+
+def test_a_first_look_for_patches_is_a_long_one() -> None:
+    made = {space: inversion.starts_in(space, LOOK) for space in SPACES}
+    assert {space: [each.steps for each in starts] for space, starts in made.items()} == {
+        "patch": [100],
+        "additive": [30],
+        "warp": [30],
+    }
+    deep = {space: len(inversion.starts_in(space, DEEP)) for space in SPACES}
+    assert deep == {"patch": 4, "additive": 1, "warp": 4}
+
+
+def test_a_space_without_a_start_is_told() -> None:
+    patches = (InversionSettings(spaces=("patch",)),)
+    assert inversion.starts_in("patch", patches) == patches
+    with pytest.raises(ConfigError, match="expected a start or more in every space, got none for"):
+        inversion.starts_in("warp", patches)

@@ -420,7 +420,7 @@ def test_the_user_may_name_the_class() -> None:
         ({"sure": 1.2}, "doubt <= sure, got doubt 1.8 and sure 1.2"),
         ({"doubt": 0.9}, "1 <= doubt"),
         ({"unlearned": -1.0}, "expected unlearned above 0, got -1.0"),
-        ({"look": ()}, "expected a start or more in look and in deep"),
+        ({"look": ()}, "expected a start or more in every space"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(values: dict[str, Any], message: str) -> None:

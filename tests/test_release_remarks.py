@@ -43,6 +43,14 @@ def test_where_nobody_is_suspected_the_reason_is_told() -> None:
     assert note == f"No class was suspected (2 classes are too few), {told}"
 
 
+def test_where_compressed_forms_were_not_searched_that_is_told() -> None:
+    (_, alone) = remarks(found(1.0, 1.1, target=None), None, 2.2, forms=False)
+    assert alone.startswith("Suspects were looked for in the model as received alone")
+    few = hindered("2 classes are too few", ("a", "b"))
+    assert len(remarks(few, None, 2.2, forms=False)) == 1
+    assert remarks(found(1.0, 4.0, 2.1), DONE, 2.2, forms=False) == []
+
+
 def test_where_nobody_was_looked_for_that_is_told() -> None:
     nobody = Suspicion(None, (), Method.NOT_LOOKED_FOR)
     (note,) = remarks(nobody, None, 2.2)

@@ -56,7 +56,7 @@ class Situation:
             return own
         return replace(
             own,
-            localize=rule.LocalizeSettings(deep=inversion.DEEP[1:3]),
+            localize=rule.LocalizeSettings(deep=inversion.DEEP[1::2]),
         )
 
 

@@ -12,13 +12,14 @@ import click
 import torch
 
 from lmr_guard import repel
+from lmr_guard.budgets import BUDGETS
 from lmr_guard.cli.helping import Place
 from lmr_guard.compress import recipes
 from lmr_guard.compress.recipes import Refit, with_refit
 from lmr_guard.errors import ConfigError
 from lmr_guard.evidence import Known, PatchFile, TriggeredFolder
 from lmr_guard.localize import ListeningSettings
-from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
+from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.localize.telling import FEWEST_STEPS
 from lmr_guard.onnxfile.fileformat import FileFormat
 from lmr_guard.received import converted, exported, hub
@@ -30,6 +31,7 @@ from lmr_guard.release.policy import Policy, policy_from_toml
 from lmr_guard.settings import Settings
 
 __all__ = [
+    "BUDGET",
     "CLASSES",
     "CLEAN",
     "DISTIL",
@@ -69,6 +71,7 @@ PATH = Place()
 STDOUT = Path("-")
 """What stands for standard output where a file may be named."""
 SEED = click.IntRange(0, (1 << 32) - 1)
+_USUAL = InversionSettings().steps
 # More threads than that only get into one another's way.
 _COUNT = click.IntRange(1, max(64, 4 * (os.cpu_count() or 1)))
 
@@ -238,27 +241,37 @@ VARIANTS = click.option(
 )
 
 
-def _listening(_context: object, _option: object, steps: int) -> ListeningSettings | None:
-    """Looks of so many steps; deep searches keep their proportion to them."""
-    if not steps:
-        return None
-    if steps < FEWEST_STEPS:
+def _steps(_context: object, _option: object, steps: int) -> int:
+    if 0 < steps < FEWEST_STEPS:
         raise click.BadParameter(f"expected 0 or {FEWEST_STEPS} and more, got {steps}")
-    usual = InversionSettings().steps
+    return steps
+
+
+def _listening(usual: ListeningSettings | None, steps: int) -> ListeningSettings | None:
+    """With looks of so many steps; deep searches keep their proportion to them."""
+    if usual is None or not steps:
+        return None
 
     def scaled(starts: tuple[InversionSettings, ...]) -> tuple[InversionSettings, ...]:
-        return tuple(replace(each, steps=max(1, each.steps * steps // usual)) for each in starts)
+        return tuple(replace(each, steps=max(1, each.steps * steps // _USUAL)) for each in starts)
 
-    return ListeningSettings(look=scaled(LOOK), deep=scaled(DEEP))
+    return replace(usual, look=scaled(usual.look), deep=scaled(usual.deep))
 
 
+BUDGET = click.option(
+    "--budget",
+    type=click.Choice(list(BUDGETS)),
+    default="standard",
+    show_default=True,
+    help="How long triggers are searched for: quick asks the model as received alone, thorough all "
+    "forms and files deeply.",
+)
 LISTENING = click.option(
     "--audit-steps",
-    "listening",
     type=click.IntRange(min=0),
-    default=InversionSettings().steps,
+    default=_USUAL,
     show_default=True,
-    callback=_listening,
+    callback=_steps,
     help=f"Of each first search for triggers on a file, {FEWEST_STEPS} or more; 0 searches none.",
 )
 RECOVERY = click.option(
@@ -297,6 +310,7 @@ WORK = _all_of(
         help="Search and repair in bfloat16 where it is quicker and clean images do not mind.",
     ),
     click.option("--seed", type=SEED, default=0, show_default=True),
+    BUDGET,
     THREADS,
 )
 
@@ -370,7 +384,9 @@ def settings(options: dict[str, Any], *, drilled: bool = False) -> Settings:
         raise ConfigError("expected a CUDA device, got none; use --device cpu")
     if options["threads"] is not None:
         torch.set_num_threads(options["threads"])
-    return Settings(device=device, **options)
+    budget, steps = options.pop("budget"), options.pop("audit_steps", _USUAL)
+    chosen = Settings(device=device, **options).within(budget)
+    return replace(chosen, listening=_listening(chosen.listening, steps))
 
 
 def triggers(patches: Sequence[str], folders: Sequence[str]) -> tuple[Known, ...]:

@@ -25,7 +25,7 @@ GROUPS: Mapping[str, frozenset[str]] = MappingProxyType(
         "Clean images": frozenset(
             ("clean", "upright", "classes", "repair_images", "select_images")
         ),
-        "Evidence": frozenset(("patches", "folders", "drills", "suspect", "listening")),
+        "Evidence": frozenset(("patches", "folders", "drills", "suspect", "budget", "audit_steps")),
         "Attack": frozenset(("attacks", "target", "epochs", "keep_models")),
         "Limits": frozenset(("policy", "policy_file", "max_age", "if_abstained")),
         "Repair and compression": frozenset(

@@ -25,7 +25,7 @@ the smallest of several starts counts. Nothing here sees a real trigger.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,7 @@ __all__ = [
     "Pattern",
     "candidates",
     "invert",
+    "starts_in",
     "strangeness",
 ]
 
@@ -69,6 +70,7 @@ class InversionSettings:
         shrink: Factor of the budget after a step with success.
         grow: Factor after one without.
         most: Classes that are searched at most; see ``candidates``.
+        spaces: In which it is made.
     """
 
     steps: int = 30
@@ -77,6 +79,7 @@ class InversionSettings:
     shrink: float = 0.85
     grow: float = 1.1
     most: int = 32
+    spaces: tuple[Space, ...] = SPACES
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a value is out of range."""
@@ -92,11 +95,21 @@ class InversionSettings:
             )
 
 
-LOOK: tuple[InversionSettings, ...] = (InversionSettings(),)
-"""A first look: one short search."""
-
 _LONG = InversionSettings(steps=100, batch=4)
-DEEP: tuple[InversionSettings, ...] = (*LOOK, *LOOK, _LONG, _LONG)
+# Where it depends on the start where a search ends; an additive pattern comes to the same from all.
+_RUGGED: tuple[Space, ...] = ("patch", "warp")
+
+LOOK: tuple[InversionSettings, ...] = (
+    InversionSettings(spaces=("additive", "warp")),
+    replace(_LONG, spaces=("patch",)),
+)
+"""A first look: one search, for patches a long one, for short ones pass by too many of them."""
+
+DEEP: tuple[InversionSettings, ...] = (
+    *2 * (InversionSettings(spaces=_RUGGED),),
+    replace(_LONG, spaces=_RUGGED),
+    _LONG,
+)
 """Searches whose smallest sizes are to be relied on: some triggers are found by short ones from
 some starts, some by long ones of few images a step, which leave a poor place more easily."""
 
@@ -176,8 +189,7 @@ def invert(
         classifier: In eval mode; its parameters get no gradient. Not touched.
         images: Clean images; a class is searched on those of the others.
         space: See the module.
-        starts: One search each, of which each class's smallest counts; only the last is made in a
-            space where all starts end alike.
+        starts: One search each, those of the space, of which each class's smallest counts.
         generator: CPU generator; decides starts and the images of each step.
         classes: Those to search, int64; None takes all.
 
@@ -185,7 +197,7 @@ def invert(
         StageError: A class is the only one that there are images of.
     """
     wanted = torch.arange(classifier.num_classes) if classes is None else classes
-    made = starts if KINDS[space].rugged else starts[-1:]
+    made = starts_in(space, starts)
     parts = [
         _smallest(
             [
@@ -202,6 +214,14 @@ def invert(
         tuple(pattern for part in parts for pattern in part.patterns),
         torch.cat([part.reached for part in parts]),
     )
+
+
+def starts_in(space: Space, starts: Sequence[InversionSettings]) -> tuple[InversionSettings, ...]:
+    """Those that are made in a space. Raises ConfigError where there is none."""
+    made = tuple(each for each in starts if space in each.spaces)
+    if not made:
+        raise ConfigError(f"expected a start or more in every space, got none for {space!r}")
+    return made
 
 
 def _smallest(starts: Sequence[Found]) -> Found:

@@ -15,9 +15,10 @@ import torch
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled
 from lmr_guard.errors import ConfigError
-from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
+from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings, starts_in
 from lmr_guard.localize.nearness import nearness
 from lmr_guard.localize.searches import search_spaces
+from lmr_guard.localize.spaces import SPACES
 from lmr_guard.localize.telling import haste, stillness
 from lmr_guard.results import Listening
 
@@ -42,8 +43,9 @@ class ListeningSettings:
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a value is out of range."""
-        if not (self.look and self.deep):
-            raise ConfigError("expected a start or more in look and in deep, got none")
+        for space in SPACES:
+            starts_in(space, self.look)
+            starts_in(space, self.deep)
         if self.doubt < 1 or self.images < 2:
             raise ConfigError(
                 f"expected doubt >= 1 and images >= 2, got {self.doubt} and {self.images}"

@@ -31,6 +31,7 @@ all. Scores are ratios: 1 is ordinary, 3 is a third of the usual size. A high sc
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ from lmr_guard.localize import inversion
 from lmr_guard.localize.chance import ask, met_by_chance
 from lmr_guard.localize.drawing import drawing
 from lmr_guard.localize.drift import drift, lead, levelled
-from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings
+from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings, starts_in
 from lmr_guard.localize.nearness import nearness
 from lmr_guard.localize.probability import probability
 from lmr_guard.localize.runs import Run, agreeing_runs, least, number_of, voting_runs
@@ -53,7 +54,9 @@ from lmr_guard.localize.unlearning import UnlearningSettings
 from lmr_guard.measure import accuracy
 from lmr_guard.results import Drawing, Method, Suspicion
 
-__all__ = ["LocalizeSettings", "named", "suspect"]
+__all__ = ["Forms", "LocalizeSettings", "named", "suspect"]
+
+Forms = Literal["none", "some", "all"]
 
 # That are replayed on every file, for each suspect.
 _PATTERNS = 3
@@ -70,6 +73,8 @@ class LocalizeSettings:
     Args:
         look: The first look at a compressed form.
         deep: How the model as received is searched, and forms that show something.
+        forms: Which compressed forms are searched: ``"none"``; ``"some"``, that is, rounded
+            weights, a mild and a strong cut; or ``"all"`` cuts of the run.
         unlearning: How a form unlearns.
         confirm: Searches of forms that are made again deeply at most, the strangest first.
         sure: Score from which on the leading class is the suspect, >= 1.
@@ -87,6 +92,7 @@ class LocalizeSettings:
 
     look: tuple[InversionSettings, ...] = LOOK
     deep: tuple[InversionSettings, ...] = DEEP
+    forms: Forms = "some"
     unlearning: UnlearningSettings = field(default_factory=UnlearningSettings)
     confirm: int = 3
     sure: float = 2.0
@@ -98,8 +104,11 @@ class LocalizeSettings:
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a value is out of range."""
-        if not (self.look and self.deep):
-            raise ConfigError("expected a start or more in look and in deep, got none")
+        for space in SPACES:
+            starts_in(space, self.look)
+            starts_in(space, self.deep)
+        if self.forms not in ("none", "some", "all"):
+            raise ConfigError(f"expected forms 'none', 'some' or 'all', got {self.forms!r}")
         if self.confirm < 0:
             raise ConfigError(f"expected confirm >= 0, got {self.confirm}")
         if not 1 <= self.doubt <= self.sure:

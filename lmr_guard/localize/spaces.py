@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lmr_guard.training import within_area
 
-__all__ = ["KINDS", "RUGGED", "SPACES", "Kind", "Space"]
+__all__ = ["KINDS", "SPACES", "Kind", "Space"]
 
 Space = Literal["patch", "additive", "warp"]
 SPACES: tuple[Space, ...] = ("patch", "additive", "warp")
@@ -32,7 +32,6 @@ class Kind:
     Args:
         start: First budget; generous.
         rate: Step size of Adam.
-        rugged: Whether it depends on the start where a search ends.
         draw: Parameters for images of shape (count, C, H, W).
         project: Parameters (changed in place) into budgets (count,).
         apply: Parameters of ``count`` rows to pixels (count, B, C, H, W).
@@ -40,7 +39,6 @@ class Kind:
 
     start: float
     rate: float
-    rugged: bool
     draw: Callable[[tuple[int, int, int, int], torch.Generator], list[Tensor]]
     project: Callable[[Sequence[Tensor], Tensor], None]
     apply: Callable[[Sequence[Tensor], Tensor], Tensor]
@@ -97,12 +95,9 @@ def _apply_warp(parameters: Sequence[Tensor], pixels: Tensor) -> Tensor:
 
 KINDS: Mapping[Space, Kind] = MappingProxyType(
     {
-        "patch": Kind(0.15, 0.15, True, _draw_patch, _project_patch, _apply_patch),
-        "additive": Kind(0.15, 0.06, False, _draw_additive, _project_norm, _apply_additive),
-        "warp": Kind(0.25, 0.05, True, _draw_warp, _project_norm, _apply_warp),
+        "patch": Kind(0.15, 0.15, _draw_patch, _project_patch, _apply_patch),
+        "additive": Kind(0.15, 0.06, _draw_additive, _project_norm, _apply_additive),
+        "warp": Kind(0.25, 0.05, _draw_warp, _project_norm, _apply_warp),
     }
 )
 """How each is searched."""
-
-RUGGED: frozenset[Space] = frozenset(space for space, kind in KINDS.items() if kind.rugged)
-"""Spaces in which all starts are made, for it depends on the start where a search ends."""

@@ -10,19 +10,29 @@ from lmr_guard.results import Repair, Suspicion
 __all__ = ["refused", "remarks"]
 
 
+_ALONE = (
+    "Suspects were looked for in the model as received alone, as the quick budget has it: a "
+    "backdoor that wakes when it is compressed can be refused by the search of each file, and is "
+    "not repaired."
+)
+
+
 def refused(variant: Variant) -> Variant:
     """The same variant, incomplete because nobody was suspected."""
     reason = "no class was suspected, and the run was asked to refuse then"
     return variant.with_finding(Finding(Check.SUSPECT, Outcome.INCOMPLETE, reason))
 
 
-def remarks(suspicion: Suspicion, repair: Repair | None, sure: float) -> list[str]:
+def remarks(
+    suspicion: Suspicion, repair: Repair | None, sure: float, *, forms: bool = True
+) -> list[str]:
     """What a reader must know beside the numbers, one sentence or two each.
 
     Args:
         suspicion: What ``localize`` came to.
         repair: What was done then; None where nothing was.
         sure: Score from which on a class is strange; see ``LocalizeSettings``.
+        forms: Whether compressed forms were searched too.
     """
     if repair is not None:
         repelled = _scored(suspicion, repair.suspects[1:])
@@ -46,9 +56,11 @@ def remarks(suspicion: Suspicion, repair: Repair | None, sure: float) -> list[st
     if not suspicion.abstained:
         return ["No repair was asked for: the variants are those of the model as received."]
     because = "" if suspicion.hindrance is None else f" ({suspicion.hindrance})"
+    alone = [] if forms or suspicion.hindrance is not None else [_ALONE]
     return [
         f"No class was suspected{because}, so nothing was repaired; the variants were audited all "
-        "the same."
+        "the same.",
+        *alone,
     ]
 
 

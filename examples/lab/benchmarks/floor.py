@@ -54,7 +54,7 @@ def above_floor(options: argparse.Namespace) -> dict[str, Any]:
 def _search(
     model: Classifier, clean: Clean, space: spaces.Space
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    settings = inversion.LOOK[0]
+    (settings,) = inversion.starts_in(space, inversion.LOOK)
     count = model.num_classes * settings.batch
     pixels = clean.repair.pixels[:count].to(model.device)
 

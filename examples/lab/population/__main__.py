@@ -17,9 +17,19 @@ What wakes in the networks of the calibration half when their weights are rounde
 
     python -m examples.lab.population waking
 
+What short and long starts of a search show of every compressed form::
+
+    python -m examples.lab.population starts --everyday --data DIR --cache DIR
+    python -m examples.lab.population show-starts --everyday
+
 What it is worth to take off what the next class of a search shows too::
 
     python -m examples.lab.population standing
+
+What a quick and a thorough search name beside the standard one::
+
+    python -m examples.lab.population score --everyday --budget quick --out DIR
+    python -m examples.lab.population show-budgets --everyday
 
 How likely a score tells of a backdoor, and how often that is right::
 
@@ -64,7 +74,7 @@ And, to see what other scores would have been worth::
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -78,6 +88,7 @@ from examples.lab.kit.provenance import commit
 from examples.lab.kit.records import Record, Store
 from examples.lab.population import (
     agreeing,
+    budgets,
     chance,
     compare,
     probability,
@@ -86,6 +97,7 @@ from examples.lab.population import (
     show,
     show_audit,
     standing,
+    starts,
     students,
     subjects,
     waking,
@@ -99,6 +111,7 @@ from examples.lab.population.plan import ROUNDS, Member, population
 from examples.lab.population.planting import Planter
 from examples.lab.population.score import score
 from examples.lab.population.subjects import Subject
+from lmr_guard.budgets import BUDGETS
 from lmr_guard.errors import ConfigError, ExitCode
 from lmr_guard.release.policy import Policy
 
@@ -137,6 +150,9 @@ _QUESTIONS: Mapping[str, _Question] = MappingProxyType(
             "agreed", agreeing.ask_agreement, "compare their files with them", brief=True
         ),
         "students": _Question("students", students.ask_students, "search them and their students"),
+        "starts": _Question(
+            "starts", starts.ask_starts, "search all forms from every start", brief=True
+        ),
     }
 )
 
@@ -161,6 +177,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, each in asking.items():
         each.set_defaults(run=partial(_ask, _QUESTIONS[name]))
         each.add_argument("--commit", help="recorded where there is no git repository")
+    asking["score"].add_argument("--budget", choices=tuple(BUDGETS), default="standard")
+    spent = commands.add_parser("show-budgets", help="print what each budget names")
+    spent.set_defaults(run=_show_budgets)
     shown = commands.add_parser("show", help="print the counts")
     shown.set_defaults(run=_show)
     shown.add_argument("--by", choices=tuple(show.KEYS), default="family")
@@ -181,6 +200,8 @@ def _parser() -> argparse.ArgumentParser:
     likely.add_argument("--draw", type=Path, help="also draw it into this file (.svg, .png)")
     taught = commands.add_parser("show-students", help="print what students would change")
     taught.set_defaults(run=partial(_tell, "students", students.render))
+    begun = commands.add_parser("show-starts", help="print what starts are worth")
+    begun.set_defaults(run=partial(_tell, "starts", starts.render))
     met = commands.add_parser("show-chance", help="print what random patterns do")
     met.set_defaults(run=partial(_tell, "chance", chance.render))
     agreed = commands.add_parser("show-agree", help="print how far files are from their networks")
@@ -191,7 +212,21 @@ def _parser() -> argparse.ArgumentParser:
     cut.set_defaults(run=_show_cuts)
     ships = commands.add_parser("show-ship", help="print what is published")
     ships.set_defaults(run=partial(_tell, "ship", shipments.render))
-    showing = (shown, compared, told, wakes, stands, taught, met, agreed, mended, cut, ships)
+    showing = (
+        spent,
+        begun,
+        shown,
+        compared,
+        told,
+        wakes,
+        stands,
+        taught,
+        met,
+        agreed,
+        mended,
+        cut,
+        ships,
+    )
     for each in (shown, told):
         each.add_argument("--round", type=int, help="only networks of this round, from 1")
     for each in (plant, *asking.values()):
@@ -240,6 +275,7 @@ def _ask(question: _Question, options: argparse.Namespace, console: Console) -> 
         held = images.held(member.dataset, member.seed)
         trained = planter.take(member, held)
         subject = subjects.prepare(member, held, trained, tiny=options.tiny, brief=question.brief)
+        subject = replace(subject, budget=getattr(options, "budget", subject.budget))
         results.add(subjects.record(subject, question.ask, code))
 
     return command.do_each(missing, record, limit=options.limit_seconds, console=console)
@@ -276,6 +312,16 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     found = _records(options, "candidates")
     parts = compare.render(found, _records(options, "score", options.scored))
     return _print(found, "candidates", parts, options, console)
+
+
+def _show_budgets(options: argparse.Namespace, console: Console) -> int:
+    """By budget; the standard one's are those of the rule as it is."""
+    found = {
+        budget: _records(options, "score", options.out / folder)
+        for budget, folder in budgets.FOLDERS.items()
+    }
+    told = [record for each in found.values() for record in each]
+    return _print(told, "score --budget", budgets.render(found), options, console)
 
 
 def _show_audit(options: argparse.Namespace, console: Console) -> int:

@@ -60,9 +60,9 @@ def ask_candidates(subject: Subject) -> dict[str, Any]:
     """
     member, repair = subject.member, subject.clean.repair
     config = Settings(seed=member.seed)
-    settings = InversionSettings(steps=1) if subject.tiny else config.localize.look[0]
+    settings = InversionSettings(steps=1) if subject.tiny else InversionSettings()
     received = subject.trained.classifier.clone()
-    forms = searched_forms(received, subject.clean, config.recipes, Structure(received))
+    forms = searched_forms(received, subject.clean, config, Structure(received))
     least = config.localize.min_accuracy * accuracy(received, repair).value
     awake = [(name, form) for name, form in forms if accuracy(form, repair).value >= least]
     drawn, seconds = generator(member, "candidates"), dict.fromkeys(CANDIDATES, 0.0)

@@ -27,7 +27,8 @@ def score(subject: Subject) -> dict[str, Any]:
         GuardError: A step could not be done.
     """
     member, clean, trained = subject.member, subject.clean, subject.trained
-    config = _tiny(member.seed) if subject.tiny else Settings(seed=member.seed)
+    usual = Settings(seed=member.seed).within(subject.budget)
+    config = _tiny(member.seed) if subject.tiny else usual
     start, used = perf_counter(), process_time()
     suspicion = pipeline.suspect(trained.classifier, clean, config)
     seconds = {"localize": perf_counter() - start, "localize_processor": process_time() - used}

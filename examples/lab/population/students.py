@@ -63,7 +63,7 @@ def ask_students(subject: Subject) -> dict[str, Any]:
     classes = inversion.candidates(received, recognised(received, repair), look[0], drawn)
     found = {"received": _sizes(received, repair, near, drawn, classes=classes, stages=(deep,))}
     least = config.localize.min_accuracy * accuracy(plain, repair).value
-    for name, form in searched_forms(plain, subject.clean, config.recipes, Structure(plain)):
+    for name, form in searched_forms(plain, subject.clean, config, Structure(plain)):
         if accuracy(form, repair).value >= least:
             model = config.working(form, repair)
             model = levelled(received, model, repair) if name.startswith(_CUT) else model

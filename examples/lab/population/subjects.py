@@ -16,6 +16,7 @@ from examples.lab.kit.records import Record
 from examples.lab.population.images import defence, find
 from examples.lab.population.plan import Member
 from examples.lab.population.planting import generator
+from lmr_guard.budgets import Budget
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress import quantize, recipes, sweep
 from lmr_guard.contracts import Clean
@@ -43,6 +44,7 @@ class Subject:
         forms: Accuracy and, where there is a trigger, ASR of each form.
         took: Whether the attack took; None where the network is clean.
         tiny: Whether what is asked is cut short, for the tests.
+        budget: Of the searches that are asked for.
     """
 
     member: Member
@@ -52,6 +54,7 @@ class Subject:
     forms: Mapping[str, Mapping[str, Any]]
     took: bool | None
     tiny: bool
+    budget: Budget = "standard"
 
 
 def prepare(

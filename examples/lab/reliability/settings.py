@@ -202,6 +202,7 @@ def _options() -> Iterator[Case]:
         "variants": ("int4", "l1-1.5", "l1--1", "l1-nan", "", "int8,int8", "l1-" + "9" * 5000),
         "suspect": ("-1", "3", "1e9"),
         "audit-steps": ("-1", "5", "x"),
+        "budget": ("none", ""),
         "repair-images": ("-1", "0", "1000000000"),
         "num-classes": ("0", "1", "-3", "7", "1000000000000"),
         "arch": ("", "x", "torchvision:", "torchvision:nobody", "a.b:c", "timm:../x", "os:getcwd"),
