@@ -91,3 +91,13 @@ def test_pictures_of_a_class_look_alike() -> None:
     centres = torch.stack([pixels[data.labels == k].mean(dim=0) for k in range(5)])
     nearest = torch.cdist(pixels, centres).argmin(dim=1)
     assert torch.equal(nearest, data.labels)
+
+
+def test_the_whole_guard_is_held_against_rnp(tmp_path: Path) -> None:
+    found = made("whole", tmp_path, "--budget", "quick")
+    (times,) = found["seconds"]
+    assert set(times) == {"rnp", "3 forms, quick", "12 forms, quick"}
+    for job, (least, median, most) in found["times rnp"].items():
+        assert least == median == most
+        assert median == pytest.approx(times[job] / times["rnp"], rel=0.02, abs=0.02)
+    assert found["times rnp"]["rnp"] == [1, 1, 1]

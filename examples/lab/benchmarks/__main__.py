@@ -3,6 +3,7 @@
 """How long the stages take: beside other repairs, beside the bare network, and as inputs grow.
 
     python -m examples.lab.benchmarks stages --out results/stages.json
+    python -m examples.lab.benchmarks whole --out results/whole.json
     python -m examples.lab.benchmarks floor --out results/floor.json
     python -m examples.lab.benchmarks layouts --out results/layouts.json
     python -m examples.lab.benchmarks growth --out results/growth.json
@@ -23,9 +24,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from examples.lab.benchmarks import fleets, floor, growth, layouts, stages
+from examples.lab.benchmarks import fleets, floor, growth, layouts, stages, whole
 from examples.lab.kit import command
 from examples.lab.kit.provenance import commit, provenance
+from lmr_guard.budgets import BUDGETS
 from lmr_guard.errors import ExitCode
 from lmr_guard.files import atomic
 
@@ -41,6 +43,7 @@ def _stages(options: argparse.Namespace) -> dict[str, Any]:
 _COMMANDS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = MappingProxyType(
     {
         "stages": _stages,
+        "whole": whole.over_rnp,
         "fleet": fleets.spread,
         "floor": floor.above_floor,
         "layouts": layouts.by_layout,
@@ -82,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--tiny", action="store_true", help="all cut short, for the tests")
         if name == "stages":
             one.add_argument("--forms", type=int, default=12, help="how many are audited")
+        if name == "whole":
+            one.add_argument("--budget", choices=tuple(BUDGETS), action="append", default=[])
         if name in ("growth", "point"):
             one.add_argument("--steps", type=int, default=1, help="of each search")
         if name == "fleet":

@@ -26,12 +26,14 @@ from lmr_guard.measure import accuracy
 from lmr_guard.redteam.training import Schedule
 from lmr_guard.settings import Settings
 
-__all__ = ["BASES", "compare", "time_by_classes"]
+__all__ = ["BASES", "SUSPECT", "compare", "in_turn", "ratios", "rnp_alone", "time_by_classes"]
 
 BASES = ("rnp", "mnp", "plain loop")
 """What the others are given as multiples of."""
 
-_SUSPECT = 3
+SUSPECT = 3
+"""Whom repairs repel."""
+
 _SHORT = (inversion.InversionSettings(steps=1),)
 Precision = Literal["auto", "float32"]
 
@@ -41,10 +43,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     model, clean = trained(options.width, options.device, tiny=options.tiny)
     forms = _forms(model, clean, options)
     jobs = _jobs(model, clean, forms, options)
-    rounds = [
-        {name: round(time_of(work, options.device), 3) for name, work in jobs.items()}
-        for _ in range(options.rounds)
-    ]
+    rounds = in_turn(jobs, options.rounds, options.device)
     return {
         "network": f"slim_resnet18, width {options.width}",
         "clean accuracy": accuracy(model, clean.report).value,
@@ -52,7 +51,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "forms audited": len(forms),
         "light": Settings(device=options.device).working(model, clean.repair).light,
         "seconds": rounds,
-        **{f"times {base}": _ratios(rounds, base) for base in BASES},
+        **{f"times {base}": ratios(rounds, base) for base in BASES},
     }
 
 
@@ -71,14 +70,13 @@ def _jobs(
 ) -> dict[str, Callable[[], object]]:
     """What takes turns."""
     short = Schedule(epochs=1)
-    pruning = rnp.Config(unlearning=short, recovery=short) if options.tiny else rnp.Config()
     weighing = mnp.Config(exposing=short, masking=short) if options.tiny else mnp.Config()
     tuning = finetune.Config(schedule=short) if options.tiny else finetune.Config()
     jobs: dict[str, Callable[[], object]] = {
-        "rnp": lambda: _masked(model, clean, pruning),
+        "rnp": rnp_alone(model, clean, tiny=options.tiny),
         "mnp": lambda: _masked(model, clean, weighing),
         "fine-tuning": lambda: finetune.finetune(model, clean.repair, tuning, _seeded()),
-        "plain loop": lambda: plain_lmr(model, clean.repair, _SUSPECT, 1 if options.tiny else None),
+        "plain loop": lambda: plain_lmr(model, clean.repair, SUSPECT, 1 if options.tiny else None),
     }
     for precision in ("float32", "auto"):
         jobs |= _ours(model, clean, forms, options, precision)
@@ -100,7 +98,7 @@ def _ours(
         localize = replace(settings.localize, look=_SHORT, deep=_SHORT)
         settings = replace(settings, localize=localize, repel=repel)
         searching = replace(searching, look=_SHORT, deep=_SHORT)
-    named = replace(settings, suspect=_SUSPECT)
+    named = replace(settings, suspect=SUSPECT)
 
     def audit_all() -> None:
         for form in forms:
@@ -114,6 +112,13 @@ def _ours(
     }
 
 
+def rnp_alone(model: Classifier, clean: Clean, *, tiny: bool) -> Callable[[], object]:
+    """RNP with the defender's sweep over thresholds; all cut short where ``tiny``."""
+    short = Schedule(epochs=1)
+    pruning = rnp.Config(unlearning=short, recovery=short) if tiny else rnp.Config()
+    return lambda: _masked(model, clean, pruning)
+
+
 def _masked(model: Classifier, clean: Clean, config: rnp.Config | mnp.Config) -> None:
     """The masks, and the defender's sweep over thresholds."""
     found, _ = units.find_masks(model, clean.repair, config, _seeded())
@@ -121,7 +126,17 @@ def _masked(model: Classifier, clean: Clean, config: rnp.Config | mnp.Config) ->
         accuracy(units.prune(model, found, threshold), clean.select)
 
 
-def _ratios(rounds: Sequence[Mapping[str, float]], base: str) -> dict[str, list[float]]:
+def in_turn(
+    jobs: Mapping[str, Callable[[], object]], rounds: int, device: str
+) -> list[dict[str, float]]:
+    """Seconds of each job, which take turns, round by round."""
+    return [
+        {name: round(time_of(work, device), 3) for name, work in jobs.items()}
+        for _ in range(rounds)
+    ]
+
+
+def ratios(rounds: Sequence[Mapping[str, float]], base: str) -> dict[str, list[float]]:
     """Least, median and most of each job over the base in the same round."""
     found = {}
     for job in rounds[0]:
