@@ -9,7 +9,7 @@ from factories import small_network
 from torch import Tensor, nn
 from torchvision import models
 
-from lmr_guard.received.guessed import fitting, outline
+from lmr_guard.received.guessed import _ODD, _Weightless, fitting, outline
 
 
 def named(weights: dict[str, Tensor]) -> list[str]:
@@ -70,3 +70,22 @@ def test_building_an_outline_draws_nothing() -> None:
     assert outline("torchvision:regnet_y_400mf") is not None
     assert torch.equal(torch.get_rng_state(), before)
     assert outline("timm:no_such_network") is None
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_vit", "test_convnext", "test_byobnet"])
+def test_an_outline_is_that_of_the_network_with_its_values(name: str) -> None:
+    kind, make = (
+        ("timm", timm.create_model) if "test_" in name else ("torchvision", models.get_model)
+    )
+    built = make(name, num_classes=_ODD).state_dict()
+    assert outline(f"{kind}:{name}") == {key: tuple(value.shape) for key, value in built.items()}
+
+
+def test_what_has_no_values_is_not_filled() -> None:
+    with _Weightless():
+        bare, held = torch.empty(2, 3), torch.ones(2, 3)
+        assert nn.init.kaiming_normal_(bare) is nn.init.trunc_normal_(bare) is bare.mul_(2) is bare
+        assert nn.init.zeros_(held) is held
+        assert torch.equal(held.add_(2), torch.full((2, 3), 2.0))
+    assert bare.is_meta
+    assert bare._version == 0

@@ -31,6 +31,15 @@ _POSITIONS = ("pos_embed", "pos_embedding")  # as many as the image has patches
 _SHARED = 0.8  # of the names of the first modules, for a family to be built as a whole
 _PUBLISHED = 224  # rows and columns that they are built for
 _COUNTER = ".num_batches_tracked"
+_FILLING = {
+    getattr(Tensor, f"{name}_")
+    for name in ("add", "clamp", "div", "erfinv", "fill", "mul", "normal", "sub", "uniform", "zero")
+}
+
+
+def _fills(func: Any) -> bool:  # noqa: ANN401 - torch's
+    """Whether a function gives its first argument other values, and no other shape."""
+    return getattr(func, "__module__", None) == "torch.nn.init" or func in _FILLING
 
 
 class _Weightless(TorchFunctionMode):
@@ -43,8 +52,14 @@ class _Weightless(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        """As torch has it, but for ``torch.empty``, which layers take their weights from."""
+        """As torch has it, but for ``torch.empty``, which layers take their weights from.
+
+        What would fill weights leaves them alone: torch takes longer to fill a tensor without
+        values than to build its layer.
+        """
         del types
+        if args and _fills(func) and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0]
         options = dict(kwargs or {})
         if func is torch.empty and options.get("device") is None:
             options["device"] = "meta"
