@@ -2,14 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What counts as the same network, and that another one is traced by itself."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import FrameType
 
 import pytest
 import torch
 from factories import Ended, row_classifier, row_network, softmax, standardised_architecture
 from torch import Tensor, nn
-from traced_once import _key, identity, tracing_once
+from traced_once import _key, identity, tracing_once, unfollowed
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.onnxfile import export
@@ -153,3 +155,39 @@ def test_under_another_exporter_it_is_traced_anew(
 
 def test_layers_of_the_tests_own_networks_are_told() -> None:
     assert identity(row_classifier(standardised_architecture)) is not None
+
+
+class _Tracer:
+    """Sees what is called, as coverage's does."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> "_Tracer":
+        if event == "call":
+            self.seen.append(frame.f_code.co_name)
+        return self
+
+
+@pytest.mark.parametrize("package", ["coverage.tracer", "bdb"])
+def test_coverage_follows_all_but_what_is_excused(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def inside() -> None:
+        raise ValueError("told")
+
+    def after() -> None:
+        pass
+
+    monkeypatch.setattr(_Tracer, "__module__", package)
+    before, mine = sys.gettrace(), _Tracer()
+    sys.settrace(mine)
+    try:
+        with pytest.raises(ValueError, match="told"):
+            unfollowed(inside)()
+        assert sys.gettrace() is mine
+        after()
+    finally:
+        sys.settrace(before)
+    assert ("inside" in mine.seen) == (package == "bdb")
+    assert "after" in mine.seen
