@@ -38,6 +38,8 @@ def _put(found: object, on: bool) -> None:
 
 
 def _tensors(found: object) -> list[Tensor]:
+    if isinstance(found, Tensor):
+        return [found]
     return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
 
 
@@ -69,7 +71,8 @@ class CudaRules(TorchFunctionMode):
             return _property(func, name, args)
         if name in ("to", "cpu", "cuda"):
             return _moved(name, args, kwargs)
-        tensors = _tensors((args, kwargs))
+        # The memo of a copy holds all tensors of a network; it is asked for each of them.
+        tensors = _tensors(args[0] if name == "__deepcopy__" else (args, kwargs))
         _require_one_side(name, args, tensors)
         on = any(map(there, tensors))
         if name == "numpy" and on:

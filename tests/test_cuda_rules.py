@@ -21,16 +21,28 @@ from lmr_guard.evidence import Patch, PatchFile
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.localize.listening import ListeningSettings
 from lmr_guard.localize.rule import LocalizeSettings
+from lmr_guard.localize.unlearning import UnlearningSettings
 from lmr_guard.pipeline import guard, suspect
 from lmr_guard.redteam.catalogue import EVERY
 from lmr_guard.redteam.training import Schedule
 from lmr_guard.repel import RepelSettings
 from lmr_guard.settings import Settings
 
-SHORT = RepelSettings(learning_rates=(0.01,), shifts=(0,), phase1_epochs=1, phase2_epochs=1)
+# Where tensors are does not depend on how many steps are taken.
+SHORT = RepelSettings(
+    learning_rates=(0.01,),
+    shifts=(0,),
+    phase1_epochs=1,
+    phase2_epochs=1,
+    pass_steps=2,
+    lure_steps=4,
+    strides=(0.3, 0.6),
+)
 BRIEF = (InversionSettings(steps=2),)
 QUICK = Settings(
-    localize=LocalizeSettings(look=BRIEF, deep=BRIEF, confirm=1, doubt=1),
+    localize=LocalizeSettings(
+        look=BRIEF, deep=BRIEF, confirm=1, doubt=1, unlearning=UnlearningSettings(max_steps=4)
+    ),
     repel=SHORT,
     after_pruning=SHORT,
     listening=ListeningSettings(look=BRIEF, deep=BRIEF),
