@@ -17,7 +17,7 @@ DOCS = Path(__file__).parent.parent / "docs" / "architectures.md"
 @pytest.mark.parametrize(
     ("name", "outcome"),
     [
-        ("test_resnet", "PASS"),
+        ("lcnet_035", "PASS"),
         pytest.param("test_efficientnet_gn", "INCOMPLETE", marks=pytest.mark.long),
         pytest.param("shufflenet_v2_x0_5", "INCOMPLETE", marks=pytest.mark.long),
     ],
