@@ -16,13 +16,15 @@ from typing import Any
 
 import click
 import pytest
+import torch
+from factories import row_classifier, row_images, six_rows
 from modules import ROOT
 
-from lmr_guard.classifier import Classifier
 from lmr_guard.cli import _HOMES, cli, main
 from lmr_guard.contracts import Clean
 from lmr_guard.errors import ExitCode
 from lmr_guard.onnxfile.export import export_onnx
+from lmr_guard.received.parts import split
 from lmr_guard.release.policy import Policy
 
 PAGES = sorted(
@@ -153,13 +155,17 @@ def test_from_init_to_admit_as_usage_has_it(place: Path) -> None:
             assert typed(words) == ExitCode.PASSED
 
 
+def six_parts() -> Clean:
+    """Images of six classes, as the calls in Python take them."""
+    generator = torch.Generator().manual_seed(1)
+    return split(row_images(420, seed=1, rows=6), repair=250, select=85, generator=generator)
+
+
 @pytest.mark.slow
-def test_an_onnx_file_as_its_page_has_it(
-    place: Path, clean_network: Classifier, digits: Clean
-) -> None:
-    export_onnx(clean_network, place / "model.onnx")
+def test_an_onnx_file_as_its_page_has_it(place: Path) -> None:
+    export_onnx(row_classifier(six_rows, rows=6), place / "model.onnx")
     (snippet,) = blocks(ROOT / "docs" / "onnx-in.md", "python")
-    space: dict[str, Any] = {"clean": digits}
+    space: dict[str, Any] = {"clean": six_parts()}
     exec(compile(snippet, "onnx-in.md", "exec"), space)  # noqa: S102 - the page is ours
     assert (place / "repaired.onnx").is_file()
     assert space["receipt"].hook == "pre_quantize"
@@ -184,12 +190,13 @@ def test_what_hosts_md_imports_is_there(number: int) -> None:
 
 
 @pytest.mark.slow
-def test_the_hook_of_hosts_md_runs(clean_network: Classifier, digits: Clean) -> None:
+def test_the_hook_of_hosts_md_runs() -> None:
     (snippet,) = (block for block in HOSTED if "pre_prune, pre_quantize" in block)
+    model = row_classifier(six_rows, rows=6)
     space: dict[str, Any] = {
-        "network": clean_network.network,
-        "shape": clean_network.preprocessing,
-        "clean": digits,
+        "network": model.network,
+        "shape": model.preprocessing,
+        "clean": six_parts(),
     }
     exec(compile(snippet, "hosts.md", "exec"), space)  # noqa: S102 - the page is ours
     assert space["receipt"].hook == "pre_quantize"
