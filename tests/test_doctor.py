@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from modules import ROOT
 
@@ -46,24 +45,21 @@ def test_this_machine_is_well(tmp_path: Path) -> None:
     assert ("none" in told["gpu"]) is not torch.cuda.is_available()
 
 
-def test_two_runtimes_in_one_folder_are_seen(tmp_path: Path) -> None:
+def test_packages_that_do_not_load_and_two_runtimes_in_one_folder_are_seen(tmp_path: Path) -> None:
+    """All in one process, for torch is loaded anew in each; nothing else is told."""
     for name in ("onnxruntime", "onnxruntime_gpu"):
         metadata = tmp_path / f"{name}-1.0.dist-info" / "METADATA"
         metadata.parent.mkdir()
         metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    assert "onnxruntime bad expected one of onnxruntime and onnxruntime-gpu, got both" in elsewhere(
-        tmp_path
+    for module in ("onnxruntime", "torch_pruning"):
+        (tmp_path / f"{module}.py").write_text("raise RuntimeError('damaged\\nin two lines')\n")
+    pruning, runtimes, session = elsewhere(tmp_path).splitlines()
+    assert runtimes.startswith(
+        "onnxruntime bad expected one of onnxruntime and onnxruntime-gpu, got both"
     )
-
-
-@pytest.mark.parametrize(
-    ("module", "about"), [("onnxruntime", "session"), ("torch_pruning", "torch_pruning")]
-)
-def test_a_package_that_does_not_load_is_seen(tmp_path: Path, module: str, about: str) -> None:
-    (tmp_path / f"{module}.py").write_text("raise RuntimeError('damaged\\nin two lines')\n")
-    (line,) = elsewhere(tmp_path).splitlines()
-    assert line.startswith(f"{about} bad expected ")
-    assert "RuntimeError: damaged" in line
+    for about, line in (("torch_pruning", pruning), ("session", session)):
+        assert line.startswith(f"{about} bad expected ")
+        assert "RuntimeError: damaged" in line
 
 
 def test_more_threads_than_cores_are_told(tmp_path: Path) -> None:
