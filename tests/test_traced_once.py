@@ -11,7 +11,8 @@ import pytest
 import torch
 from factories import Ended, row_classifier, row_network, softmax, standardised_architecture
 from torch import Tensor, nn
-from traced_once import _key, identity, tracing_once, unfollowed
+from torch.onnx._internal.exporter._registration import ONNXRegistry
+from traced_once import _key, identity, one_table, tracing_once, unfollowed
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.onnxfile import export
@@ -191,3 +192,18 @@ def test_coverage_follows_all_but_what_is_excused(
         sys.settrace(before)
     assert ("inside" in mine.seen) == (package == "bdb")
     assert "after" in mine.seen
+
+
+def test_the_table_of_operators_is_torch_s_and_each_export_has_its_own() -> None:
+    whole = ONNXRegistry.from_torchlib(18)
+    with one_table():
+        first, second = (ONNXRegistry().from_torchlib(opset_version=18) for _ in range(2))
+    for table in (first, second):
+        assert table.opset_version == whole.opset_version == 18
+        assert {name: len(each) for name, each in table.functions.items()} == {
+            name: len(each) for name, each in whole.functions.items()
+        }
+    assert first.functions == second.functions
+    for each in first.functions.values():
+        each.clear()
+    assert all(second.functions.values())

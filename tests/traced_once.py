@@ -10,7 +10,8 @@ weights and buffers, and the same value of everything else that its modules hold
 be told, and in the tests about exporting and about bypasses, it is traced anew.
 
 Nor does coverage follow torch's exporter: a tracer that is called for each line of it takes as long
-as the exporter itself. Our own code before and after is followed.
+as the exporter itself. Our own code before and after is followed. And the exporter's table of
+operators, which torch makes anew for each export, is made once: that is half of a small export.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from torch.overrides import _get_current_function_mode_stack
 from lmr_guard.classifier import Classifier
 from lmr_guard.onnxfile import export
 
-__all__ = ["identity", "tracing_once", "unfollowed"]
+__all__ = ["identity", "one_table", "tracing_once", "unfollowed"]
 
 _P, _R = ParamSpec("_P"), TypeVar("_R")
 _ANEW = ("tests/test_bypasses.py", "tests/test_onnxfile_export.py", "tests/test_traced_once.py")
@@ -118,6 +119,28 @@ def unfollowed(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return called
 
 
+@functools.cache
+def _table(make: Callable[..., Any], opset_version: int) -> Any:  # noqa: ANN401 - torch's own
+    return make(opset_version=opset_version)
+
+
+@contextmanager
+def one_table() -> Iterator[None]:
+    """Meanwhile torch's exporter gets copies of one table of operators, as torch makes it."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    make = ONNXRegistry.from_torchlib
+
+    def copied(opset_version: int = ONNXRegistry().opset_version) -> ONNXRegistry:
+        whole, copy = _table(make, opset_version), ONNXRegistry()
+        copy._opset_version = whole._opset_version
+        copy.functions = {name: [*each] for name, each in whole.functions.items()}
+        return copy
+
+    with mock.patch.object(ONNXRegistry, "from_torchlib", staticmethod(copied)):
+        yield
+
+
 @contextmanager
 def tracing_once() -> Iterator[dict[str, ModelProto]]:
     """Meanwhile ``export_onnx`` traces a network once; gives what is kept, which grows."""
@@ -135,9 +158,15 @@ def tracing_once() -> Iterator[dict[str, ModelProto]]:
             kept[key] = _copied(made)
         return _copied(kept[key])
 
+    program = unfollowed(export._program)
+
+    def quickly(*given: Any) -> object:  # noqa: ANN401 - what ``_program`` takes
+        with one_table():
+            return program(*given)
+
     with (
         mock.patch.object(export, "_trace", trace),
-        mock.patch.object(export, "_program", unfollowed(export._program)),
+        mock.patch.object(export, "_program", quickly),
     ):
         yield kept
 
