@@ -539,6 +539,7 @@ def test_a_command_is_loaded_when_it_is_asked_for() -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "assert main(['scan', '--help']) == 0\n"
         "assert 'torch' in sys.modules\n"
+        "assert 'torchvision' not in sys.modules\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False

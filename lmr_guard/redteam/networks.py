@@ -9,7 +9,6 @@ torchvision's ``resnet18`` has a fixed width; these have the same shape at any w
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 __all__ = ["SlimResNet", "digits_resnet", "slim_resnet18"]
 
@@ -50,6 +49,9 @@ class SlimResNet(nn.Module):
 
 
 def _stage(inputs: int, outputs: int, count: int, stride: int) -> nn.Sequential:
+    # As slow to load as torch itself; most commands build no such network.
+    from torchvision.models.resnet import BasicBlock
+
     shortcut = None
     if stride != 1 or inputs != outputs:
         shortcut = nn.Sequential(
