@@ -56,7 +56,8 @@ class Situation:
             return own
         return replace(
             own,
-            localize=rule.LocalizeSettings(deep=inversion.DEEP[1::2]),
+            localize=rule.LocalizeSettings(deep=inversion.LOOK, confirm=1),
+            repel=replace(own.repel, learning_rates=own.repel.learning_rates[:1]),
         )
 
 
