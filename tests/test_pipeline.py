@@ -123,34 +123,43 @@ def _times_1000(logits: Tensor) -> Tensor:
     return logits * 1000
 
 
+LENIENT = replace(
+    REPAIRED,
+    recipes=recipes.parse(["float32", "int8", "l1-0.4"]),
+    policy=Policy(require=("float32",), max_asr=0.99, max_accuracy_drop=0.99),
+    # Where to stop on the way is a choice that may fall this way or that by a hair.
+    repel=replace(REPAIRED.repel, strides=()),
+)
+MANY, CORNER = row_images(600, seed=2), Patch(torch.ones(1, 1, 1), 3, 3, "corner", 1)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
+    """What comes of the network that puts out logits, and where it is."""
+    out = tmp_path_factory.mktemp("plain") / "out"
+    return guard(row_classifier(), MANY, out, [CORNER], settings=LENIENT), out
+
+
 @pytest.mark.parametrize("function", [softmax, _times_1000])
 def test_a_network_of_other_outputs_fares_as_the_plain_one(
-    tmp_path: Path, function: Callable[[Tensor], Tensor]
+    plain: tuple[Report, Path], tmp_path: Path, function: Callable[[Tensor], Tensor]
 ) -> None:
-    plain = row_classifier()
-    other = Classifier(Ended(plain.network, function), plain.preprocessing, 3)
-    images, corner = row_images(600, seed=2), Patch(torch.ones(1, 1, 1), 3, 3, "corner", 1)
-    lenient = Policy(require=("float32",), max_asr=0.99, max_accuracy_drop=0.99)
-    labels = recipes.parse(["float32", "int8", "l1-0.4"])
-    # Where to stop on the way is a choice that may fall this way or that by a hair.
-    straight = replace(REPAIRED.repel, strides=())
-    config = replace(REPAIRED, recipes=labels, policy=lenient, repel=straight)
-    ours, theirs = (
-        guard(model, images, tmp_path / f"{model is other}", [corner], settings=config)
-        for model in (other, plain)
-    )
+    theirs, place = plain
+    honest = row_classifier()
+    other = Classifier(Ended(honest.network, function), honest.preprocessing, 3)
+    ours = guard(other, MANY, tmp_path / "out", [CORNER], settings=LENIENT)
     assert [v.name for v in ours.variants] == [v.name for v in theirs.variants]
     for mine, his in zip(ours.variants, theirs.variants, strict=True):
         assert mine.clean_accuracy.value == pytest.approx(his.clean_accuracy.value, abs=0.01)
         assert mine.triggers[0].asr.value == pytest.approx(his.triggers[0].asr.value, abs=0.01)
         assert mine.verdict.outcome == his.verdict.outcome
     assert len(ours.notes) == len(theirs.notes) + 1
-    pixels = torch.cat([part for part, _ in images.batches()])
-    outputs = OnnxPredictor(tmp_path / "True" / "float32.onnx")(pixels)
-    logits = OnnxPredictor(tmp_path / "False" / "float32.onnx")(pixels)
+    pixels = torch.cat([part for part, _ in MANY.batches()])
+    outputs = OnnxPredictor(tmp_path / "out" / "float32.onnx")(pixels)
+    logits = OnnxPredictor(place / "float32.onnx")(pixels)
     wanted = function(logits)
     assert torch.allclose(outputs, wanted, atol=0.02 * float(wanted.abs().max()))
-    repaired = repair(other, images, settings=config).classifier(pixels).detach()
+    repaired = repair(other, MANY, settings=LENIENT).classifier(pixels).detach()
     assert torch.allclose(repaired, outputs, rtol=1e-3, atol=1e-3)
 
 
@@ -363,14 +372,15 @@ def test_the_same_seed_gives_the_same_report(row_files: Path, tmp_path: Path) ->
         recipes=recipes.parse(["float32", "int8", "l1-0.4"]),
     )
     reports = [
-        rows(row_files, tmp_path / str(number), replace(config, seed=seed))
-        for number, seed in enumerate((1, 1, 2))
+        rows(row_files, tmp_path / str(number), replace(config, seed=1)) for number in range(2)
     ]
     for document in reports:
         del document["environment"], document["created"]
-        del document["config"]["seed"]
     assert reports[0] == reports[1]
-    assert reports[0]["variants"][0]["sha256"] != reports[2]["variants"][0]["sha256"]
+    # The first form is the same whichever are built beside it.
+    bare = replace(config, seed=2, recipes=recipes.parse(["float32"]))
+    other = rows(row_files, tmp_path / "other", bare)
+    assert reports[0]["variants"][0]["sha256"] != other["variants"][0]["sha256"]
 
 
 def test_another_number_of_threads_changes_the_numbers_hardly(
@@ -544,7 +554,8 @@ def test_a_scan_names_the_class_and_changes_nothing(
     badnets_network: Classifier, digits: Clean
 ) -> None:
     before = fingerprint(badnets_network)
-    settings = replace(QUICK, repair_images=None, select_images=None)
+    once = LocalizeSettings(deep=LOOK, confirm=1)
+    settings = replace(QUICK, repair_images=None, select_images=None, localize=once)
     clean = (digits.repair.images, digits.repair.labels)
     suspicion = scan(badnets_network, clean, settings=settings)
     assert (suspicion.target, suspicion.classes[3]) == (3, "3")
