@@ -34,7 +34,7 @@ from lmr_guard.errors import ConfigError, ExportRefused, StageError
 from lmr_guard.evidence import Patch, PatchFile
 from lmr_guard.files import sha256_of
 from lmr_guard.foreign import verify
-from lmr_guard.localize.inversion import LOOK
+from lmr_guard.localize.inversion import DEEP, LOOK
 from lmr_guard.localize.listening import ListeningSettings
 from lmr_guard.localize.rule import LocalizeSettings
 from lmr_guard.onnxfile.predictor import OnnxPredictor
@@ -50,7 +50,7 @@ from lmr_guard.settings import Settings
 ROWS = Architecture("factories:row_architecture")
 SIX = Architecture("factories:six_rows")
 QUICK = Settings(
-    localize=LocalizeSettings(confirm=1),
+    localize=LocalizeSettings(deep=DEEP[1:3], confirm=1),  # of both lengths one
     repel=RepelSettings(learning_rates=(0.01,), shifts=(0,)),
     policy=Policy(max_asr=0.3, max_accuracy_drop=0.3, max_strangeness=4.0),
     after_pruning=None,
