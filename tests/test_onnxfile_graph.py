@@ -25,6 +25,7 @@ from torchvision.models import ConvNeXt, MobileNetV3, ShuffleNetV2, SwinTransfor
 from torchvision.models import VisionTransformer as Vit
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
+from traced_once import one_table, unfollowed
 
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.onnxfile.export import export_onnx
@@ -435,6 +436,8 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
     return seeded(NETWORKS[name]).eval(), torch.rand(2, 3, size, size)
 
 
+@unfollowed
+@one_table()
 def dynamo(net: nn.Module, images: Tensor) -> onnx.ModelProto:
     """What ``torch.onnx.export`` writes today."""
     program = torch.onnx.export(
@@ -445,6 +448,7 @@ def dynamo(net: nn.Module, images: Tensor) -> onnx.ModelProto:
     return model
 
 
+@unfollowed
 def torchscript(net: nn.Module, images: Tensor) -> onnx.ModelProto:
     """What it wrote before, and still does when asked."""
     file = io.BytesIO()

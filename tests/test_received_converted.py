@@ -13,6 +13,7 @@ import torch
 from factories import digits_images, toy_images, tree, white_png, write_images, write_onnx
 from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, nn
+from traced_once import one_table, unfollowed
 
 from lmr_guard.classifier import Classifier, find_head
 from lmr_guard.cli import main
@@ -117,6 +118,7 @@ def images(count: int = 12, channels: int = 3) -> Labelled:
     return Labelled(pixels, torch.arange(count) % 4, tuple("abcd"))
 
 
+@unfollowed
 def legacy(network: nn.Module, path: Path, opset: int, *, batch: int | None = None) -> Path:
     """Written by TorchScript's exporter; ``batch`` fixes that size."""
     free = None if batch else {"in": {0: "n"}, "out": {0: "n"}}
@@ -133,6 +135,8 @@ def legacy(network: nn.Module, path: Path, opset: int, *, batch: int | None = No
     return path
 
 
+@unfollowed
+@one_table()
 def modern(network: nn.Module, path: Path, opset: int) -> Path:
     """Written by the exporter that follows torch.export."""
     torch.onnx.export(
