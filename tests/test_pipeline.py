@@ -50,7 +50,7 @@ from lmr_guard.settings import Settings
 ROWS = Architecture("factories:row_architecture")
 SIX = Architecture("factories:six_rows")
 QUICK = Settings(
-    localize=LocalizeSettings(deep=DEEP[1:3], confirm=1),  # of both lengths one
+    localize=LocalizeSettings(deep=DEEP[1::2], confirm=1),  # of both lengths one
     repel=RepelSettings(learning_rates=(0.01,), shifts=(0,)),
     policy=Policy(max_asr=0.3, max_accuracy_drop=0.3, max_strangeness=4.0),
     after_pruning=None,
