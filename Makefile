@@ -3,6 +3,7 @@
 PYTHON ?= python3
 OUT ?= lmr-guard-demo
 WORKERS ?= 2
+COMMA := ,
 HOSTS := hosts,mlflow,torchao,nncf,olive,ray,signing
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +18,7 @@ PIN_airflow := apache-airflow==3.3.2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest long docs structure reliability hosts install clean release advisories
+.PHONY: help demo test lint types pytest long docs structure reliability hosts install clean release advisories lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -82,20 +83,27 @@ hosts: $(STAMP) $(patsubst %,$(APART)/%/.installed,dvc kfp airflow) ## Run the s
 
 install: $(STAMP) ## Make the virtual environment in .venv
 
-$(STAMP): pyproject.toml constraints.txt
+# Nothing is taken whose digest is not in locked.txt, and nothing is built: only wheels.
+$(STAMP): pyproject.toml locked.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "expected Python 3.11 or newer, got $$($(PYTHON) --version 2>&1); name one with make PYTHON=..." >&2; \
 		exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt pip setuptools wheel
-	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[dev,timm,$(HOSTS)]"
+	$(PIP) install --require-hashes --no-deps --only-binary :all: --requirement locked.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # The tools stand apart: nothing that ships depends on them.
 $(TOOLS)/.installed: Makefile
 	$(PYTHON) -m venv $(TOOLS)
-	$(TOOLS)/bin/pip install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	$(TOOLS)/bin/pip install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1 uv==0.13.9
 	@touch $@
+
+lock: $(TOOLS)/.installed ## Write locked.txt anew: the versions of constraints.txt with the digests of their files
+	printf 'pip\nsetuptools\nwheel\n' | $(TOOLS)/bin/uv pip compile pyproject.toml - --quiet \
+		$(patsubst %,--extra %,dev timm $(subst $(COMMA), ,$(HOSTS))) --constraint constraints.txt \
+		--universal --python-version 3.11 --only-binary :all: --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" --output-file locked.txt
 
 # The date of the last commit stands for the time of the build, so that anyone can rebuild the bytes.
 release: $(STAMP) $(TOOLS)/.installed ## Build the wheel, its bill of materials and their digests into dist

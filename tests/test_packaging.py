@@ -3,10 +3,12 @@
 """The wheel holds exactly the three folders, under one top-level name, and works on its own."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable, Iterator
 from email.parser import Parser
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -153,3 +155,24 @@ def test_every_direct_dependency_is_pinned_within_its_bounds() -> None:
     assert all(str(pin.specifier).startswith("==") for pin in pins)
     for requirement in requirements():
         assert version[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+
+
+def test_what_is_installed_has_the_pinned_versions_and_digests() -> None:
+    pins, locked = (ROOT / name for name in ("constraints.txt", "locked.txt"))
+    pinned = dict(_versions(pins.read_text(encoding="utf-8").splitlines()))
+    blocks = locked.read_text(encoding="utf-8").replace(" \\\n", " ").splitlines()
+    blocks = [block for block in blocks if not block.startswith("#")]
+    assert all(re.search(r" --hash=sha256:[0-9a-f]{64}", block) for block in blocks)
+    found = dict(_versions(block.partition(" --hash")[0] for block in blocks))
+    assert {name: found[name] for name in pinned if name in found} == {
+        name: version for name, version in pinned.items() if name in found
+    }
+    here = {canonicalize_name(r.name) for r in requirements()}
+    assert here <= set(found)
+
+
+def _versions(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for line in lines:
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            yield canonicalize_name(pin.name), str(pin.specifier).removeprefix("==")
