@@ -473,3 +473,13 @@ def test_a_full_disk_leaves_no_half_page(tmp_path: Path) -> None:
 def test_the_repair_is_told_with_its_counts() -> None:
     assert isinstance(FULL.repair, Repair)
     assert "97/100 97.0% before, 96/100 96.0% after" in seen(FULL)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [({"budget": "quick"}, "quick"), ({"budget": None}, "settings of one's own"), ({}, None)],
+)
+def test_the_budget_of_the_searches_is_told(config: dict[str, Any], told: str | None) -> None:
+    text = seen(replace(FULL, config={**FULL.config, **config}))
+    assert ("budget of searches" in text) == (told is not None)
+    assert told is None or f"budget of searches {told}" in text
