@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a search could not have found anything, that it found nothing is no evidence."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from factories import row_classifier, row_images
@@ -122,6 +124,8 @@ def test_searches_need_some_steps() -> None:
         "12 steps are too few for sizes to part, 20 or more are needed"
     )
     assert telling.haste((short, long)) is None
+    patches = replace(long, spaces=("patch",))
+    assert telling.haste((short, patches)) == telling.haste((short,))
 
 
 # --- what it comes to ---------------------------------------------------------------------------

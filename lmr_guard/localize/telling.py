@@ -17,8 +17,9 @@ from torch import Tensor
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled
-from lmr_guard.localize.inversion import InversionSettings
+from lmr_guard.localize.inversion import InversionSettings, starts_in
 from lmr_guard.localize.searches import FEWEST_CLASSES, Search
+from lmr_guard.localize.spaces import SPACES
 from lmr_guard.measure import mean_over_others, predict
 from lmr_guard.results import Method, Suspicion
 
@@ -55,7 +56,7 @@ def hindrance(classifier: Classifier, images: Labelled) -> str | None:
 
 def haste(starts: Sequence[InversionSettings]) -> str | None:
     """Why searches made so tell nothing: sizes have no time to part in a few steps."""
-    longest = max(starts, key=lambda settings: settings.steps).steps
+    longest = min(max(each.steps for each in starts_in(space, starts)) for space in SPACES)
     if longest >= FEWEST_STEPS:
         return None
     return f"{longest} steps are too few for sizes to part, {FEWEST_STEPS} or more are needed"
