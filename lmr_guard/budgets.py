@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How much searching a run can afford: quick for every commit, standard, thorough for a release.
+"""How much searching a run can afford: quick for a first answer, standard, thorough.
 
 A budget decides how long triggers are searched for and on how many forms, nothing else: repairs,
 limits and what must pass are the same. What each gives up is measured in docs/methods/budgets.md.

@@ -315,7 +315,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 
 
 def _show_budgets(options: argparse.Namespace, console: Console) -> int:
-    """By budget; the standard one's are those of the rule as it is."""
+    """By budget."""
     found = {
         budget: _records(options, "score", options.out / folder)
         for budget, folder in budgets.FOLDERS.items()

@@ -15,10 +15,9 @@ from lmr_guard.budgets import Budget
 
 __all__ = ["FOLDERS", "common", "render"]
 
-FOLDERS: Mapping[Budget, str] = MappingProxyType(
-    {"quick": "quick", "standard": "chance", "thorough": "thorough"}
-)
-"""Where the records of each lie, beside those of the rule's versions."""
+FOLDERS: Mapping[Budget, str] = MappingProxyType({"quick": "quick", "standard": "chance"})
+"""Where the records of each lie; the standard ones are of the rule before first looks for patches
+were long, and thorough was not asked."""
 
 
 def common(found: Mapping[Budget, Sequence[Record]]) -> dict[Budget, list[Record]]:
