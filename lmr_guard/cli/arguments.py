@@ -384,7 +384,7 @@ def settings(options: dict[str, Any], *, drilled: bool = False) -> Settings:
         raise ConfigError("expected a CUDA device, got none; use --device cpu")
     if options["threads"] is not None:
         torch.set_num_threads(options["threads"])
-    budget, steps = options.pop("budget"), options.pop("audit_steps", _USUAL)
+    budget, steps = options.pop("budget", "standard"), options.pop("audit_steps", _USUAL)
     chosen = Settings(device=device, **options).within(budget)
     return replace(chosen, listening=_listening(chosen.listening, steps))
 
