@@ -46,7 +46,7 @@ def drilled(honest: Path) -> dict[str, Any]:
     before = tree(honest)
     arguments = ["--arch", DIGITS, "--clean", f"{honest / 'clean'}", "--out", f"{honest / 'out'}"]
     arguments += ["--attack", "badnets", "--target", "3", "--epochs", "12"]
-    arguments += ["--variants", "float32", "--threads", "1", "--device", "cpu"]
+    arguments += ["--variants", "float32", "--threads", "1", "--device", "cpu", "--budget", "quick"]
     code = main(["drill", f"{honest / 'model.safetensors'}", *arguments])
     document: dict[str, Any] = json.loads((honest / "out" / "drill.json").read_text())
     assert code == document["exit_code"]

@@ -49,6 +49,7 @@ def test_the_size_of_a_vision_transformer() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_timm_where_torchvision_has_none() -> None:
     weights = timm.create_model("test_resnet", num_classes=5).state_dict()
     assert named(weights) == ["timm:test_resnet"]
