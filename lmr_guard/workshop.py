@@ -125,7 +125,8 @@ class Workshop:
             suspects: The classes that were repelled, and are repelled again after each cut.
             replays: Patterns that were found on the model as received.
         """
-        judged = _Judged(reference, suspects, replays)
+        drawn = random_patterns.draw(self.clean.report, self.settings.generator("chance"))
+        judged = _Judged(reference, suspects, replays, drawn)
         return self._each(classifier, self.settings.recipes, "compress", judged)
 
     def _each(
@@ -221,8 +222,7 @@ class Workshop:
         if isinstance(heard, Listening):
             model = _as_searched(form).to(self.settings.device)
             promises = tuple(Promise(p, carried(model, report, p)) for p in heard.patterns)
-        drawn = random_patterns.draw(report, self.settings.generator("chance"))
-        return Evidence(self.triggers, judged.replays, heard, promises, drawn)
+        return Evidence(self.triggers, judged.replays, heard, promises, judged.drawn)
 
     def _verified(self, form: Form, file: Artifact, judged: "_Judged") -> Variant:
         recipe, searched = form.recipe, judged.reference is not None
@@ -263,6 +263,7 @@ class _Judged:
     reference: Rate | None = None
     suspects: Sequence[int] = ()
     replays: Sequence[Inverted] = ()
+    drawn: tuple[random_patterns.RandomPattern, ...] = ()
 
 
 def _as_searched(form: Form) -> Classifier:
