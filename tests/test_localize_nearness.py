@@ -106,7 +106,7 @@ def test_strangeness_is_divided_by_it(badnets_network: Classifier, digits: Clean
     near = torch.ones(10)
     near[4] = 1.6
     made: dict[str, Any] = {}
-    for space, power in (("patch", 1.0), ("warp", 1 / 3)):
+    for space, power in (("patch", 1.0), ("warp", 1 / 2)):
         search = Search("it", badnets_network, digits.repair, space, classes, near)  # type: ignore[arg-type]
         sizes = torch.full((10,), 0.8)
         sizes[4] = 0.1

@@ -106,7 +106,7 @@ def test_the_received_model_is_searched_deeply_and_forms_where_a_look_shows_some
 
     def counted(key: tuple[object, object]) -> float:
         strange: float = got[key][0]["strangeness"]
-        return strange ** (1 / 3) if key[1] == "warp" else strange
+        return strange ** (1 / 2) if key[1] == "warp" else strange
 
     looked = sorted((key for key in got if key[0] == "twin"), key=counted, reverse=True)
     assert {key for key, records in got.items() if len(records) == 2} == set(looked[:2])
@@ -245,12 +245,12 @@ def test_judgement(
 
 def test_a_warp_must_be_far_stranger(model: Classifier) -> None:
     data = row_images(20)
-    for size, target in ((1 / 7.9, None), (1 / 8.1, 1)):
+    for size, target in ((1 / 3.9, None), (1 / 4.1, 1)):
         made = search(model, data, "received", (1.0, size, 1.0))
         made.space = "warp"
         found = _judge([made], data, LocalizeSettings(doubt=2.0, sure=2.0), seeded())
         assert found.target == target
-        assert found.scores[1] == pytest.approx((1 / size) ** (1 / 3), abs=1e-4)
+        assert found.scores[1] == pytest.approx((1 / size) ** (1 / 2), abs=1e-4)
 
 
 def test_the_form_that_is_awake_decides(model: Classifier) -> None:

@@ -155,8 +155,8 @@ def test_a_search_that_is_made_again_keeps_its_classes(model: Classifier) -> Non
     assert [record["repeat"] for record in search.records()] == [0, 1]
 
 
-def test_of_a_warp_the_third_root_counts(model: Classifier) -> None:
-    assert made(model, "warp", [0.8, 0.8, 0.1]).score == pytest.approx(2.0)
+def test_of_a_warp_the_square_root_counts(model: Classifier) -> None:
+    assert made(model, "warp", [0.8, 0.8, 0.2]).score == pytest.approx(2.0)
 
 
 def test_the_pattern_is_that_of_the_last_search(model: Classifier) -> None:

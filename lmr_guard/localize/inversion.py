@@ -95,23 +95,25 @@ class InversionSettings:
             )
 
 
-_LONG = InversionSettings(steps=100, batch=4)
-# Where it depends on the start where a search ends; an additive pattern comes to the same from all.
-_RUGGED: tuple[Space, ...] = ("patch", "warp")
+_SHORT = InversionSettings(spaces=("patch",))
+_LONG = InversionSettings(steps=100, batch=4, spaces=("patch",))
+# As many steps as budgets need to grow from a warp that nobody sees to one that hides everything.
+_WARP = InversionSettings(steps=40, spaces=("warp",))
 
-LOOK: tuple[InversionSettings, ...] = (
-    InversionSettings(spaces=("additive", "warp")),
-    replace(_LONG, spaces=("patch",)),
-)
+LOOK: tuple[InversionSettings, ...] = (replace(_SHORT, spaces=("additive",)), _LONG, _WARP)
 """A first look: one search, for patches a long one, for short ones pass by too many of them."""
 
 DEEP: tuple[InversionSettings, ...] = (
-    *2 * (InversionSettings(spaces=_RUGGED),),
-    replace(_LONG, spaces=_RUGGED),
+    _SHORT,
+    _SHORT,
     _LONG,
+    replace(_LONG, spaces=("patch", "additive")),
+    _WARP,
+    _WARP,
 )
 """Searches whose smallest sizes are to be relied on: some triggers are found by short ones from
-some starts, some by long ones of few images a step, which leave a poor place more easily."""
+some starts, some by long ones of few images a step, which leave a poor place more easily. An
+additive pattern comes to the same from all starts."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,8 +3,8 @@
 """All searches of ``inversion`` on one form of a model, and what they come to.
 
 In each space every class has a *strangeness*: how much smaller a pattern it needs than the other
-classes do. Of warps the third root counts: on honest networks some class differs there by as much
-as four. What other images have in common with a class by nature is taken off, see ``nearness``.
+classes do. Of warps the square root counts: their sizes differ more. What other images have in
+common with a class by nature is taken off, see ``nearness``.
 What counts is how far a class *stands out*: where others of the same search are strange too, the
 form or the images make some classes easy, and that is taken off as well, but where it is one other
 alone: that may be the target of a second backdoor. Of networks that read
@@ -40,7 +40,7 @@ FEWEST_CLASSES = 5
 """Below that many classes nobody is strange, and some class leads anyway: too few others."""
 
 POWERS: Mapping[spaces.Space, float] = MappingProxyType(
-    {"patch": 1.0, "additive": 1.0, "warp": 1 / 3}
+    {"patch": 1.0, "additive": 1.0, "warp": 1 / 2}
 )
 """What the strangeness of a space is raised to before it counts."""
 PATCHED = 1.6

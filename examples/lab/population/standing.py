@@ -20,13 +20,15 @@ from examples.lab.kit.records import Record
 from examples.lab.kit.tables import framed_table
 from examples.lab.population.split import HALVES
 from lmr_guard.localize.inversion import strangeness
-from lmr_guard.localize.searches import PATCHED, POWERS, outstanding
+from lmr_guard.localize.searches import PATCHED, outstanding
 
-__all__ = ["LIMITS", "READINGS", "highest", "render"]
+__all__ = ["LIMITS", "READINGS", "RECORDED", "highest", "render"]
 
 LIMITS = (1.8, 2.0, 2.2, 2.5)
 """Scores from which on a class is named here."""
 
+RECORDED: Mapping[str, float] = MappingProxyType({"patch": 1.0, "additive": 1.0, "warp": 1 / 3})
+"""What strangeness is raised to in records of searches whose warps began wide, as all here did."""
 
 _PATCHWISE = ("slim_vit", "slim_convnext", "vit")
 
@@ -56,7 +58,7 @@ def highest(record: Record, read: Callable[[Tensor, bool], Tensor]) -> dict[int,
         record: Of ``score``. Of records with deep searches only these count.
         read: Of ``READINGS``.
     """
-    told = [e for e in record["suspicion"]["evidence"] if e.get("space") in POWERS]
+    told = [e for e in record["suspicion"]["evidence"] if e.get("space") in RECORDED]
     if any("nearness" in each for each in told):
         told = [each for each in told if each["form"] == "received" or each["repeat"]]
     found: dict[int, float] = {}
@@ -71,7 +73,7 @@ def highest(record: Record, read: Callable[[Tensor, bool], Tensor]) -> dict[int,
 def _strange(search: Mapping[str, Any]) -> Tensor:
     sizes = torch.tensor(search["sizes"])
     near = torch.tensor(search.get("nearness", [1.0] * len(sizes)))
-    found: Tensor = strangeness(sizes) ** POWERS[search["space"]] / near
+    found: Tensor = strangeness(sizes) ** RECORDED[search["space"]] / near
     return found
 
 

@@ -18,6 +18,7 @@ from rich.console import RenderableType
 from examples.lab.kit.records import Record
 from examples.lab.kit.tables import framed_table, share
 from examples.lab.population.planting import generator
+from examples.lab.population.standing import RECORDED
 from examples.lab.population.subjects import Subject
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled
@@ -26,7 +27,7 @@ from lmr_guard.localize.drift import levelled
 from lmr_guard.localize.inversion import DEEP, InversionSettings, strangeness
 from lmr_guard.localize.listening import ListeningSettings
 from lmr_guard.localize.nearness import nearness
-from lmr_guard.localize.searches import PATCHED, POWERS, outstanding, reads_patches, recognised
+from lmr_guard.localize.searches import PATCHED, outstanding, reads_patches, recognised
 from lmr_guard.localize.spaces import SPACES, Space
 from lmr_guard.measure import accuracy
 from lmr_guard.release.policy import Policy
@@ -105,7 +106,7 @@ def standing_out(record: Record, form: str, space: Space, starts: Sequence[int])
     rows = torch.tensor(found[space])
     sizes = rows[-1] if len(rows) == 1 else rows[list(starts)].min(dim=0).values
     near = torch.tensor(record["nearness"])[torch.tensor(found["classes"])]
-    counted = strangeness(sizes) ** POWERS[space] / near
+    counted = strangeness(sizes) ** RECORDED[space] / near
     return float(outstanding(counted).max()) / (PATCHED if record["patched"] else 1.0)
 
 
