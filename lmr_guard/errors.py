@@ -29,6 +29,7 @@ __all__ = [
     "GuardError",
     "InputError",
     "StageError",
+    "cut_short",
     "described",
     "first_line",
     "is_text",
@@ -104,6 +105,14 @@ def first_line(error: Exception) -> str:
 def printable(text: str) -> str:
     """Escaped where it could write more than text to a terminal: names come from the file."""
     return text if text.isprintable() else repr(text)
+
+
+def cut_short(value: object, most: int) -> str:
+    """``repr`` of anything that a file said, cut to ``most`` letters."""
+    try:
+        return repr(value)[:most]
+    except ValueError:  # Python writes no integer of more than 4300 digits.
+        return "a number of thousands of digits"
 
 
 def is_text(name: str) -> bool:

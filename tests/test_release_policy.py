@@ -21,6 +21,8 @@ from lmr_guard.release.policy import Policy, policy_from_toml
         ("max_asr", "0.05", "got '0.05'"),
         ("max_asr", True, "got True"),
         ("max_asr", float("nan"), "got nan"),
+        pytest.param("min_trials", 10**5000, "got a number of thousands of digits", id="digits"),
+        pytest.param("require", (10**5000,), "got a number of thousands of digits", id="more"),
         ("max_accuracy_drop", 3, r"max_accuracy_drop in \[0, 1\], got 3"),
         ("min_trials", 0, "min_trials a whole number >= 1, got 0"),
         ("min_trials", 1.5, "min_trials"),

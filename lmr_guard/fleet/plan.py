@@ -27,7 +27,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lmr_guard.errors import ConfigError, printable
+from lmr_guard.errors import ConfigError, cut_short, printable
 from lmr_guard.evidence import PatchFile, TriggeredFolder
 from lmr_guard.files import sha256_of
 from lmr_guard.untrusted import read_toml, require_known, shown
@@ -321,4 +321,4 @@ def _text(value: object, key: str, unit: str) -> str:
 
 
 def _said(value: object) -> str:
-    return printable(repr(value)[:_READABLE])
+    return printable(cut_short(value, _READABLE))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from lmr_guard.errors import ConfigError
+from lmr_guard.errors import ConfigError, cut_short
 from lmr_guard.untrusted import read_toml, require_known
 
 __all__ = ["Policy", "policy_from_toml"]
@@ -113,7 +113,7 @@ def _names(value: object) -> bool:
 
 def _require(holds: bool, policy: Policy, field: str, expected: str) -> None:
     if not holds:
-        got = repr(getattr(policy, field))[:_READABLE]
+        got = cut_short(getattr(policy, field), _READABLE)
         raise ConfigError(f"expected {field} {expected}, got {got}")
 
 
