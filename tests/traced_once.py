@@ -120,7 +120,9 @@ def unfollowed(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 @functools.cache
-def _table(make: Callable[..., Any], opset_version: int) -> Any:  # noqa: ANN401 - torch's own
+def _table(make: Callable[..., Any], opset_version: int, known: int) -> Any:  # noqa: ANN401 - torch's
+    """The table; what torch knew of operators when it was made decides what is in it."""
+    del known
     return make(opset_version=opset_version)
 
 
@@ -132,7 +134,8 @@ def one_table() -> Iterator[None]:
     make = ONNXRegistry.from_torchlib
 
     def copied(opset_version: int = ONNXRegistry().opset_version) -> ONNXRegistry:
-        whole, copy = _table(make, opset_version), ONNXRegistry()
+        known = len(torch._C._dispatch_get_all_op_names())
+        whole, copy = _table(make, opset_version, known), ONNXRegistry()
         copy._opset_version = whole._opset_version
         copy.functions = {name: [*each] for name, each in whole.functions.items()}
         return copy
