@@ -391,7 +391,7 @@ def test_real_reports_are_drawn(name: str) -> None:
     tried = {each["name"] for form in document["variants"] for each in form["triggers"]}
     strips = sum(not label.startswith("searched:") for label in tried)
     # Of rows the class was named.
-    assert strips == {"digits": 3, "rows": 1}[name]
+    assert strips == {"digits": 2, "rows": 1}[name]
     assert drawn.count("<svg") == {"digits": 2, "rows": 1}[name] + strips
     assert len(page.markdown(Report.from_json(document))) < 20_000
 
