@@ -28,7 +28,8 @@ LIMITS = (1.8, 2.0, 2.2, 2.5)
 """Scores from which on a class is named here."""
 
 RECORDED: Mapping[str, float] = MappingProxyType({"patch": 1.0, "additive": 1.0, "warp": 1 / 3})
-"""What strangeness is raised to in records of searches whose warps began wide, as all here did."""
+"""What strangeness is raised to in records of searches whose warps began wide: all but those of
+``results/warps``, which are read off by themselves."""
 
 _PATCHWISE = ("slim_vit", "slim_convnext", "vit")
 

@@ -24,7 +24,7 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled
 from lmr_guard.localize import inversion
 from lmr_guard.localize.drift import levelled
-from lmr_guard.localize.inversion import DEEP, InversionSettings, strangeness
+from lmr_guard.localize.inversion import InversionSettings, strangeness
 from lmr_guard.localize.listening import ListeningSettings
 from lmr_guard.localize.nearness import nearness
 from lmr_guard.localize.searches import PATCHED, outstanding, reads_patches, recognised
@@ -37,6 +37,14 @@ from lmr_guard.workshop import Structure, searched_forms
 __all__ = ["LOOKS", "ask_starts", "heard", "render", "standing_out"]
 
 _CUT = "l1-"
+# Two short ones and two long ones; an additive pattern comes to the same from all.
+_SHORT_START = InversionSettings(spaces=("patch", "warp"))
+_LONG_START = InversionSettings(steps=100, batch=4)
+_FOUR = (
+    *2 * (_SHORT_START,),
+    replace(_LONG_START, spaces=_SHORT_START.spaces),
+    _LONG_START,
+)
 # Of the four starts of a space that depends on them the first of each kind.
 _SHORT, _LONG = 0, 2
 Look = Literal["short", "long", "long for patches", "all"]
@@ -59,7 +67,7 @@ def ask_starts(subject: Subject) -> dict[str, Any]:
     """
     member, repair = subject.member, subject.clean.repair
     config = Settings(seed=member.seed).within("thorough")
-    starts = (InversionSettings(steps=1),) * 4 if subject.tiny else DEEP
+    starts = (InversionSettings(steps=1),) * 4 if subject.tiny else _FOUR
     plain = subject.trained.classifier.clone()
     received, drawn = config.working(plain, repair), generator(member, "starts")
     start, near = process_time(), nearness(received, repair)
