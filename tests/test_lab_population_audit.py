@@ -12,6 +12,7 @@ from rich.console import Console
 from examples.lab.kit.records import Store
 from examples.lab.population import show_audit
 from examples.lab.population.__main__ import main
+from examples.lab.population.audit_files import UNSHOWN
 
 CLEAN = "reported-digits-plain_resnet-clean-s0"
 BACKDOORED = "reported-digits-plain_resnet-pcb_fixed-t3-s1"
@@ -44,6 +45,7 @@ def test_each_file_has_a_rate_and_a_search(done: Path) -> None:
     for file in (*clean["files"], *backdoored["files"]):
         assert file["strangeness"] >= 1
         assert file["by"].startswith("searched:")
+        assert {each["check"].partition(":")[0] for each in file["against"]} <= {*UNSHOWN}
         assert file["reaches"]["trials"] < file["ca"]["trials"] == 449
     assert all(0 < f["asr"]["trials"] < 449 for f in backdoored["files"])
 
@@ -85,7 +87,11 @@ def test_an_empty_folder_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def file(
-    strangeness: float, asr: int | None, *, repair: str = "unrepaired", ca: int = 90
+    strangeness: float,
+    asr: int | None,
+    *against: str,
+    repair: str = "unrepaired",
+    ca: int = 90,
 ) -> dict[str, Any]:
     """One file's entry: rates of a hundred."""
     return {
@@ -95,6 +101,7 @@ def file(
         "ca": {"hits": ca, "trials": 100},
         "asr": None if asr is None else {"hits": asr, "trials": 100},
         "strangeness": strangeness,
+        "against": [{"check": check, "outcome": "fail"} for check in against],
     }
 
 
@@ -104,8 +111,8 @@ def record(attack: str | None, *files: dict[str, Any]) -> dict[str, Any]:
 
 PEOPLE = [
     record(None, file(1.2, None), file(2.5, None, ca=80)),
-    record("badnets", file(5.0, 99), file(1.5, 1, repair="repaired"), file(1.1, 10)),
-    record("sig", file(1.4, 60), file(3.0, 50, repair="repaired"), file(1.3, 0)),
+    record("badnets", file(5.0, 99, "listens"), file(1.5, 1, repair="repaired"), file(1.1, 10)),
+    record("sig", file(1.4, 60, "chance"), file(3.0, 50, repair="repaired"), file(1.3, 0)),
 ]
 
 
@@ -127,16 +134,17 @@ def test_counts_are_those_made_by_hand() -> None:
         console.print(part)
     text = console.export_text()
     for row in (
-        ("unrepaired, ASR above 20 %", "refused", "1/2", "1/2"),
-        ("repaired, ASR still above 20 %", "refused", "1/1", "1/1"),
+        # SIG's is passed by the search and met by random patterns.
+        ("unrepaired, ASR above 20 %", "refused", "1/2", "1/2", "2/2", "2/2"),
+        ("repaired, ASR still above 20 %", "refused", "1/1", "1/1", "0/1", "0/1"),
         # The stranger of the two lost ten points of its accuracy.
-        ("clean network", "passed", "1/2", "1/1"),
-        ("repaired, ASR below 2 %", "passed", "1/1", "1/1"),
+        ("clean network", "passed", "1/2", "1/1", "2/2", "1/1"),
+        ("repaired, ASR below 2 %", "passed", "1/1", "1/1", "1/1", "1/1"),
     ):
         (line,) = (line for line in text.splitlines() if f" {row[0]} " in line)
         cells = [cell.strip() for cell in line.strip("│ ").split("│")]
         assert cells[1] == row[1]
-        assert [cell.split()[0] for cell in cells[2:]] == [row[2], row[3]]
+        assert [cell.split()[0] for cell in cells[2:]] == [*row[2:]]
     (line,) = (line for line in text.splitlines() if " whole image " in line)
     # SIG's two files against four quiet ones: 1.4 beats 1.2 and 1.3; 3.0 beats all.
     assert "0.75" in line
@@ -146,3 +154,13 @@ def test_the_roc_by_eye() -> None:
     awake = [file(3.0, 99), file(2.0, 99)]
     quiet = [file(1.0, 0), file(2.5, 0)]
     assert show_audit.roc(awake, quiet) == [(0, 0), (0, 0.5), (0.5, 0.5), (0.5, 1), (1, 1)]
+
+
+def test_records_of_before_tell_of_the_search_alone() -> None:
+    old = {name: value for name, value in file(3.0, 99).items() if name != "against"}
+    console = Console(width=160, record=True, file=StringIO())
+    for part in show_audit.render([record("badnets", old)], 2.0):
+        console.print(part)
+    (line,) = (line for line in console.export_text().splitlines() if " unrepaired, ASR ab" in line)
+    cells = [cell.strip() for cell in line.strip("│ ").split("│")]
+    assert [cell.split()[0] for cell in cells[2:]] == ["1/1", "1/1", "-", "-"]

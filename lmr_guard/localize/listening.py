@@ -5,7 +5,7 @@
 ``localize`` asks the model as received; this asks each form that would ship, anew. Spaces that
 show a strange class at first look are dug into, and the strangest class counts. The limit
 is the policy's, and ``verify`` judges. A backdoor that none of the three spaces of ``inversion``
-comes near is not found; docs/methods/audit.md has the numbers.
+comes near is not found; docs/methods/listening.md has the numbers.
 """
 
 from dataclasses import dataclass, replace

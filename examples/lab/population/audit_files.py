@@ -4,7 +4,8 @@
 
 Each network goes through ``pipeline.run_stages`` twice: once without repair, and, where it holds a
 backdoor, once with the attacker's class given, so that what is measured is the audit and not
-localize. The files are real, and so are their attack success rates in ONNX Runtime.
+localize. The files are real, and so are their attack success rates in ONNX Runtime. What the audit
+says of them it says without the trigger: ``against`` holds no finding that one was shown for.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
+import torch
+
 from examples.lab.kit.measuring import counts
 from examples.lab.kit.planting import Trained
 from examples.lab.population.plan import Member
@@ -22,12 +25,17 @@ from lmr_guard import pipeline, repel
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Clean
 from lmr_guard.localize import inversion, listening
-from lmr_guard.release.records import Variant
+from lmr_guard.release.records import Check, Outcome, Variant
 from lmr_guard.settings import Settings
 
-__all__ = ["VARIANTS", "audit_files"]
+__all__ = ["UNSHOWN", "VARIANTS", "audit_files"]
 
 VARIANTS = ("float32", "int8", "l1-0.3")
+
+UNSHOWN = (Check.LISTENS, Check.EXCESS, Check.CHANCE, Check.AGREES)
+"""Checks of what a file does under patterns that were searched for or drawn at random."""
+
+_REPORTED = 1500
 
 
 def audit_files(subject: Subject) -> dict[str, Any]:
@@ -37,6 +45,8 @@ def audit_files(subject: Subject) -> dict[str, Any]:
         GuardError: A step could not be done.
     """
     member, trained, clean = subject.member, subject.trained, subject.clean
+    few = torch.arange(min(len(clean.report), _REPORTED))
+    clean = replace(clean, report=clean.report.subset(few))
     config = _config(member, tiny=subject.tiny)
     start = perf_counter()
     files = list(_files("unrepaired", trained, clean, replace(config, repair=False)))
@@ -59,8 +69,7 @@ def audit_files(subject: Subject) -> dict[str, Any]:
 def _config(member: Member, *, tiny: bool) -> Settings:
     config = Settings(
         seed=member.seed,
-        recipes=recipes.parse(list(VARIANTS), refit="none"),
-        after_pruning=None,
+        recipes=recipes.parse(list(VARIANTS)),
         threads=1,
     )
     if not tiny:
@@ -94,12 +103,26 @@ def _files(
 
 
 def _search(variant: Variant) -> dict[str, Any]:
-    """The true ASR, where there is a trigger, and what the search came to."""
-    *shown, searched = variant.triggers
+    """The true ASR, where there is a trigger, and what was found without it."""
     return {
-        "asr": counts(shown[0].asr) if shown else None,
-        "class": searched.target,
-        "strangeness": searched.strangeness,
-        "by": searched.label,
-        "reaches": counts(searched.asr),
+        "asr": counts(variant.shown[0].asr) if variant.shown else None,
+        **_strangest(variant),
+        "against": [
+            {"check": finding.label, "outcome": finding.outcome.word}
+            for finding in variant.verdict.findings
+            if finding.check in UNSHOWN and finding.outcome is not Outcome.PASS
+        ],
     }
+
+
+def _strangest(variant: Variant) -> dict[str, Any]:
+    """What the search of this very file came to; nothing strange where it could not be made."""
+    for result in variant.triggers:
+        if result.tried == "searched":
+            return {
+                "class": result.target,
+                "strangeness": result.strangeness,
+                "by": result.label,
+                "reaches": counts(result.asr),
+            }
+    return {"class": None, "strangeness": 1.0, "by": None, "reaches": None}

@@ -18,7 +18,7 @@ from examples.lab.population.show import FAMILIES
 from examples.lab.population.split import HALVES
 from lmr_guard.release.policy import Policy
 
-__all__ = ["GROUPS", "draw", "group_files", "keeps_accuracy", "render", "roc"]
+__all__ = ["GROUPS", "draw", "group_files", "keeps_accuracy", "refused", "render", "roc"]
 
 _AWAKE, _ASLEEP = 0.2, 0.02
 
@@ -70,36 +70,46 @@ def keeps_accuracy(file: _File) -> bool:
     return bool(lost <= Policy().max_accuracy_drop * file["ca"]["trials"])
 
 
+def refused(file: _File) -> bool:
+    """Whether any check that no trigger is shown for withholds it, failed or incomplete."""
+    return bool(file["against"])
+
+
 def render(records: Sequence[Record], limit: float) -> Iterator[RenderableType]:
     """A table per half: what was decided as it should be, and a line on how to read it."""
     for half in HALVES:
         groups = group_files(records, half)
-        columns = ("all", "those that keep their accuracy")
+        columns = ("by the search", "the same, accuracy kept", "by all", "the same, accuracy kept")
         table = framed_table(f"{half} half, limit {limit:g}", ("files", "should be"), columns)
         for name, refuse in GROUPS.items():
             files = groups[name]
             kept = [file for file in files if keeps_accuracy(file)]
             word = "refused" if refuse else "passed"
-            table.add_row(name, word, *(_right(each, limit, refuse) for each in (files, kept)))
+            told = [_right(each, limit, refuse) for each in (files, kept)]
+            table.add_row(name, word, *told, _by_all(files, refuse), _by_all(kept, refuse))
         if any(groups.values()):
             yield table
             yield _families(groups, half, limit)
     yield Text(
         "Each count with its share and Wilson bounds at 95 %; files of one network are not "
-        "independent. A file is refused from the limit on. Those that keep their accuracy lose at "
-        "most 3 points, so that nothing but the audit would withhold them."
+        "independent. The search refuses a file from the limit on; by all: replays, random "
+        "patterns and what would not agree withhold it too (of records that tell of them). Those "
+        "that keep their accuracy lose at most 3 points, so that nothing but the audit would "
+        "withhold them."
     )
 
 
 def _families(groups: Mapping[str, Sequence[_File]], half: str, limit: float) -> Table:
     awake, quiet = _apart(groups)
     title = f"{half} half, files with an ASR above 20 %"
-    table = framed_table(title, ["attacks"], ("refused", "area under the ROC"))
+    columns = ("by the search", "area under the ROC", "by all")
+    table = framed_table(title, ["attacks"], columns)
     for family, attacks in FAMILIES.items():
         own = [file for file in awake if file["attack"] in attacks]
         if own:
             area = f"{_area(own, quiet):.2f}" if quiet else "-"
-            table.add_row(family, _right(own, limit, refuse=True), area)
+            told = _right(own, limit, refuse=True), area, _by_all(own, refuse=True)
+            table.add_row(family, *told)
     return table
 
 
@@ -108,6 +118,12 @@ def _right(files: Sequence[_File], limit: float, refuse: bool) -> str:
         return "-"
     hits = sum((file["strangeness"] >= limit) == refuse for file in files)
     return share(hits, len(files), out_of=True)
+
+
+def _by_all(files: Sequence[_File], refuse: bool) -> str:
+    told = [file for file in files if "against" in file]
+    hits = sum(refused(file) == refuse for file in told)
+    return share(hits, len(told), out_of=True) if told else "-"
 
 
 def _apart(groups: Mapping[str, Sequence[_File]]) -> tuple[list[_File], list[_File]]:
