@@ -18,7 +18,7 @@ PIN_airflow := apache-airflow==3.3.2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest long docs structure reliability hosts install clean release advisories lock
+.PHONY: help demo test lint types pytest examples long docs structure reliability hosts install clean release advisories lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -27,7 +27,7 @@ help: ## Show this list
 demo: $(STAMP) ## Plant two sleeping backdoors, guard against them, write reports to OUT
 	$(BIN)/lmr-guard demo --out "$(OUT)"
 
-test: lint types pytest ## Lint, type-check and test, with coverage; what CI runs
+test: lint types pytest ## Lint, type-check and test the package, with coverage; CI runs it and make examples
 
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check .
@@ -48,6 +48,11 @@ types: $(STAMP) ## Type-check the built wheel and the examples
 pytest: $(STAMP) ## Run the tests alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term-missing \
 		--cov-fail-under=90
+
+# The examples and the lab, which are copied or asked for numbers, not installed.
+examples: $(STAMP) ## Run the tests of what stands in examples/
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) \
+		-m "examples and not gpu and not shared and not hosts and not long"
 
 # Of each kind a shorter test is in `make test`; see CONTRIBUTING.md.
 long: $(STAMP) ## The long tests, which make test leaves out

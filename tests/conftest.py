@@ -43,6 +43,20 @@ ATTACKER_IMAGES = 900
 SCHEDULE = Schedule(epochs=12, lr=0.1, batch=64, shift=1)
 
 
+# What hostile input does is asked in examples/lab, but about the package.
+_OF_EXAMPLES = ("test_examples_", "test_lab_")
+_OF_THE_PACKAGE = ("test_lab_reliability",)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of what stands in ``examples/`` are told from those of the package by their names."""
+    for item in items:
+        name = item.path.name
+        if name.startswith(_OF_EXAMPLES) and not name.startswith(_OF_THE_PACKAGE):
+            item.add_marker(pytest.mark.examples)
+
+
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
     """What a test draws without a generator of its own is the same in every order of the tests."""
