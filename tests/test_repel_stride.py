@@ -55,10 +55,24 @@ def test_between_is_a_straight_line(model: Classifier) -> None:
 
 
 def test_lures_of_the_probe_pull(model: Classifier, asked: Probe) -> None:
-    patches, warps = asked.pulls(model).tolist()
+    (patches, warps), margins = asked.pulls(model).tolist()
     assert patches[0] > 0.2
-    assert len(warps) == 1
-    assert asked.pulls(biased(model, 100.0)).tolist() == [[0.0], [0.0]]
+    assert len(warps) == len(margins[0]) == 1
+    shares, farther = asked.pulls(biased(model, 100.0)).tolist()
+    assert shares == [[0.0], [0.0]]
+    for before, after in zip(margins, farther, strict=True):
+        assert after[0] == pytest.approx(before[0] - 100, abs=1e-3)
+
+
+def test_margins_by_eye(model: Classifier, asked: Probe) -> None:
+    outside = asked.images.pixels[asked.images.labels != SUSPECT]
+    kinds: list[list[float]] = [[], []]
+    for number, lured in enumerate(asked.lures.each(outside)):
+        for logits in model(lured).tolist():
+            own = logits.pop(SUSPECT)
+            kinds[number >= asked.lures.patches].append(own - max(logits))
+    told = asked.pulls(model)[1, :, 0].tolist()
+    assert told == pytest.approx([sum(kind) / len(kind) for kind in kinds], abs=1e-4)
 
 
 class Biased:
@@ -84,28 +98,50 @@ def test_a_twin_is_asked_where_more_is_pulled_than_in_the_model(model: Classifie
     forms = (Biased(0.0), Biased(100.0))
     asked = probe(model, images, SUSPECT, SETTINGS, twins=forms, generator=seeded())
     assert asked.twins == forms[1:]
-    assert asked.pulls(model)[:, 1].tolist() == [1.0, 1.0]
+    assert asked.pulls(model)[0, :, 1].tolist() == [1.0, 1.0]
     assert fingerprint(model) == state
 
 
-def test_the_nearest_point_where_lures_have_lost_their_pull_and_half_as_far_again(
-    model: Classifier, asked: Probe
+@pytest.mark.parametrize("by", [6.0, 20.0])
+def test_the_nearest_point_where_lures_have_lost_hits_and_margin(
+    model: Classifier, asked: Probe, by: float
 ) -> None:
-    end, select = biased(model, 20.0), row_images(30, 2)
+    end, select = biased(model, by), row_images(30, 2)
     points, suppresses = shortest(model, end, select, SETTINGS, asked)
-    start, kinds = asked.pulls(model).max(dim=0)
-    stays = asked.pulls(end)[kinds, 0]
-    enough = max(0.05, float(stays + 0.1 * (start - stays)))
-    *looked_at, taken = points
-    quiet = [point.share for point in looked_at if point.pull <= enough]
-    noisy = [point.share for point in looked_at if point.pull > enough]
-    assert all(share < min(quiet) for share in noisy)
-    assert taken.share == pytest.approx(min(1.0, 1.5 * min(quiet)))
+    start, stays = asked.pulls(model)[:, :, 0], asked.pulls(end)[:, :, 0]
+    kind = int(start[0].argmax())
+    enough = (stays + 0.1 * (start - stays))[:, kind].tolist()
+
+    def is_gone(share: float) -> bool:
+        hits, margin = asked.pulls(between(model, end, share))[:, kind, 0].tolist()
+        return hits <= max(0.05, enough[0]) and margin <= enough[1]
+
+    nearest = next((share for share in SETTINGS.strides if is_gone(share)), 1.0)
+    taken = points[-1]
+    assert nearest in {point.share for point in points}
+    at = {share: between(model, end, share) for share in (nearest, min(1.0, 1.5 * nearest))}
+    held = float(asked.pulls(at[nearest])[0, kind, 0]) > 0.1
+    free = accuracy(at[max(at)], select).hits >= accuracy(at[nearest], select).hits
+    if not (held or free):
+        assert taken.share == nearest
+    else:
+        farther = round(1.5 * nearest, 4)
+        assert taken.share in {min(1.0, farther), farther}
     assert taken.clean == accuracy(taken.model, select)
     assert suppresses
     for point in points:  # By eye.
-        pulls = asked.pulls(between(model, end, point.share))[kinds, 0]
+        pulls = asked.pulls(between(model, end, point.share))[0, kind, 0]
         assert point.pull == pytest.approx(float(pulls))
+
+
+def test_a_trigger_that_works_where_lures_carry_off_nothing_is_followed_farther(
+    model: Classifier, asked: Probe
+) -> None:
+    end = biased(model, 200.0)
+    points, _ = shortest(model, end, row_images(30, 2), SETTINGS, asked)
+    assert {point.pull for point in points} == {0.0}
+    # Nine tenths of the margin, of which the whole way takes its share evenly.
+    assert points[-1].share == 1.0
 
 
 def test_a_way_that_takes_no_pull_does_not_suppress(model: Classifier, asked: Probe) -> None:
@@ -114,7 +150,7 @@ def test_a_way_that_takes_no_pull_does_not_suppress(model: Classifier, asked: Pr
     assert not suppresses
 
 
-@pytest.mark.parametrize(("by", "share"), [(2.0, 1.5), (6.0, 1.0), (20.0, 1.0)])
+@pytest.mark.parametrize(("by", "share"), [(2.0, 1.5), (4.8, 1.0), (20.0, 1.0)])
 def test_beyond_the_end_where_that_takes_more_pull_than_clean_accuracy(
     model: Classifier, asked: Probe, by: float, share: float
 ) -> None:

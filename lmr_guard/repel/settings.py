@@ -32,10 +32,11 @@ class RepelSettings:
         rehearsal: Share of these images that is of the suspect class, beside those that are so by
             chance: what is repelled from it is not to be forgotten.
         strides: Shares of the way from the received weights to the repaired ones, ascending, in
-            (0, 1). Half as far again as the smallest at which unseen lures have lost their pull is
-            gone, else all of the way; with none of them it is always all of the way. See
-            ``stride``.
-        pull: Share of the pull that unseen lures lose on the whole way that may be left.
+            (0, 1). The smallest at which unseen lures have lost their pull is gone, else all of the
+            way, and half as far again where they still carry off some images or where that costs
+            none; with none of them it is always all of the way. See ``stride``.
+        pull: Share of what unseen lures lose on the whole way, in images and in logits, that may
+            be left.
         lures: Universal changes that draw images to the suspect class; 0 for none.
         lure_share: Share of the images outside the suspect class that carry one.
         lure_area: Largest share of an image that one of those that are patches may cover; of every

@@ -6,10 +6,13 @@ What a repair does to the backdoor it does first, what it costs in clean accurac
 rest of the way: on the straight line between received and repaired weights the attack is often
 dead where most of the loss is not yet paid. So other lures for the suspect class, which were found
 on the received model but which the repair has not seen, are tried on points of that line, and the
-nearest is looked for at which they have lost nearly all of the pull that they lose at all. Half as
-far again may lie beyond the repaired weights: what suppresses goes on to do so along the line. Of
-patches and warps the kind is asked that pulls most to begin with; not veils, which carry off most
-images of honest models too. Nothing here sees a real trigger.
+nearest is looked for at which they have lost nearly all of the pull that they lose at all: images
+that they carry off, and logits by which they draw the others nearer, for a trigger that is no lure
+goes on to work where lures carry off nothing any more. Half as far again is gone where they still
+carry off some, or where it costs nothing, beyond the repaired weights too: what suppresses goes on
+to do so along the line. Of
+patches and warps the kind is asked that carries off most to begin with; not veils, which carry off
+most images of honest models too. Nothing here sees a real trigger.
 
 Source of weights between two fine-tuned states: Wortsman et al., "Robust fine-tuning of zero-shot
 models" (CVPR 2022), there for accuracy under shift.
@@ -24,6 +27,7 @@ from torch import Tensor
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Rate, Twin
 from lmr_guard.measure import accuracy
+from lmr_guard.repel.losses import suspect_margin
 from lmr_guard.repel.lures import Lures
 from lmr_guard.repel.settings import RepelSettings
 from lmr_guard.repel.trainer import lures_for, through
@@ -37,6 +41,7 @@ _RARE = 6
 _CHANCE = 0.05
 _WAKES = 0.1
 _FARTHER = 1.5
+_HELD = 0.1
 _MOST = 1 / 3
 
 
@@ -61,7 +66,9 @@ class Probe:
 
     @torch.no_grad()
     def pulls(self, model: Classifier) -> Tensor:
-        """Share of the images that lures carry off, (kinds, forms): the mean of each kind.
+        """What lures do to the images, (2, kinds, forms), the mean of each kind.
+
+        First the share that they carry off, then the mean margin of the suspect class, in logits.
 
         Args:
             model: In eval mode; the forms are the model itself and its twins.
@@ -71,11 +78,11 @@ class Probe:
         itself = torch.cat([model(part) for part in changed.split(256)])
         drawn, parameters = torch.Generator().manual_seed(self.seed), dict(model.named_parameters())
         forms = [self.pulls_in(model, twin(parameters, drawn)) for twin in self.twins]
-        return torch.stack([self._by_kind(itself), *forms], dim=1)
+        return torch.stack([self._by_kind(itself), *forms], dim=2)
 
     @torch.no_grad()
     def pulls_in(self, model: Classifier, form: dict[str, Tensor]) -> Tensor:
-        """The same for one form, (kinds,), on a part of the images.
+        """The same for one form, (2, kinds), on a part of the images.
 
         Many clean images beside a few keep the batch statistics ordinary.
         """
@@ -93,9 +100,11 @@ class Probe:
 
     def _by_kind(self, logits: Tensor) -> Tensor:
         """Of images under each lure in turn, (images x lures, K)."""
-        hits = (logits.argmax(dim=1) == self.suspect).float().view(-1, len(self.lures))
-        kinds = hits.mean(dim=0).cpu().split(self.lures.kinds)
-        return torch.stack([kind.mean() for kind in kinds if len(kind)])
+        hits = (logits.argmax(dim=1) == self.suspect).float()
+        told = torch.stack([hits, suspect_margin(logits, self.suspect).float()])
+        means = told.view(2, -1, len(self.lures)).mean(dim=1).cpu()
+        kinds = means.split(self.lures.kinds, dim=1)
+        return torch.stack([kind.mean(dim=1) for kind in kinds if kind.shape[1]], dim=1)
 
 
 def probe(
@@ -139,7 +148,7 @@ def probe(
     awake = [
         twin
         for twin in twins
-        if bool((found.pulls_in(model, twin(parameters, drawn)) > usual + _WAKES).any())
+        if bool((found.pulls_in(model, twin(parameters, drawn)) > usual + _WAKES)[0].any())
     ]
     return replace(found, twins=tuple(awake))
 
@@ -180,10 +189,10 @@ class Stride:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Way:
-    """What lures pull along it, each form by itself.
+    """What lures pull along it, each form by itself: hits and margins, (2, forms).
 
     Args:
-        asked: The kind that pulls most in each form of the received model.
+        asked: The kind that carries off most in each form of the received model.
         start: What it pulls there.
         end: What it pulls in the repaired one.
     """
@@ -196,22 +205,23 @@ class _Way:
     @classmethod
     def of(cls, tried: Probe, received: Classifier, repaired: Classifier) -> "_Way":
         """Both ends of it."""
-        start, asked = tried.pulls(received).max(dim=0)
-        end = tried.pulls(repaired).gather(0, asked[None])[0]
-        return cls(tried, asked, start, end)
+        start = tried.pulls(received)
+        asked = start[0].argmax(dim=0).expand(2, 1, -1)
+        end = tried.pulls(repaired)
+        return cls(tried, asked, start.gather(1, asked)[:, 0], end.gather(1, asked)[:, 0])
 
     def pulls(self, model: Classifier) -> Tensor:
-        """What is pulled at a point, (forms,)."""
-        return self.tried.pulls(model).gather(0, self.asked[None])[0]
+        """What is pulled at a point, (2, forms)."""
+        return self.tried.pulls(model).gather(1, self.asked)[:, 0]
 
     def is_gone(self, pulls: Tensor, left: float) -> bool:
         """Whether no more than this share of what the whole way takes is left in any form."""
-        enough = self.end + left * (self.start - self.end)
-        return bool((pulls <= enough.clamp_min(_CHANCE)).all())
+        hits, margins = self.end + left * (self.start - self.end)
+        return bool((pulls[0] <= hits.clamp_min(_CHANCE)).all() and (pulls[1] <= margins).all())
 
     def suppresses(self, pulls: Tensor) -> bool:
-        """Whether lures have lost most of their pull in every form."""
-        return bool((pulls <= (_MOST * self.start).clamp_min(_CHANCE)).all())
+        """Whether lures carry off far fewer images than in the received model, in every form."""
+        return bool((pulls[0] <= (_MOST * self.start[0]).clamp_min(_CHANCE)).all())
 
 
 def shortest(
@@ -223,37 +233,40 @@ def shortest(
 ) -> tuple[tuple[Stride, ...], bool]:
     """The points on the way that were looked at, and whether the last, the one to take, suppresses.
 
-    The nearest at which lures have lost their pull is searched for by halving, and half as far
-    again is gone from there, since lures are not the trigger. Beyond the repaired weights that is
-    done only where it is worth more than these are.
+    The nearest at which lures have lost their pull is searched for by halving. Where they still
+    carry off some images there, or where no image of ``select`` is lost by it, half as far again is
+    gone, since lures are not the trigger; beyond the repaired weights only where that is worth more
+    than these are.
 
     Args:
         received: Start of the way.
         repaired: Its end, which is the last point where no nearer one will do.
-        select: Clean images; the clean accuracy is told, not chosen by.
+        select: Clean images; what is lost of them decides how far again is gone.
         settings: ``strides`` and ``pull``.
         tried: Lures that the repair has not seen; None goes all of the way.
     """
     if tried is None:
         return (Stride(1.0, repaired, 0.0, accuracy(repaired, select)),), True
-    way, found = _Way.of(tried, received, repaired), list[Stride]()
+    way, seen = _Way.of(tried, received, repaired), dict[float, tuple[Stride, Tensor]]()
 
-    def look(share: float) -> Tensor:
-        model = between(received, repaired, share)
-        pulls = way.pulls(model)
-        found.append(Stride(share, model, float(pulls.max()), accuracy(model, select)))
-        return pulls
+    def look(share: float) -> tuple[Stride, Tensor]:
+        if share not in seen:
+            model = between(received, repaired, share)
+            pulls = way.pulls(model)
+            point = Stride(share, model, float(pulls[0].max()), accuracy(model, select))
+            seen[share] = (point, pulls)
+        return seen[share]
 
     def is_enough(share: float) -> bool:
-        return way.is_gone(look(share), settings.pull)
+        return way.is_gone(look(share)[1], settings.pull)
 
-    first = bisect_left(settings.strides, True, key=is_enough)
-    farther = round((*settings.strides, 1.0)[first] * _FARTHER, 4)
-    pulls = look(min(1.0, farther))
-    if farther > 1:
-        end, beyond = found[-1], look(farther)
-        if found[-1].worth > end.worth:
-            pulls = beyond
-        else:
-            found.append(end)
-    return tuple(found), way.suppresses(pulls)
+    nearest = (*settings.strides, 1.0)[bisect_left(settings.strides, True, key=is_enough)]
+    taken, pulls = look(nearest)
+    farther = round(nearest * _FARTHER, 4)
+    point = look(min(1.0, farther))
+    if taken.pull > _HELD or point[0].clean.hits >= taken.clean.hits:
+        taken, pulls = point
+        if farther > 1 and look(farther)[0].worth > taken.worth:
+            taken, pulls = look(farther)
+    others = [point for point, _ in seen.values() if point is not taken]
+    return (*others, taken), way.suppresses(pulls)
