@@ -6,6 +6,7 @@ Every form that would ship goes this way, in this order; what cannot be built is
 passed over in silence. The channel groups of a network are traced once for all of them.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from lmr_guard.compress.whole import Whole, described
 from lmr_guard.contracts import Clean, Inverted, Progress, Rate, Trigger, Twin
 from lmr_guard.errors import StageError
 from lmr_guard.evidence import Evidence
-from lmr_guard.files import Artifact
+from lmr_guard.files import Artifact, atomic
 from lmr_guard.localize import listening, telling
 from lmr_guard.measure import carried
 from lmr_guard.onnxfile.export import export_onnx, require_parity
@@ -83,6 +84,7 @@ class Workshop:
         folder: Private; each call makes one inside it.
         progress: Told how far each step is.
         notes: What could not be built, one sentence each; grows with each call.
+        exports: Files by the digest of the weights that they were exported from; likewise.
     """
 
     structure: Structure
@@ -92,6 +94,7 @@ class Workshop:
     folder: Path
     progress: Progress
     notes: list[str] = field(default_factory=list)
+    exports: dict[str, Path] = field(default_factory=dict)
 
     @property
     def shown(self) -> Tensor:
@@ -145,7 +148,7 @@ class Workshop:
                 cut = self._cut(cutter, pruning, step)
                 recovered = self._recovered(cut, alike[0], judged.suspects)
                 exported = folder / f"{Recipe(prune=pruning).label}.onnx"
-                export_onnx(recovered.classifier, exported, shown=self.shown)
+                self._export(recovered.classifier, exported)
                 for recipe in alike:
                     form = recovered.under(recipe)
                     file = self._file(exported, recipe)
@@ -188,6 +191,16 @@ class Workshop:
             self._note(f"{first.label} was left as it was cut: {error}")
             return form
         return replace(form, classifier=plain(repaired.to(form.classifier.device)))
+
+    def _export(self, classifier: Classifier, path: Path) -> None:
+        """What nobody repaired is the same file as received and as it would ship: exported once."""
+        digest = weights_sha256(classifier)
+        if digest not in self.exports:
+            export_onnx(classifier, path, shown=self.shown)
+            self.exports[digest] = path
+            return
+        with self.exports[digest].open("rb") as before, atomic(path) as file:
+            shutil.copyfileobj(before, file)
 
     def _file(self, exported: Path, recipe: Recipe) -> Artifact:
         if recipe.int8 is None:

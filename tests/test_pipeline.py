@@ -32,11 +32,12 @@ from lmr_guard.compress import recipes
 from lmr_guard.contracts import Clean, Progress, silent
 from lmr_guard.errors import ConfigError, ExportRefused, StageError
 from lmr_guard.evidence import Patch, PatchFile
-from lmr_guard.files import sha256_of
+from lmr_guard.files import Artifact, sha256_of
 from lmr_guard.foreign import verify
 from lmr_guard.localize.inversion import DEEP, LOOK
 from lmr_guard.localize.listening import ListeningSettings
 from lmr_guard.localize.rule import LocalizeSettings
+from lmr_guard.onnxfile.export import export_onnx
 from lmr_guard.onnxfile.predictor import OnnxPredictor
 from lmr_guard.pipeline import guard, repair, scan
 from lmr_guard.received.architectures import Architecture
@@ -407,6 +408,26 @@ def test_another_number_of_threads_changes_the_numbers_hardly(
         a, b = ours["clean_accuracy"], theirs["clean_accuracy"]
         assert abs(a["hits"] - b["hits"]) <= 0.02 * a["trials"]
         assert ours["verdict"] == theirs["verdict"]
+
+
+def test_one_network_is_exported_once_and_each_repaired_one_for_itself(
+    row_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = []
+
+    def counted(model: Classifier, path: Path, *, shown: Tensor) -> Artifact:
+        exported.append(path.relative_to(path.parents[1]).as_posix())
+        return export_onnx(model, path, shown=shown)
+
+    monkeypatch.setattr("lmr_guard.workshop.export_onnx", counted)
+    report = rows(row_files, tmp_path / "plain", PLAIN)
+    assert exported == ["compress received/float32.onnx"]
+    (received,), (shipped,) = report["received"], report["variants"]
+    on_disk = sha256_of(tmp_path / "plain" / "float32.onnx")
+    assert shipped["sha256"] == received["sha256"] == on_disk
+    exported.clear()
+    rows(row_files, tmp_path / "repaired", REPAIRED)
+    assert exported == ["compress received/float32.onnx", "compress/float32.onnx"]
 
 
 def test_the_smallest_alone_is_published_where_the_policy_says_so(
