@@ -113,6 +113,8 @@ def cut_short(value: object, most: int) -> str:
         return repr(value)[:most]
     except ValueError:  # Python writes no integer of more than 4300 digits.
         return "a number of thousands of digits"
+    except RecursionError:
+        return "a value that is nested too deep"
 
 
 def is_text(name: str) -> bool:

@@ -15,6 +15,7 @@ from lmr_guard.errors import (
     GuardError,
     InputError,
     StageError,
+    cut_short,
     described,
     first_line,
     printable,
@@ -94,6 +95,15 @@ def test_an_error_by_its_first_line() -> None:
 def test_what_could_steer_a_terminal_is_escaped() -> None:
     assert printable("a b") == "a b"
     assert "\x1b" not in printable("\x1b[2J")
+
+
+def test_what_cannot_be_written_is_told_in_words() -> None:
+    nested: list[object] = []
+    for _ in range(200_000):
+        nested = [nested]
+    assert cut_short("a" * 100, 5) == "'aaaa"
+    assert cut_short(10**5000, 80) == "a number of thousands of digits"
+    assert cut_short(nested, 80) == "a value that is nested too deep"
 
 
 def test_of_many_names_some_are_told() -> None:

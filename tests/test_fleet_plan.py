@@ -147,6 +147,18 @@ HOSTILE = {
         DEFAULTS + units("a") + "arch = 1\n",
         "expected text for arch in unit a, got 1",
     ),
+    "a number that Python cannot write": (
+        DEFAULTS + units("a") + f"seed = 0x{'f' * 5000}\n",
+        "expected a whole number for seed in unit a, got a number of thousands of digits",
+    ),
+    "such a number in a list": (
+        DEFAULTS + units("a") + f"variants = [0x{'f' * 5000}]\n",
+        "expected text or a list for variants in unit a, got a number of thousands of digits",
+    ),
+    "keys nested too deep": (
+        DEFAULTS + units("a") + f"seed{'.a' * 5000} = 1\n",
+        "expected a whole number for seed in unit a, got ",
+    ),
     "a list for one": (
         DEFAULTS + units("a") + 'arch = ["x"]\n',
         "expected text for arch in unit a, got ['x']",

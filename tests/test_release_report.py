@@ -438,6 +438,14 @@ def read_as(document: object, folder: Path) -> str:
     return refused(path)
 
 
+def test_a_report_that_is_nested_too_deep_is_an_input_error(tmp_path: Path) -> None:
+    deep = "[" * 600 + "]" * 600  # less than a parser of JSON refuses
+    text = json.dumps(broken("config/images", "here")).replace('"here"', deep)
+    (tmp_path / "report.json").write_text(text)
+    message = refused(tmp_path / "report.json")
+    assert message.startswith("expected a report of lmr-guard, got one that is nested too deep")
+
+
 @pytest.mark.parametrize("document", [[], {}, None, "pass", {"name": "mine"}])
 def test_json_that_is_no_report_is_an_input_error(document: object, tmp_path: Path) -> None:
     message = read_as(document, tmp_path)

@@ -282,8 +282,8 @@ def _values(value: object, option: Option, key: str, unit: str) -> list[Any]:
         fits = isinstance(each, kinds) and (option.kind is bool or not isinstance(each, bool))
         if option.joined and isinstance(value, list):
             fits = isinstance(each, str | int | float) and not isinstance(each, bool)
-            fits = fits and "," not in str(each)
-        if not fits:
+            fits = fits and _writable(each) and "," not in str(each)
+        if not fits or not _writable(each):
             more = " or a list" if option.many or option.joined else ""
             word = {bool: "true or false", int: "a whole number", float: "a number"}
             kind = word.get(option.kind, "text")
@@ -291,6 +291,15 @@ def _values(value: object, option: Option, key: str, unit: str) -> list[Any]:
     if option.joined:
         return [",".join(str(each) for each in listed)]
     return list(listed)
+
+
+def _writable(value: object) -> bool:
+    """Whether a number can stand in a command: TOML holds longer ones than Python writes."""
+    try:
+        str(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _words(values: Sequence[Any], option: Option) -> Iterator[str]:

@@ -173,6 +173,10 @@ class Report:
             )
         except (StageError, ValueError, LookupError) as error:
             raise InputError(f"expected a report of lmr-guard, got another: {error}") from error
+        except RecursionError as error:
+            raise InputError(
+                "expected a report of lmr-guard, got one that is nested too deep"
+            ) from error
         expected = decide(found.variants, replace(policy, require=found.required))
         if (found.verdict, document["exit_code"]) != (expected, expected.exit_code):
             raise InputError(
