@@ -12,13 +12,15 @@ WHEEL := .make/wheel
 SITE := .make/site
 TOOLS := .make/tools
 APART := .make/hosts
+GUIDED := .make/atheris
 PIN_dvc := dvc==3.67.1
 PIN_kfp := kfp==2.17.3
 PIN_airflow := apache-airflow==3.3.2
+PIN_atheris := atheris==3.0.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest coverage examples long docs structure reliability hosts install clean release advisories lock
+.PHONY: help demo test lint types pytest coverage examples long docs structure reliability guided hosts install clean release advisories lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -74,6 +76,15 @@ reliability: $(STAMP) ## The long runs: bad inputs, kills, fuzzing; writes docs/
 	-OMP_NUM_THREADS=1 $(BIN)/python -m examples.lab.reliability kills
 	-OMP_NUM_THREADS=1 $(BIN)/python -m examples.lab.reliability fuzz
 	-OMP_NUM_THREADS=1 $(BIN)/python -m examples.lab.reliability large
+	$(BIN)/python -m examples.lab.reliability show --write
+
+# A fuzzer that only this command needs, and that runs on few versions of Python: no dependency.
+$(GUIDED)/.installed: Makefile
+	$(PIP) install --quiet --no-deps --only-binary :all: --upgrade --target $(GUIDED) $(PIN_atheris)
+	@touch $@
+
+guided: $(STAMP) $(GUIDED)/.installed ## Coverage-guided fuzzing of what reads files; writes docs/reliability.md
+	-OMP_NUM_THREADS=1 PYTHONPATH=$(GUIDED) $(BIN)/python -m examples.lab.reliability guided
 	$(BIN)/python -m examples.lab.reliability show --write
 
 # Hosts whose pins may not agree with ours live apart, as their users install them: our command

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from examples.lab.reliability import __main__ as command
+from examples.lab.reliability import executing, page
 from examples.lab.reliability import fuzz as fuzzing
-from examples.lab.reliability import page
+from examples.lab.reliability.executing import Target
 from examples.lab.reliability.fuzz import Crash, Limits, Run, again, beside, fuzz, workplace
 from examples.lab.reliability.mutation import Draws, Spoiler, Tree, drawn
-from examples.lab.reliability.targets import Target, targets
+from examples.lab.reliability.targets import targets
 from examples.lab.reliability.trial import Case
 from lmr_guard.errors import InputError, StageError
 
@@ -106,7 +107,7 @@ def test_what_is_no_refusal_is_a_crash_that_can_be_replayed(error: BaseException
 
 def test_a_refusal_is_none_and_what_hangs_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fuzz(reading(InputError("expected a, got b")), Limits(3, 300, 30.0)).crashes == []
-    monkeypatch.setattr(fuzzing, "_SLOW", 0.01)
+    monkeypatch.setattr(executing, "_SLOW", 0.01)
     (crash,) = fuzz(reading(wait=0.5), Limits(3, 20, 30.0)).crashes
     assert "more than 0.01 seconds" in crash.error
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
@@ -152,7 +153,7 @@ def test_the_page_says_what_to_run_where_nothing_was(
 ) -> None:
     assert command.main(["show", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    for name in ("inputs", "kills", "fuzz"):
+    for name in ("inputs", "kills", "fuzz", "guided"):
         assert f"Not run yet: `python -m examples.lab.reliability {name}`." in text
     assert "tests/test_bypasses.py` holds" in text
 

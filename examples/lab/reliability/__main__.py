@@ -5,10 +5,11 @@
     python -m examples.lab.reliability inputs
     python -m examples.lab.reliability kills
     python -m examples.lab.reliability fuzz --seconds 30
+    python -m examples.lab.reliability guided --seconds 20
     python -m examples.lab.reliability large
     python -m examples.lab.reliability show --write
 
-Each of the first four writes one record; ``show --write`` makes ``docs/reliability.md`` of them.
+Each but the last writes one record; ``show --write`` makes ``docs/reliability.md`` of them.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 from rich.console import Console
 
 from examples.lab.kit import command
-from examples.lab.reliability import fuzz, kills, large, page
+from examples.lab.reliability import fuzz, guided, kills, large, page
 from examples.lab.reliability.corpus import corpus
 from examples.lab.reliability.place import fill
 from examples.lab.reliability.running import Bench
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _act(arguments: Sequence[str] | None, console: Console) -> int:
     parser = command.parser("reliability", __doc__)
-    found = parser.add_subparsers(required=True, metavar="inputs|kills|fuzz|large|show")
+    found = parser.add_subparsers(required=True, metavar="inputs|kills|fuzz|guided|large|show")
     inputs = _command(found.add_parser("inputs", help="the whole corpus, slow ones too"), _inputs)
     inputs.add_argument("--only", default="", help="inputs whose name holds this text")
     killed = _command(found.add_parser("kills", help="runs that are cut short"), _kills)
@@ -58,6 +59,10 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
     fuzzed.add_argument("--count", type=int, default=1 << 62, help="executions of each reader")
     fuzzed.add_argument("--seconds", type=float, default=30.0, help="for each reader")
     fuzzed.add_argument("--replay", type=int, help="do this execution of --target again")
+    steered = _command(found.add_parser("guided", help="fuzzing by what code is reached"), _guided)
+    steered.add_argument("--target", default="", help="readers whose name holds this text")
+    steered.add_argument("--seed", type=int, default=0)
+    steered.add_argument("--seconds", type=float, default=20.0, help="for each reader")
     _command(found.add_parser("large", help="inputs that are right, and large"), _large)
     shown = _command(found.add_parser("show", help="what the records hold, as a page"), _show)
     shown.add_argument("--write", action="store_true", help=f"to {page.PAGE.name} of docs")
@@ -139,6 +144,25 @@ def _fuzz(options: argparse.Namespace, console: Console) -> int:
             console.print(told, markup=False)
     page.save(page.fuzz_record(runs, options.seed), options.out / "fuzz.json")
     count = sum(len(run.crashes) for run in runs)
+    return _told(console, sum(run.executions for run in runs), count)
+
+
+def _guided(options: argparse.Namespace, console: Console) -> int:
+    version = guided.atheris_version()
+    _require_whole(options, options.target)
+    names = [name for name in guided.readers() if options.target in name]
+    if not names:
+        raise ConfigError(f"expected readers with {options.target!r} in their name, got none")
+    extent = guided.Extent(options.seed, options.seconds)
+    runs = []
+    for name in names:
+        runs.append(run := guided.guided(name, extent))
+        told = f"{run.executions} in {run.seconds:g} s, {run.covered} branches"
+        console.print(f"{name}: {told}", markup=False)
+        for wrong in run.wrong:
+            console.print(f"{name} {wrong.number}: {wrong.error}", markup=False)
+    page.save(page.guided_record(runs, extent, version), options.out / "guided.json")
+    count = sum(len(run.wrong) for run in runs)
     return _told(console, sum(run.executions for run in runs), count)
 
 

@@ -9,7 +9,6 @@ import contextlib
 import json
 import mmap
 import os
-import signal
 import struct
 import tempfile
 import time
@@ -20,15 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from examples.lab.reliability.executing import Target, alarmed, execute, kind
 from examples.lab.reliability.mutation import drawn
-from examples.lab.reliability.targets import Target, targets
+from examples.lab.reliability.targets import targets
 from lmr_guard import pictures
-from lmr_guard.errors import ExitCode, GuardError
+from lmr_guard.errors import GuardError
 
-__all__ = ["Crash", "Limits", "Run", "again", "beside", "execute", "fuzz", "workplace"]
-
-_SLOW = 10.0  # seconds of one execution
-_RIGHT = frozenset({ExitCode.USAGE, ExitCode.UNSAFE_INPUT})
+__all__ = ["Crash", "Limits", "Run", "again", "beside", "fuzz", "workplace"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,42 +79,6 @@ class Run:
     crashes: list[Crash] = field(default_factory=list)
 
 
-class _TooSlowError(BaseException):
-    """No ``Exception``: readers turn those into refusals."""
-
-
-def _ring(_signal: int, _frame: object) -> None:
-    raise _TooSlowError(f"more than {_SLOW:g} seconds")
-
-
-def execute(target: Target, given: Any) -> str | None:  # noqa: ANN401 - whatever it reads
-    """What one execution raised that is no refusal; '' where it raised nothing, None for one."""
-    signal.setitimer(signal.ITIMER_REAL, _SLOW)
-    try:
-        target.read(given)
-    except GuardError as error:
-        return None if error.exit_code in _RIGHT else _told(error)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # noqa: BLE001 - a panic of Rust is no Exception
-        return _told(error)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    return ""
-
-
-def _told(error: BaseException) -> str:
-    """The error and the innermost line of this package that it went through."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [
-        f for f in frames if "site-packages" not in f.filename and "reliability" not in f.filename
-    ]
-    last = (ours or frames)[-1]
-    place = f"{Path(last.filename).name}:{last.lineno} in {last.name}"
-    first = (str(error).splitlines() or [""])[0][:160]
-    return f"{type(error).__name__}: {first!a} ({place})"
-
-
 def fuzz(target: Target, limits: Limits, seen: mmap.mmap | None = None) -> Run:
     """Executes until a limit is reached.
 
@@ -128,33 +89,28 @@ def fuzz(target: Target, limits: Limits, seen: mmap.mmap | None = None) -> Run:
     """
     run = Run(target.name, limits.seed)
     kinds: dict[str, Crash] = {}
-    before = signal.signal(signal.SIGALRM, _ring)
     start = time.monotonic()
-    try:
-        with pictures.quiet():
-            for number, draws in drawn(limits.seed):
-                if number >= limits.most or time.monotonic() - start > limits.seconds:
-                    break
-                if seen is not None:
-                    struct.pack_into("<q", seen, 0, number)
-                error = execute(target, target.make(draws))
-                run.executions += 1
-                run.accepted += error == ""
-                if error:
-                    _count(kinds, number, error)
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    with alarmed(), pictures.quiet():
+        for number, draws in drawn(limits.seed):
+            if number >= limits.most or time.monotonic() - start > limits.seconds:
+                break
+            if seen is not None:
+                struct.pack_into("<q", seen, 0, number)
+            error = execute(target, target.make(draws))
+            run.executions += 1
+            run.accepted += error == ""
+            if error:
+                _count(kinds, number, error)
     run.seconds = round(time.monotonic() - start, 2)
     run.crashes = list(kinds.values())
     return run
 
 
 def _count(kinds: dict[str, Crash], number: int, error: str) -> None:
-    kind = error.partition(":")[0] + error.rpartition("(")[2]
-    if kind in kinds:
-        kinds[kind].times += 1
+    if (of := kind(error)) in kinds:
+        kinds[of].times += 1
     else:
-        kinds[kind] = Crash(number, error)
+        kinds[of] = Crash(number, error)
 
 
 def beside(name: str, limits: Limits) -> Run:

@@ -60,7 +60,7 @@ class Spoiler:
     """
 
     def __init__(self, seeds: Sequence[bytes], tokens: Sequence[bytes] = (b"\0",)) -> None:
-        self._seeds, self._tokens = tuple(seeds), tuple(tokens)
+        self.seeds, self.tokens = tuple(seeds), tuple(tokens)
         self._changes: tuple[Callable[[bytearray, int, int, int], None], ...] = (
             *(_flip, _set, _cut, _double, _insert, _truncate, _word, _number),
             *(self._token, self._over, self._splice),
@@ -68,7 +68,7 @@ class Spoiler:
 
     def __call__(self, draws: Draws) -> bytes:
         """One to four changes."""
-        data = bytearray(self._seeds[draws[0] % len(self._seeds)])
+        data = bytearray(self.seeds[draws[0] % len(self.seeds)])
         for start in range(2, 2 + 4 * (1 + draws[1] % _MOST), 4):
             kind, place, value, more = draws[start : start + 4]
             change = self._changes[kind % len(self._changes)]
@@ -76,14 +76,14 @@ class Spoiler:
         return bytes(data)
 
     def _token(self, data: bytearray, at: int, value: int, _more: int) -> None:
-        data[at:at] = self._tokens[value % len(self._tokens)]
+        data[at:at] = self.tokens[value % len(self.tokens)]
 
     def _over(self, data: bytearray, at: int, value: int, _more: int) -> None:
-        token = self._tokens[value % len(self._tokens)]
+        token = self.tokens[value % len(self.tokens)]
         data[at : at + len(token)] = token
 
     def _splice(self, data: bytearray, at: int, value: int, more: int) -> None:
-        other = self._seeds[value % len(self._seeds)]
+        other = self.seeds[value % len(self.seeds)]
         data[at:] = other[more % (len(other) + 1) :]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from examples.lab.kit.provenance import commit, provenance
 from examples.lab.reliability.fuzz import Run
+from examples.lab.reliability.guided import Extent, GuidedRun
 from examples.lab.reliability.kills import Struck
 from examples.lab.reliability.states import Held
 from lmr_guard.errors import InputError
@@ -21,6 +22,7 @@ __all__ = [
     "PAGE",
     "RESULTS",
     "fuzz_record",
+    "guided_record",
     "inputs_record",
     "kills_record",
     "large_record",
@@ -82,6 +84,18 @@ def fuzz_record(runs: Iterable[Run], seed: int) -> Record:
     return _with_source({"seed": seed, "targets": [asdict(run) for run in runs]})
 
 
+def guided_record(runs: Iterable[GuidedRun], extent: Extent, atheris: str) -> Record:
+    """Of coverage-guided fuzzing, by target.
+
+    Args:
+        runs: Of each reader.
+        extent: Of each of them.
+        atheris: Its version.
+    """
+    targets = [asdict(run) for run in runs]
+    return _with_source({**asdict(extent), "atheris": atheris, "targets": targets})
+
+
 def large_record(sizes: Sequence[Mapping[str, object]]) -> Record:
     """Of inputs that are right, and large."""
     return _with_source({"sizes": list(sizes)})
@@ -121,11 +135,13 @@ def page(folder: Path) -> str:
     parts = [
         "# Reliability",
         f"Written by `make reliability` (`{_COMMAND} inputs`, `kills`, `fuzz`, `large`, "
-        "`show --write`) from the records in `examples/lab/reliability/results/`. "
+        "`show --write`) and `make guided` (`guided`) from the records in "
+        "`examples/lab/reliability/results/`. "
         "Every fault that the last runs found is listed by name.",
         *_inputs(load(folder / "inputs.json")),
         *_kills(load(folder / "kills.json")),
         *_fuzz(load(folder / "fuzz.json")),
+        *_guided(load(folder / "guided.json")),
         *_large(load(folder / "large.json")),
         "## Bypasses",
         f"`tests/test_bypasses.py` holds {_bypasses()} tests, one for each known way to get "
@@ -189,6 +205,35 @@ def _fuzz(record: Record | None) -> list[str]:
     ]
     table = _table(("target", "executions", "read", "crashes"), [*rows, ["all", *whole]])
     return [*said, table, *_ending({**record, "faults": faults})]
+
+
+def _guided(record: Record | None) -> list[str]:
+    said = [
+        "## Coverage-guided fuzzing",
+        "Those readers that are handed a file which somebody else made, once more: "
+        "[atheris](https://github.com/google/atheris) spoils the same valid files and keeps, to "
+        "spoil it further, each input by which the reader takes a branch that none before took. "
+        "Counted are branches of this package and of the parsers in Python below it (tomllib, "
+        "tarfile, Pillow's), not those of C, C++ and Rust, nor those of a process apart, as the "
+        "one that opens `checkpoint.torch`. An answer is wrong as above; the record holds the "
+        "first input of each kind.",
+    ]
+    if record is None:
+        return [*said, _missing("guided")]
+    runs = record["targets"]
+    numbers = ("executions", "accepted", "covered", "corpus")
+    rows = [[r["target"], *(r[n] for n in numbers), len(r["wrong"])] for r in runs]
+    whole = [sum(row[i] for row in rows) for i in (1, 2)]
+    rows.append(["all", *whole, "", "", sum(row[5] for row in rows)])
+    faults = [
+        {"name": f"{r['target']} {w['number']}", "faults": [f"{w['error']}, {w['size']} bytes"]}
+        for r in runs
+        for w in r["wrong"]
+    ]
+    table = _table(("target", "executions", "read", "branches", "kept", "wrong"), rows)
+    how = f"atheris {record['atheris']}, {record['seconds']:g} seconds for each reader."
+    rest = {name: value for name, value in record.items() if name != "seconds"}
+    return [*said, table, how, *_ending({**rest, "faults": faults})]
 
 
 def _large(record: Record | None) -> list[str]:

@@ -4,8 +4,9 @@
 
 import io
 import json
+import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from examples.lab.reliability.executing import Target
 from examples.lab.reliability.mutation import Draws, Spoiler, Tree
 from examples.lab.reliability.place import SIDE, fill
 from lmr_guard import foreign, pictures
@@ -22,31 +24,20 @@ from lmr_guard.cli import arguments
 from lmr_guard.compress import recipes
 from lmr_guard.contracts import Rate
 from lmr_guard.evidence import PatchFile, TriggeredFolder
+from lmr_guard.fleet import plan
 from lmr_guard.onnxfile.inspect import branches, inventory, read_model
+from lmr_guard.received.archives import read_shards
 from lmr_guard.received.checkpoint import read_weights
 from lmr_guard.received.data import read_image
+from lmr_guard.received.names import read_classes
+from lmr_guard.received.tables import read_list
 from lmr_guard.release.drills import DrilledAttack, DrilledForm, DrillReport
 from lmr_guard.release.policy import Policy, policy_from_toml
 from lmr_guard.release.records import Outcome
 from lmr_guard.release.report import Report
 from lmr_guard.results import Method, Repair, Suspicion
 
-__all__ = ["Target", "report_record", "targets"]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One reader.
-
-    Args:
-        name: Unique.
-        make: What is handed to it, from what was drawn.
-        read: The reader.
-    """
-
-    name: str
-    make: Callable[[Draws], Any]
-    read: Callable[[Any], object]
+__all__ = ["report_record", "targets"]
 
 
 def targets(folder: Path) -> dict[str, Target]:
@@ -56,7 +47,7 @@ def targets(folder: Path) -> dict[str, Target]:
         folder: Empty, best in memory; holds the files that they read.
     """
     place = fill(folder / "place")
-    found = (*_texts(), *_records(folder, place), *_files(folder, place))
+    found = (*_texts(), *_records(folder, place), *_files(folder, place), *_lists(folder))
     return {target.name: target for target in found}
 
 
@@ -117,19 +108,21 @@ def _describe(options: dict[str, Any]) -> object:
 
 
 def _records(folder: Path, place: Path) -> Iterator[Target]:
-    policy = _file(folder / "policy.toml", policy_from_toml)
-    yield Target("policy", Spoiler(_POLICIES, _TOML), policy)
+    policy = Spoiler(_POLICIES, _TOML)
+    yield _file("policy", policy, folder / "policy.toml", policy_from_toml)
     settings = Tree(json.loads(json.dumps(asdict(Policy()))))
     yield Target("policy.record", settings, _policy)
     report = report_record(place)
     text = json.dumps(report).encode()
     yield Target("report.record", Tree(report), Report.from_json)
     spoilt = Spoiler([text, text[: len(text) // 2]], _JSON)
-    yield Target("report.file", spoilt, _file(folder / "report.json", Report.read))
+    yield _file("report.file", spoilt, folder / "report.json", Report.read)
     drill = _drill().to_json()
     yield Target("drill.record", Tree(drill), DrillReport.from_json)
     spoilt = Spoiler([json.dumps(drill).encode()], _JSON)
-    yield Target("drill.file", spoilt, _file(folder / "drill.json", DrillReport.read))
+    yield _file("drill.file", spoilt, folder / "drill.json", DrillReport.read)
+    spoilt = Spoiler(_PLANS, (*_TOML, b"[[unit]]\n", b"0x" + b"f" * 4000, b"@1,1:2", b"seed = "))
+    yield _file("plan", spoilt, folder / "plan.toml", lambda path: plan.read(path, _OPTIONS))
 
 
 def _policy(data: Any) -> Policy:  # noqa: ANN401 - any value of JSON
@@ -157,12 +150,30 @@ _JSON = (
 )
 
 
-def _file(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], object]:
+_PLANS = (
+    b'[defaults]\nclean = "c"\nseed = 1\npolicy = ["a.toml"]\n[[unit]]\nname = "a"\nmodel = "m"\n',
+    b'[[unit]]\nname = "b"\nmodel = "m"\nclean = "c"\ntrigger = ["p.png@1,2:3"]\nscale = 0.5\n'
+    b'variants = ["int8", 1]\nrepair = false\n[[unit]]\nname = "c"\nmodel = "n"\nclean = "c"\n',
+)
+_OPTIONS = {
+    "arch": plan.Option(on="--arch"),
+    "clean": plan.Option(on="--clean", names=plan.Names.PATH),
+    "policy": plan.Option(on="--policy", names=plan.Names.PATH),
+    "trigger": plan.Option(on="--trigger", many=True, names=plan.Names.PATCH),
+    "variants": plan.Option(on="--variants", joined=True),
+    "seed": plan.Option(on="--seed", kind=int),
+    "scale": plan.Option(on="--scale", kind=float),
+    "repair": plan.Option(on="--repair", off="--no-repair", kind=bool),
+}
+"""Options of ``run``, one of each kind that a plan can hold."""
+
+
+def _file(name: str, spoilt: Spoiler, path: Path, read: Callable[[Path], object]) -> Target:
     def written(data: bytes) -> object:
         path.write_bytes(data)
         return read(path)
 
-    return written
+    return Target(name, spoilt, written, file=True)
 
 
 def report_record(place: Path) -> dict[str, Any]:
@@ -230,18 +241,18 @@ def _files(folder: Path, place: Path) -> Iterator[Target]:
         *(b"{", b"}", b"__metadata__", b"\xff" * 8, b'"state_dict.', b"module.", b"-1", b"1e9"),
     )
     spoilt = Spoiler([weights, weights[:400]], head)
-    yield Target("checkpoint.safetensors", spoilt, _file(folder / "w.safetensors", read_weights))
+    yield _file("checkpoint.safetensors", spoilt, folder / "w.safetensors", read_weights)
     buffer = io.BytesIO()
     torch.save({"state_dict": {"w": torch.ones(3, 2), "b": torch.zeros(2)}, "epoch": 3}, buffer)
     old = io.BytesIO()
     torch.save({"w": torch.ones(2)}, old, _use_new_zipfile_serialization=False)
     pickled = (b"cos\nsystem\n", b"\x80\x02", b"(", b"tR.", b"PK\x03\x04", b"data.pkl", b"\x8a\x08")
     spoilt = Spoiler([buffer.getvalue(), old.getvalue()], pickled)
-    yield Target("checkpoint.torch", spoilt, _file(folder / "w.pt", read_weights))
+    yield _file("checkpoint.torch", spoilt, folder / "w.pt", read_weights)
     graph = (place / "model.onnx").read_bytes()
     operators = (b"If", b"Loop", b"Where", b"location", b"\x0a\x00", b"\x80\x01", b"W", b"pixels")
     spoilt = Spoiler([graph, _branching()], operators)
-    yield Target("onnx", spoilt, _file(folder / "m.onnx", _inspected))
+    yield _file("onnx", spoilt, folder / "m.onnx", _inspected)
     yield from _images(folder)
 
 
@@ -283,11 +294,43 @@ def _images(folder: Path) -> Iterator[Target]:
         whole.convert("L").save(grey, kind)
         tokens = (b"\xff\xd8", b"\xff\xda", b"IHDR", b"IDAT", b"iCCP", b"GIF89a", b"II*\0", b"RIFF")
         spoilt = Spoiler([buffer.getvalue(), grey.getvalue()], (*tokens, b"\x12\x01", b"\xff" * 4))
-        read = _file(folder / f"image.{kind}", lambda path: read_image(path, shape))
-        yield Target(f"image.{kind.lower()}", spoilt, read)
+        path = folder / f"image.{kind}"
+        yield _file(f"image.{kind.lower()}", spoilt, path, lambda path: read_image(path, shape))
 
 
 def _exif() -> Image.Exif:
     told = Image.Exif()
     told[0x0112] = 6
     return told
+
+
+# --- lists of images ----------------------------------------------------------------------------
+
+
+def _lists(folder: Path) -> Iterator[Target]:
+    picture = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(picture, "PNG")
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(picture.getvalue())
+    cells = (b",", b";", b"\t", b'"', b"\r", b"\0", b"\xff", b"../", b"/", b"file_name", b"label")
+    tables = (b"file_name,label\na.png,x\nb.png,y\n", b'a.png;x\n"b.png";y\n', b"path\na.png\n")
+    yield _file("list.csv", Spoiler(tables, cells), folder / "list.csv", read_list)
+    rows = (b'{"file_name": "a.png", "label": 1}\n{"path": "b.png", "class": "y"}\n',)
+    yield _file("list.jsonl", Spoiler(rows, (*_JSON, *cells)), folder / "list.jsonl", read_list)
+    names = (b'["a", "b"]', b'{"0": ["n1", "a"], "1": ["n2", "b"]}', b'{"a": 0, "b": 1}')
+    yield _file("classes", Spoiler(names, _JSON), folder / "classes.json", read_classes)
+    shard = Spoiler(
+        [_archive(picture.getvalue())], (b"ustar", b"\0" * 64, b".cls", b"7777777", b"x")
+    )
+    yield _file("archive", shard, folder / "shard.tar", lambda path: read_shards([path]))
+
+
+def _archive(picture: bytes) -> bytes:
+    """An image and its label, as webdataset has them."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in (("0.png", picture), ("0.cls", b"1"), ("é" * 60 + ".txt", b"")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
