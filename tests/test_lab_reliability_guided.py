@@ -13,7 +13,8 @@ from modules import ROOT
 
 from examples.lab.reliability import __main__ as command
 from examples.lab.reliability import guided, page
-from examples.lab.reliability.guided import Extent, GuidedRun
+from examples.lab.reliability.fuzz import workplace
+from examples.lab.reliability.guided import Extent, GuidedRun, Nursery
 from examples.lab.reliability.instrumented import LARGEST, State, wrong
 from examples.lab.reliability.mutation import Spoiler
 from examples.lab.reliability.targets import targets
@@ -71,7 +72,8 @@ def test_faults_are_found_one_after_the_other(
 ) -> None:
     (tmp_path / "planted.py").write_text(PLANTED)
     monkeypatch.syspath_prepend(tmp_path)
-    run = guided.guided("planted", Extent(seconds=3), "planted")
+    with workplace() as folder, Nursery(folder, "planted") as nursery:
+        run = guided.guided("planted", Extent(seconds=3), nursery)
     assert run.executions > 1000
     assert 0 < run.accepted < run.executions
     assert run.covered > 2
@@ -87,8 +89,13 @@ def test_faults_are_found_one_after_the_other(
 
 @pytest.mark.usefixtures("_atheris")
 def test_a_process_that_never_reads_is_no_result() -> None:
-    with pytest.raises(StageError, match=r"expected x to be read, got .*No module named 'nobody'"):
-        guided.guided("x", Extent(seconds=1), "nobody")
+    told = "expected x to be read, got .*No module named 'nobody'"
+    with (
+        workplace() as folder,
+        Nursery(folder, "nobody") as nursery,
+        pytest.raises(StageError, match=told),
+    ):
+        guided.guided("x", Extent(seconds=1), nursery)
 
 
 def test_only_readers_of_files_are_fuzzed_and_have_seeds(tmp_path: Path) -> None:

@@ -155,12 +155,13 @@ def _guided(options: argparse.Namespace, console: Console) -> int:
         raise ConfigError(f"expected readers with {options.target!r} in their name, got none")
     extent = guided.Extent(options.seed, options.seconds)
     runs = []
-    for name in names:
-        runs.append(run := guided.guided(name, extent))
-        told = f"{run.executions} in {run.seconds:g} s, {run.covered} branches"
-        console.print(f"{name}: {told}", markup=False)
-        for wrong in run.wrong:
-            console.print(f"{name} {wrong.number}: {wrong.error}", markup=False)
+    with fuzz.workplace() as folder, guided.Nursery(folder) as nursery:
+        for name in names:
+            runs.append(run := guided.guided(name, extent, nursery))
+            told = f"{run.executions} in {run.seconds:g} s, {run.covered} branches"
+            console.print(f"{name}: {told}", markup=False)
+            for wrong in run.wrong:
+                console.print(f"{name} {wrong.number}: {wrong.error}", markup=False)
     page.save(page.guided_record(runs, extent, version), options.out / "guided.json")
     count = sum(len(run.wrong) for run in runs)
     return _told(console, sum(run.executions for run in runs), count)

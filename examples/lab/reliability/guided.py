@@ -2,26 +2,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Coverage-guided fuzzing of what reads files: atheris keeps each input that reaches new code.
 
-Each reader runs in a process of its own, see ``instrumented``; one that goes down is started anew.
+Each reader runs in a process of its own, see ``instrumented``; after one that goes down another
+goes on.
 """
 
 import json
 import os
 import re
+import select
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO, Self
 
 from examples.lab.reliability.fuzz import workplace
 from examples.lab.reliability.instrumented import LARGEST, Place, State, Wrong, wrong
 from examples.lab.reliability.targets import targets
 from lmr_guard.errors import ConfigError, StageError
 
-__all__ = ["READERS", "Extent", "GuidedRun", "atheris_version", "guided", "readers"]
+__all__ = ["READERS", "Extent", "GuidedRun", "Nursery", "atheris_version", "guided", "readers"]
 
 READERS = "examples.lab.reliability.targets"
 """The module whose ``targets`` are the readers."""
@@ -29,7 +34,6 @@ READERS = "examples.lab.reliability.targets"
 _ROOT = Path(__file__).parents[3]
 _MEMORY = 2048  # MB of the process, libraries included
 _STUCK = 30.0  # seconds without a new execution: more than an alarm takes that is heard
-_STARTING = 300.0  # seconds that imports may take
 _STARTS = 5  # of one reader, each after the end of the one before
 _COVERED = re.compile(rb"cov: (\d+)")
 
@@ -40,7 +44,7 @@ class Extent:
 
     Args:
         seed: Of libFuzzer; by it, and by how many executions there is time for, what is tried.
-        seconds: Of each reader, without its imports.
+        seconds: Of each reader.
     """
 
     seed: int = 0
@@ -55,7 +59,7 @@ class GuidedRun:
         target: Its name.
         executions: How many there were.
         accepted: How many inputs were read without complaint.
-        seconds: On the clock, without imports.
+        seconds: On the clock.
         covered: Branches of the watched modules that were taken, as libFuzzer counts them.
         corpus: Inputs kept, each of which took a branch that none before had.
         wrong: Each kind once.
@@ -87,34 +91,119 @@ def readers() -> list[str]:
         return [target.name for target in targets(folder).values() if target.file]
 
 
-def guided(name: str, extent: Extent, module: str = READERS) -> GuidedRun:
-    """Fuzzes one reader, with atheris there.
+class Nursery:
+    """A process that has imported all readers, watched by atheris, and forks one for each run.
 
     Args:
-        name: Of the reader.
-        extent: How much.
-        module: Whose ``targets`` has it.
+        module: Whose ``targets`` has the readers.
+        folder: Exists; holds all files.
+    """
+
+    def __init__(self, folder: Path, module: str = READERS) -> None:
+        self._folder, self._log = folder, folder / "log"
+        (folder / "readers").mkdir()
+        command = [sys.executable, "-m", "examples.lab.reliability.instrumented", module]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
+                [*command, str(folder / "readers")],
+                cwd=_ROOT,
+                env=_environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+
+    def __enter__(self) -> Self:
+        """It has started, and may still import."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends it."""
+        self._process.kill()
+        self._process.communicate()
+
+    def place(self, name: str) -> Place:
+        """Of the files of one reader, made where it is not there."""
+        place = Place(self._folder / name)
+        place.root.mkdir(exist_ok=True)
+        return place
+
+    def run(self, name: str, options: Sequence[str], state: State) -> tuple[str, float]:
+        """One process, until it ends or is stuck.
+
+        Args:
+            name: Of the reader.
+            options: Of libFuzzer.
+            state: Of the reader.
+
+        Returns:
+            How it ended, '' where it should have, and its seconds.
+
+        Raises:
+            StageError: It could not be started, or read nothing.
+        """
+        asked = {"name": name, "root": str(self.place(name).root), "options": list(options)}
+        try:
+            self._pipe(self._process.stdin).write(json.dumps(asked).encode() + b"\n")
+            self._pipe(self._process.stdin).flush()
+        except BrokenPipeError:
+            raise self._unread(name, self._log) from None
+        told = self._pipe(self._process.stdout).readline()
+        if not told:
+            raise self._unread(name, self._log)
+        before, start = state.begun, time.monotonic()
+        stuck = self._watch(int(told), state)
+        code = int(self._pipe(self._process.stdout).readline())
+        if state.begun == before:
+            raise self._unread(name, self.place(name).log)
+        how = f"the process ended with {code}" if code else ""
+        return stuck or how, time.monotonic() - start
+
+    def _watch(self, child: int, state: State) -> str:
+        """Until it ended; kills one that begins nothing for long, and says so."""
+        last, moved = state.begun, time.monotonic()
+        try:
+            while not select.select([self._process.stdout], [], [], 0.2)[0]:
+                if state.begun != last:
+                    last, moved = state.begun, time.monotonic()
+                elif time.monotonic() - moved > _STUCK:
+                    os.kill(child, signal.SIGKILL)
+                    return f"an execution of more than {_STUCK:g} seconds that no alarm ended"
+        except BaseException:
+            os.kill(child, signal.SIGKILL)
+            raise
+        return ""
+
+    @staticmethod
+    def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+        assert pipe is not None
+        return pipe
+
+    @staticmethod
+    def _unread(name: str, log: Path) -> StageError:
+        lines = log.read_text("utf-8", "replace").strip().splitlines() if log.exists() else []
+        got = repr(lines[-1][:200]) if lines else "nothing"
+        return StageError(f"expected {name} to be read, got {got}")
+
+
+def guided(name: str, extent: Extent, nursery: Nursery) -> GuidedRun:
+    """Fuzzes one reader; where its process goes down, another goes on.
 
     Raises:
-        StageError: The process never came to read anything.
+        StageError: Nothing was read.
     """
-    with workplace() as folder:
-        place = Place(folder)
-        state = State(place.state)
-        found: list[Wrong] = []
-        left = extent.seconds
-        for start in range(_STARTS):
-            before = state.begun
-            options = _options(place, extent.seed + start, left)
-            ended, took = _watched([module, name, str(folder), *options], place, state)
-            left -= took
-            if state.begun == before:
-                raise StageError(f"expected {name} to be read, got {_last_line(place)}")
-            if ended and ended not in {each.error for each in found}:
-                found.append(wrong(state.begun, ended, state.given))
-            if not ended or left < 1:
-                break
-        return _run(name, place, state, found, extent.seconds - left)
+    place = nursery.place(name)
+    state = State(place.state)
+    found: list[Wrong] = []
+    left = extent.seconds
+    for start in range(_STARTS):
+        ended, took = nursery.run(name, _options(place, extent.seed + start, left), state)
+        left -= took
+        if ended and ended not in {each.error for each in found}:
+            found.append(wrong(state.begun, ended, state.given))
+        if not ended or left < 1:
+            break
+    return _run(name, place, state, found, extent.seconds - left)
 
 
 def _options(place: Place, seed: int, seconds: float) -> list[str]:
@@ -129,44 +218,10 @@ def _options(place: Place, seed: int, seconds: float) -> list[str]:
     ]
 
 
-def _watched(words: list[str], place: Place, state: State) -> tuple[str, float]:
-    """Runs the process: how it ended, '' where it should, and its seconds of fuzzing."""
-    command = [sys.executable, "-m", "examples.lab.reliability.instrumented", *words]
-    first = state.begun
-    with place.log.open("ab") as log:
-        process = subprocess.Popen(  # noqa: S603 - our own module
-            command, cwd=_ROOT, env=_environment(), stdout=subprocess.DEVNULL, stderr=log
-        )
-    begun, moved = 0.0, time.monotonic()
-    last = first
-    stuck = False
-    try:
-        while process.poll() is None:
-            time.sleep(0.1)
-            now = time.monotonic()
-            if state.begun != last:
-                last, moved = state.begun, now
-                begun = begun or now
-            elif stuck := now - moved > (_STUCK if begun else _STARTING):
-                break
-    finally:
-        process.kill()
-        code = process.wait()
-    took = time.monotonic() - begun if begun else 0.0
-    if stuck:
-        return f"an execution of more than {_STUCK:g} seconds that no alarm ended", took
-    return f"the process ended with {code}" if code else "", took
-
-
 def _environment() -> dict[str, str]:
     """With atheris and what this process imports from on the path."""
     path = [entry for entry in sys.path if entry]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-
-
-def _last_line(place: Place) -> str:
-    lines = place.log.read_text("utf-8", "replace").strip().splitlines()
-    return repr(lines[-1][:200]) if lines else "nothing"
 
 
 def _run(name: str, place: Place, state: State, ended: list[Wrong], seconds: float) -> GuidedRun:

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The process that one reader is fuzzed in; ``guided`` starts it.
+"""The process that readers are fuzzed in, each in a fork of it; ``guided`` starts it.
 
-It imports what is to be covered only after atheris was told to watch these imports, and what it
+It imports what is to be covered only after atheris was told to watch these imports. What a fork
 finds goes to files, since libFuzzer ends the process without returning.
 """
 
@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import json
 import mmap
+import os
 import struct
 import sys
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ _KEPT = 4096  # Bytes of an input that the record holds as it is.
 _LONGEST_WORD = 64  # Of a dictionary of libFuzzer.
 # What runs while a file is read and can be watched: our own modules, and the parsers in Python.
 _WATCHED = ["lmr_guard", "tomllib", "tarfile", "PIL"]
+# What each fork would else import anew.
+_NEEDED = ["examples.lab.reliability.executing", "lmr_guard.pictures"]
 _HEAD = struct.Struct("<qqq")
 
 
@@ -134,30 +137,47 @@ class State:
         return begun, accepted, size
 
 
-def _main(module: str, name: str, root: str, options: list[str]) -> None:
-    """Fuzzes until libFuzzer ends the process.
+def _main(module: str, root: Path) -> None:
+    """For each line of JSON a fork that fuzzes: answers its number, and its exit code in the end.
 
     Args:
-        module: Whose ``targets`` has the reader.
-        name: Of the reader.
-        root: See ``Place``.
-        options: Of libFuzzer.
+        module: Whose ``targets`` has the readers.
+        root: Holds their files.
     """
     import atheris
 
     with atheris.instrument_imports(include=[*_WATCHED, module.partition(".")[0]]):
-        from examples.lab.reliability import executing
-        from lmr_guard import pictures
+        for each in _NEEDED:
+            importlib.import_module(each)
+        readers = importlib.import_module(module).targets(root)
+        for line in sys.stdin:
+            asked = json.loads(line)
+            child = os.fork()
+            if not child:
+                try:
+                    _fuzz(readers[asked["name"]], Place(Path(asked["root"])), asked["options"])
+                finally:
+                    os._exit(1)  # A fork must not go on as its parent.
+            print(child, flush=True)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
-        place = Place(Path(root))
-        readers = place.root / "readers"
-        readers.mkdir(exist_ok=True)
-        target = importlib.import_module(module).targets(readers)[name]
-        _prepare(place, target.make)
-        with executing.alarmed(), pictures.quiet():
-            one = _Execution(place, target, executing.execute, executing.kind)
-            atheris.Setup([name, *options, str(place.corpus)], one, internal_libfuzzer=True)
-            atheris.Fuzz()
+
+def _fuzz(target: Any, place: Place, options: list[str]) -> None:  # noqa: ANN401 - imported later
+    """Never returns."""
+    import atheris
+
+    from examples.lab.reliability.executing import alarmed, execute, kind
+    from lmr_guard import pictures
+
+    with place.log.open("ab") as log, Path(os.devnull).open("r+b") as nowhere:
+        for descriptor, file in enumerate((nowhere, nowhere, log)):
+            os.dup2(file.fileno(), descriptor)
+    _prepare(place, target.make)
+    with alarmed(), pictures.quiet():
+        one = _Execution(place, target, execute, kind)
+        words = [target.name, *options, str(place.corpus)]
+        atheris.Setup(words, one, internal_libfuzzer=True)
+        atheris.Fuzz()
 
 
 def _prepare(place: Place, spoiler: Any) -> None:  # noqa: ANN401 - of a module not imported yet
@@ -193,4 +213,4 @@ class _Execution:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])
+    _main(sys.argv[1], Path(sys.argv[2]))
