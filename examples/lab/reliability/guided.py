@@ -128,12 +128,15 @@ class Nursery:
         place.root.mkdir(exist_ok=True)
         return place
 
-    def run(self, name: str, options: Sequence[str], state: State) -> tuple[str, float]:
+    def run(
+        self, name: str, options: Sequence[str], seconds: float, state: State
+    ) -> tuple[str, float]:
         """One process, until it ends or is stuck.
 
         Args:
             name: Of the reader.
             options: Of libFuzzer.
+            seconds: After which it is to end.
             state: Of the reader.
 
         Returns:
@@ -142,7 +145,8 @@ class Nursery:
         Raises:
             StageError: It could not be started, or read nothing.
         """
-        asked = {"name": name, "root": str(self.place(name).root), "options": list(options)}
+        root = str(self.place(name).root)
+        asked = {"name": name, "root": root, "options": list(options), "seconds": seconds}
         try:
             self._pipe(self._process.stdin).write(json.dumps(asked).encode() + b"\n")
             self._pipe(self._process.stdin).flush()
@@ -162,8 +166,9 @@ class Nursery:
     def _watch(self, child: int, state: State) -> str:
         """Until it ended; kills one that begins nothing for long, and says so."""
         last, moved = state.begun, time.monotonic()
+        answers = self._pipe(self._process.stdout)
         try:
-            while not select.select([self._process.stdout], [], [], 0.2)[0]:
+            while not select.select([answers], [], [], 0.2)[0]:
                 if state.begun != last:
                     last, moved = state.begun, time.monotonic()
                 elif time.monotonic() - moved > _STUCK:
@@ -197,7 +202,8 @@ def guided(name: str, extent: Extent, nursery: Nursery) -> GuidedRun:
     found: list[Wrong] = []
     left = extent.seconds
     for start in range(_STARTS):
-        ended, took = nursery.run(name, _options(place, extent.seed + start, left), state)
+        options = _options(place, extent.seed + start)
+        ended, took = nursery.run(name, options, left, state)
         left -= took
         if ended and ended not in {each.error for each in found}:
             found.append(wrong(state.begun, ended, state.given))
@@ -206,11 +212,10 @@ def guided(name: str, extent: Extent, nursery: Nursery) -> GuidedRun:
     return _run(name, place, state, found, extent.seconds - left)
 
 
-def _options(place: Place, seed: int, seconds: float) -> list[str]:
+def _options(place: Place, seed: int) -> list[str]:
     """Of libFuzzer, whose own timeout yields to the alarm of ``fuzz``."""
     return [
         f"-seed={seed + 1}",  # 0 stands for a random one.
-        f"-max_total_time={max(1, round(seconds))}",
         f"-max_len={LARGEST}",
         f"-rss_limit_mb={_MEMORY}",
         f"-artifact_prefix={place.root}/",

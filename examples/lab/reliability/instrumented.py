@@ -10,10 +10,13 @@ import base64
 import hashlib
 import importlib
 import json
+import math
 import mmap
 import os
 import struct
 import sys
+import time
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -155,15 +158,22 @@ def _main(module: str, root: Path) -> None:
             child = os.fork()
             if not child:
                 try:
-                    _fuzz(readers[asked["name"]], Place(Path(asked["root"])), asked["options"])
+                    _fuzz(readers[asked.pop("name")], Place(Path(asked.pop("root"))), **asked)
+                except BaseException:  # noqa: BLE001 - a fork must not go on as its parent
+                    traceback.print_exc()
                 finally:
-                    os._exit(1)  # A fork must not go on as its parent.
+                    os._exit(1)
             print(child, flush=True)
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-def _fuzz(target: Any, place: Place, options: list[str]) -> None:  # noqa: ANN401 - imported later
-    """Never returns."""
+def _fuzz(
+    target: Any,  # noqa: ANN401 - of a module not imported yet
+    place: Place,
+    options: list[str],
+    seconds: float,
+) -> None:
+    """Never returns: ends the process, with 0 once the time is over."""
     import atheris
 
     from examples.lab.reliability.executing import alarmed, execute, kind
@@ -175,6 +185,7 @@ def _fuzz(target: Any, place: Place, options: list[str]) -> None:  # noqa: ANN40
     _prepare(place, target.make)
     with alarmed(), pictures.quiet():
         one = _Execution(place, target, execute, kind)
+        one.end = time.monotonic() + seconds
         words = [target.name, *options, str(place.corpus)]
         atheris.Setup(words, one, internal_libfuzzer=True)
         atheris.Fuzz()
@@ -200,6 +211,7 @@ class _Execution:
         self._state = State(place.state)
         told = place.wrong.read_text().splitlines() if place.wrong.exists() else []
         self._known = {kind(json.loads(line)["error"]) for line in told}
+        self.end = math.inf
 
     def __call__(self, given: bytes) -> None:
         self._state.begin(given)
@@ -210,6 +222,10 @@ class _Execution:
             self._known.add(of)
             with self._place.wrong.open("a") as file:
                 file.write(json.dumps(asdict(wrong(self._state.begun, error, given))) + "\n")
+        if time.monotonic() > self.end:
+            # In place of -max_total_time: at its exit libraries would wait for threads that no
+            # fork has.
+            os._exit(0)
 
 
 if __name__ == "__main__":
