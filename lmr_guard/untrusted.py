@@ -66,6 +66,7 @@ LARGEST_PICTURE = 1 << 28
 
 _PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 _READABLE = 200  # characters of a path that one line can hold
+_MOST_DOTS = 1000  # in a line: for the parts of one key tomllib takes time in their square
 
 
 def read_bytes(
@@ -109,9 +110,11 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         what: What it should be, in words.
 
     Raises:
-        ConfigError: No such file, not UTF-8, or no TOML.
+        ConfigError: No such file, not UTF-8, no TOML, or a line with thousands of dots.
     """
     text = read_bytes(path, what, LARGEST_SETTINGS, error=ConfigError)
+    if any(line.count(b".") > _MOST_DOTS for line in text.splitlines()):
+        raise ConfigError(f"expected at most {_MOST_DOTS} dots in a line, got more: {path}")
     try:
         # Editors on Windows put a byte order mark before the text.
         return tomllib.loads(text.decode("utf-8-sig"))

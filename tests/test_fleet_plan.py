@@ -156,7 +156,7 @@ HOSTILE = {
         "expected text or a list for variants in unit a, got a number of thousands of digits",
     ),
     "keys nested too deep": (
-        DEFAULTS + units("a") + f"seed{'.a' * 5000} = 1\n",
+        DEFAULTS + units("a") + f"seed{'.a' * 1000} = 1\n",
         "expected a whole number for seed in unit a, got ",
     ),
     "a list for one": (
