@@ -15,9 +15,8 @@ from lmr_guard.budgets import Budget
 
 __all__ = ["FOLDERS", "common", "render"]
 
-FOLDERS: Mapping[Budget, str] = MappingProxyType({"quick": "quick", "standard": "chance"})
-"""Where the records of each lie; the standard ones are of the rule before first looks for patches
-were long, and thorough was not asked."""
+FOLDERS: Mapping[Budget, str] = MappingProxyType({"quick": "quick", "standard": "reported"})
+"""Where the records of each lie; thorough was not asked."""
 
 
 def common(found: Mapping[Budget, Sequence[Record]]) -> dict[Budget, list[Record]]:
