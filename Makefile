@@ -50,7 +50,7 @@ types: $(STAMP) ## Type-check the built wheel and the examples
 pytest: $(STAMP) ## Run the tests alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-# The tracer makes these tests take half as long again, so it is asked for by itself.
+# The tracer slows these tests down, so it is asked for by itself.
 coverage: $(STAMP) ## The tests of the package under coverage, 90 % at least
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term-missing \
 		--cov-fail-under=90

@@ -278,12 +278,13 @@ def _values(value: object, option: Option, key: str, unit: str) -> list[Any]:
     listed = value if isinstance(value, list) and (option.many or option.joined) else [value]
     kinds = (int, float) if option.kind is float else option.kind
     for each in listed:
+        text = _written(each)
         # A bool is an int to Python, and not to whoever wrote the plan.
         fits = isinstance(each, kinds) and (option.kind is bool or not isinstance(each, bool))
         if option.joined and isinstance(value, list):
             fits = isinstance(each, str | int | float) and not isinstance(each, bool)
-            fits = fits and _writable(each) and "," not in str(each)
-        if not fits or not _writable(each):
+            fits = fits and "," not in (text or "")
+        if not fits or text is None:
             more = " or a list" if option.many or option.joined else ""
             word = {bool: "true or false", int: "a whole number", float: "a number"}
             kind = word.get(option.kind, "text")
@@ -293,13 +294,12 @@ def _values(value: object, option: Option, key: str, unit: str) -> list[Any]:
     return list(listed)
 
 
-def _writable(value: object) -> bool:
-    """Whether a number can stand in a command: TOML holds longer ones than Python writes."""
+def _written(value: object) -> str | None:
+    """As it stands in a command; None for a number that TOML holds and Python does not write."""
     try:
-        str(value)
-    except ValueError:
-        return False
-    return True
+        return str(value)
+    except (RecursionError, ValueError):
+        return None
 
 
 def _words(values: Sequence[Any], option: Option) -> Iterator[str]:

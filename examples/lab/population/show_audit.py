@@ -18,7 +18,7 @@ from examples.lab.population.show import FAMILIES
 from examples.lab.population.split import HALVES
 from lmr_guard.release.policy import Policy
 
-__all__ = ["GROUPS", "draw", "group_files", "keeps_accuracy", "refused", "render", "roc"]
+__all__ = ["GROUPS", "draw", "group_files", "keeps_accuracy", "render", "roc"]
 
 _AWAKE, _ASLEEP = 0.2, 0.02
 
@@ -70,11 +70,6 @@ def keeps_accuracy(file: _File) -> bool:
     return bool(lost <= Policy().max_accuracy_drop * file["ca"]["trials"])
 
 
-def refused(file: _File) -> bool:
-    """Whether any check that no trigger is shown for withholds it, failed or incomplete."""
-    return bool(file["against"])
-
-
 def render(records: Sequence[Record], limit: float) -> Iterator[RenderableType]:
     """A table per half: what was decided as it should be, and a line on how to read it."""
     for half in HALVES:
@@ -121,8 +116,9 @@ def _right(files: Sequence[_File], limit: float, refuse: bool) -> str:
 
 
 def _by_all(files: Sequence[_File], refuse: bool) -> str:
+    """By every check that no trigger is shown for, failed or incomplete."""
     told = [file for file in files if "against" in file]
-    hits = sum(refused(file) == refuse for file in told)
+    hits = sum(bool(file["against"]) == refuse for file in told)
     return share(hits, len(told), out_of=True) if told else "-"
 
 
