@@ -77,6 +77,7 @@ class Groups:
         # On the CPU: reduced-precision convolutions of an accelerator would blur the trial.
         model = classifier.clone().cpu()
         name, head = find_head(model, model.example(), model.num_classes)
+        self._head = name
         try:
             found, skipped = _trace(model, head)
             unseen = UNSEEN
@@ -144,6 +145,15 @@ class Groups:
             StageError: A cut names a layer that is no root, or a channel that it has not.
         """
         return masks(self.all, self._forms, cuts)
+
+    def left_to_head(self, cuts: Iterable[LayerCut]) -> Tensor | None:
+        """Which inputs of the head a cut leaves, (inputs left,), int64; None where it leaves all.
+
+        Raises:
+            StageError: As for ``masks``.
+        """
+        mask = self.masks(cuts).get(f"{self._head}.weight")
+        return None if mask is None else mask.flatten(1).any(dim=0).nonzero().flatten()
 
     def cut(self, classifier: Classifier, cuts: Iterable[LayerCut]) -> Classifier:
         """A copy of a network of this structure whose channels are really gone, in eval mode.

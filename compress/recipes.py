@@ -37,8 +37,11 @@ class PruneL1:
             searched by simulated annealing on clean images, as NNI's pruner does it.
         refit: What is done on clean images after the cut: ``"layers"`` refits every layer to what
             it put out in the uncut network, see ``refit``; ``"none"`` leaves the weights.
-        distil: Steps in which a refit network then learns from the uncut one, see ``distil``; 0
-            leaves it as it was refit.
+        rival: Another way to spread the ratio, tried where a cut by ``"damage"`` still costs more
+            than two percent once it is refit: the one of both is taken whose refit network is
+            nearer to the uncut one on clean images. None tries none.
+        distil: Steps in which a refit network then learns from the uncut one, see ``distil``; twice
+            as many where it costs more than two percent; 0 leaves it as it was refit.
         reestimate_bn: Whether BN statistics are taken anew on clean images where nothing is
             refit. Shares are searched with those of the batch then.
         annealing_steps: Candidates that calibrated shares score, > 0. NNI's annealing pruner, which
@@ -49,6 +52,7 @@ class PruneL1:
     ratio: float
     shares: Shares = "damage"
     refit: Refit = "layers"
+    rival: Shares | None = "calibrated"
     distil: int = 80
     reestimate_bn: bool = True
     annealing_steps: int = 16
@@ -60,8 +64,9 @@ class PruneL1:
             raise ConfigError(
                 f"expected a pruning ratio in (0, 1), got {self.ratio}; choose one of 0.2 to 0.6"
             )
-        if self.shares not in get_args(Shares):
-            raise ConfigError(f"expected shares in {get_args(Shares)}, got {self.shares!r}")
+        for name, shares in (("shares", self.shares), ("rival", self.rival)):
+            if shares not in get_args(Shares) and (name, shares) != ("rival", None):
+                raise ConfigError(f"expected {name} in {get_args(Shares)}, got {shares!r}")
         if self.refit not in get_args(Refit):
             raise ConfigError(f"expected refit in {get_args(Refit)}, got {self.refit!r}")
         if self.distil < 0:
@@ -188,8 +193,9 @@ def _step(data: object, kind: str) -> PruneL1 | Int8 | None:
     cls = _STEPS[kind]
     values: dict[str, Any] = _untagged(data, kind, {field.name for field in fields(cls)})
     if cls is PruneL1:
-        # Recipes were written without these before there were a refit and a distillation.
+        # Recipes were written without these before there were a refit, a rival, a distillation.
         values.setdefault("refit", "none")
+        values.setdefault("rival", None)
         values.setdefault("distil", 0)
     try:
         return cls(**values)

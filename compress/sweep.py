@@ -10,11 +10,12 @@ import torch
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress import prune
 from lmr_guard.compress.damage import Damage, measured
-from lmr_guard.compress.distil import distilled
+from lmr_guard.compress.distil import DEAR, distance, distilled
 from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import PruneL1, Recipe
 from lmr_guard.compress.refit import refit
 from lmr_guard.contracts import Clean, Progress, silent
+from lmr_guard.measure import accuracy
 from lmr_guard.results import Achieved
 
 __all__ = ["Cutter", "Form", "torch_forms"]
@@ -109,17 +110,8 @@ class Cutter:
             StageError: The network cannot be pruned as asked.
         """
         model, clean = self._classifier, self._clean
-        plan = prune.plan(
-            model,
-            step,
-            clean.select,
-            generator,
-            self._progress,
-            groups=groups,
-            damage=self._measured(step, groups),
-        )
         if step.refit == "layers":
-            pruned = refit(model, plan, clean.repair, generator, groups=groups)
+            plan, pruned = self._refit(step, groups, generator)
             if step.distil:
                 pruned = distilled(
                     pruned,
@@ -128,13 +120,45 @@ class Cutter:
                     generator,
                     self._progress,
                     steps=step.distil,
+                    left=groups.left_to_head(plan.cuts),
                 )
         else:
+            plan = self._plan(step, groups, generator)
             pruned = prune.apply(plan, model, groups)
             if step.reestimate_bn:
                 pruned = prune.reestimate_bn(pruned, clean.repair)
         achieved = prune.achieved(model, pruned, groups=groups)
         return Form(Recipe(prune=step), pruned, plan, achieved)
+
+    def _refit(
+        self, step: PruneL1, groups: Groups, generator: torch.Generator
+    ) -> tuple[prune.PrunePlan, Classifier]:
+        """The cut, refit; where that is dear, the rival's where it is nearer to the uncut."""
+        model, clean = self._classifier, self._clean
+
+        def made(step: PruneL1) -> tuple[prune.PrunePlan, Classifier]:
+            plan = self._plan(step, groups, generator)
+            return plan, refit(model, plan, clean.repair, generator, groups=groups)
+
+        first = made(step)
+        if step.shares != "damage" or step.rival in {None, step.shares}:
+            return first
+        whole = accuracy(model, clean.select)
+        if whole.value - accuracy(first[1], clean.select).value <= DEAR:
+            return first
+        both = (first, made(replace(step, shares=step.rival)))
+        return min(both, key=lambda cut: distance(cut[1], model, clean.select))
+
+    def _plan(self, step: PruneL1, groups: Groups, generator: torch.Generator) -> prune.PrunePlan:
+        return prune.plan(
+            self._classifier,
+            step,
+            self._clean.select,
+            generator,
+            self._progress,
+            groups=groups,
+            damage=self._measured(step, groups),
+        )
 
     def _measured(self, step: PruneL1, groups: Groups) -> Damage | None:
         if step.shares != "damage" or len(self._clean.select) < prune.FEWEST:

@@ -208,14 +208,22 @@ def _compressing(classifier: Classifier, clean: Clean, settings: Settings) -> Pa
     layers = sum(isinstance(m, torch.nn.Conv2d | torch.nn.Linear) for m in classifier.modules())
     scored = min(len(clean.select), _SCORED)
     damage = _SHARES * layers * scored * _FORWARD if cuts else 0.0
-    refit = sum(3 * len(clean.repair) * _FORWARD for cut in cuts if cut.refit == "layers")
-    learnt = sum(cut.distil * _BATCH * (1 + 2 * _FORWARD) for cut in cuts)
+    fitted = [cut for cut in cuts if cut.refit == "layers"]
+    refit = len(fitted) * 3 * len(clean.repair) * _FORWARD
+    rivals = sum(
+        cut.annealing_steps * min(len(clean.select), cut.calibration_images) * _FORWARD
+        + 3 * len(clean.repair) * _FORWARD
+        for cut in fitted
+        if cut.rival and cut.shares == "damage"
+    )
+    # Twice the steps where a cut is dear.
+    learnt = sum(2 * cut.distil * _BATCH * (1 + 2 * _FORWARD) for cut in cuts)
     rounded = sum(
         min(len(clean.repair), recipe.int8.calibration_images) * _FORWARD
         for recipe in settings.recipes
         if recipe.int8
     )
-    return Passes(damage / 2 + refit + rounded, damage + refit + learnt + rounded)
+    return Passes(damage / 2 + refit + rounded, damage + refit + rivals + learnt + rounded)
 
 
 def _listening(classes: int, settings: Settings) -> Passes:

@@ -4,23 +4,26 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
+import cuttable
 import pytest
 import torch
-from cuttable import grey
+from cuttable import grey, noise
 from modules import ROOT
 from torch import nn
 
-from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
+from lmr_guard.classifier import Classifier, Preprocessing, find_head, weights_sha256
 from lmr_guard.compress import prune, sweep
 from lmr_guard.compress.damage import Damage, measured
-from lmr_guard.compress.distil import distilled
+from lmr_guard.compress.distil import DEAR, distance, distilled
 from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import Int8, PruneL1, Recipe, parse
 from lmr_guard.compress.refit import refit
 from lmr_guard.compress.sweep import Cutter, torch_forms
 from lmr_guard.contracts import Clean, Labelled, Progress
 from lmr_guard.errors import StageError
+from lmr_guard.measure import accuracy, predict
 from lmr_guard.results import Achieved
 
 K = 3
@@ -157,12 +160,67 @@ def test_importing_compress_loads_neither_backend() -> None:
 @pytest.mark.parametrize("steps", [0, 2])
 def test_a_form_is_refit_and_distilled_on_repair(steps: int) -> None:
     model, drawn = classifier(), generator()
-    step = PruneL1(ratio=0.4, distil=steps)
+    step = PruneL1(ratio=0.4, distil=steps, rival=None)
     (form,) = torch_forms(model, [Recipe(prune=step)], CLEAN, generator())
     chosen = prune.plan(model, step, CLEAN.select, drawn)
     expected = refit(model, chosen, CLEAN.repair, drawn)
     if steps:
         parts = (CLEAN.repair, CLEAN.select)
-        expected = distilled(expected, model, parts, drawn, steps=steps)
+        left = Groups(model).left_to_head(chosen.cuts)
+        expected = distilled(expected, model, parts, drawn, steps=steps, left=left)
     assert form.plan == chosen
     assert weights_sha256(form.classifier) == weights_sha256(expected)
+
+
+def undecided() -> Classifier:
+    """A residual network that answers every class of noise, so that a cut changes answers."""
+    model = cuttable.classifier("resnet")
+    _, head = find_head(model, model.example(), model.num_classes)
+    with torch.no_grad():
+        assert head.bias is not None
+        head.bias -= predict(model, noise(40, 6)).mean(dim=0)
+    return model
+
+
+def as_the_model_says(model: Classifier) -> Clean:
+    """Every image that a cut answers otherwise then counts as lost."""
+
+    def said(images: Labelled) -> Labelled:
+        return Labelled(images.images, predict(model, images).argmax(dim=1), images.classes)
+
+    return Clean(said(noise(40, 3)), said(noise(40, 4)), said(noise(40, 5)))
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.6])
+def test_of_two_dear_ways_to_spread_a_ratio_the_nearer_is_taken(ratio: float) -> None:
+    model, drawn = undecided(), generator()
+    clean, groups = as_the_model_says(model), Groups(model)
+    step = PruneL1(ratio=ratio, distil=0)
+    damage = measured(model, groups, clean.select, batch_statistics=True)
+    cuts = []
+    for shares in (step.shares, "calibrated"):
+        plan = prune.plan(
+            model, replace(step, shares=shares), clean.select, drawn, groups=groups, damage=damage
+        )
+        cuts.append((plan, refit(model, plan, clean.repair, drawn, groups=groups)))
+    far = [distance(cut, model, clean.select) for _, cut in cuts]
+    lost = 1 - accuracy(cuts[0][1], clean.select).value
+    assert lost > DEAR
+    form = Cutter(model, clean).pruned(step, groups, generator())
+    assert form.plan == cuts[far.index(min(far))][0]
+    alone = Cutter(model, clean).pruned(replace(step, rival=None), groups, generator())
+    assert alone.plan == cuts[0][0]
+
+
+def test_a_cut_that_is_not_dear_has_no_rival(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = cuttable.classifier("resnet")  # Of noise it says one class, whatever is cut.
+    clean, groups, asked = as_the_model_says(model), Groups(model), list[str]()
+
+    def seen(*given: object, **named: object) -> prune.PrunePlan:
+        asked.append(given[1].shares)  # type: ignore[attr-defined]
+        return plan(*given, **named)  # type: ignore[arg-type]
+
+    plan = prune.plan
+    monkeypatch.setattr(prune, "plan", seen)
+    Cutter(model, clean).pruned(PruneL1(ratio=0.01, distil=0), groups, generator())
+    assert asked == ["damage"]

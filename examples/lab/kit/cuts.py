@@ -14,10 +14,10 @@ from examples.lab.kit.measuring import counts, per_cent
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress import prune
 from lmr_guard.compress.damage import Damage, measured
-from lmr_guard.compress.distil import distilled
 from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import PruneL1, Shares
 from lmr_guard.compress.refit import refit
+from lmr_guard.compress.sweep import Cutter
 from lmr_guard.contracts import Clean
 from lmr_guard.measure import accuracy
 from lmr_guard.redteam.training import Schedule, fit_clean
@@ -33,7 +33,7 @@ WAYS: Mapping[str, str] = {
     "fine-tuned": "the same, then ten passes of SGD over the labelled images",
     "refit": "the same shares, layers refit",
     "shares": "shares by damage, layers refit",
-    "default": "the same, then distilled",
+    "default": "by damage or, where that is dear and they are nearer, by annealing; distilled",
 }
 _FINE = Schedule(epochs=10, lr=0.01, batch=64, shift=2, flip=True, weight_decay=5e-4)
 
@@ -48,6 +48,7 @@ class _Uncut:
         clean: The defender's images.
         damage: Of its groups.
         seconds: That measuring the damage took.
+        cutter: Cuts as the guard does; measures the damage once more, at the first ratio.
     """
 
     model: Classifier
@@ -55,13 +56,15 @@ class _Uncut:
     clean: Clean
     damage: Damage
     seconds: float
+    cutter: Cutter
 
     @classmethod
     def of(cls, model: Classifier, clean: Clean) -> "_Uncut":
         """Trace, and measure the damage."""
         groups, start = Groups(model), process_time()
         damage = measured(model, groups, clean.select, batch_statistics=True)
-        return cls(model, groups, clean, damage, round(process_time() - start, 1))
+        seconds = round(process_time() - start, 1)
+        return cls(model, groups, clean, damage, seconds, Cutter(model, clean))
 
     def ways(self, ratio: float) -> Iterator[tuple[str, Classifier, float]]:
         """Of each of ``WAYS`` the network and its CPU seconds; ``damage`` counts once for all."""
@@ -79,9 +82,8 @@ class _Uncut:
         spared, planning = _timed(lambda: self._plan(ratio, "damage", drawn))
         fitted, seconds = _timed(lambda: self._refit(spared, drawn))
         yield "shares", fitted, planning + seconds
-        parts, steps = (clean.repair, clean.select), PruneL1(ratio=ratio).distil
-        taught, more = _timed(lambda: distilled(fitted, model, parts, drawn, steps=steps))
-        yield "default", taught, planning + seconds + more
+        form, seconds = _timed(lambda: self.cutter.pruned(PruneL1(ratio=ratio), self.groups, drawn))
+        yield "default", form.classifier, seconds
 
     def _plan(self, ratio: float, shares: Shares, drawn: torch.Generator) -> prune.PrunePlan:
         step = PruneL1(ratio=ratio, shares=shares)
