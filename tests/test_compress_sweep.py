@@ -6,14 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import cuttable
 import pytest
 import torch
-from cuttable import grey, noise
+from cuttable import grey
 from modules import ROOT
 from torch import nn
 
-from lmr_guard.classifier import Classifier, Preprocessing, find_head, weights_sha256
+from lmr_guard.classifier import Classifier, Preprocessing, weights_sha256
 from lmr_guard.compress import prune, sweep
 from lmr_guard.compress.damage import Damage, measured
 from lmr_guard.compress.distil import DEAR, distance, distilled
@@ -173,12 +172,20 @@ def test_a_form_is_refit_and_distilled_on_repair(steps: int) -> None:
 
 
 def undecided() -> Classifier:
-    """A residual network that answers every class of noise, so that a cut changes answers."""
-    model = cuttable.classifier("resnet")
-    _, head = find_head(model, model.example(), model.num_classes)
+    """A network that answers every class of noise, so that a cut changes answers."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 12, 3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(12 * 36, K),
+        )
+    model = Classifier(network, GREY, K).eval()
     with torch.no_grad():
-        assert head.bias is not None
-        head.bias -= predict(model, noise(40, 6)).mean(dim=0)
+        network[-1].bias -= predict(model, grey(60, 6, "abc")).mean(dim=0)  # type: ignore[operator]
     return model
 
 
@@ -188,7 +195,7 @@ def as_the_model_says(model: Classifier) -> Clean:
     def said(images: Labelled) -> Labelled:
         return Labelled(images.images, predict(model, images).argmax(dim=1), images.classes)
 
-    return Clean(said(noise(40, 3)), said(noise(40, 4)), said(noise(40, 5)))
+    return Clean(said(grey(60, 3, "abc")), said(grey(60, 4, "abc")), said(grey(60, 5, "abc")))
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.6])
@@ -213,7 +220,7 @@ def test_of_two_dear_ways_to_spread_a_ratio_the_nearer_is_taken(ratio: float) ->
 
 
 def test_a_cut_that_is_not_dear_has_no_rival(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = cuttable.classifier("resnet")  # Of noise it says one class, whatever is cut.
+    model = classifier()  # Of noise it says one class, whatever is cut.
     clean, groups, asked = as_the_model_says(model), Groups(model), list[str]()
 
     def seen(*given: object, **named: object) -> prune.PrunePlan:
