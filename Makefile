@@ -76,6 +76,7 @@ reliability: $(STAMP) ## The long runs: bad inputs, kills, fuzzing; writes docs/
 	-OMP_NUM_THREADS=1 $(BIN)/python -m examples.lab.reliability kills
 	-OMP_NUM_THREADS=1 $(BIN)/python -m examples.lab.reliability fuzz
 	-OMP_NUM_THREADS=1 $(BIN)/python -m examples.lab.reliability large
+	-OMP_NUM_THREADS=1 $(BIN)/python -m examples.lab.reliability bypasses
 	$(BIN)/python -m examples.lab.reliability show --write
 
 # A fuzzer that only this command needs, and that runs on few versions of Python: no dependency.

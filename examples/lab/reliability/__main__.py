@@ -7,6 +7,7 @@
     python -m examples.lab.reliability fuzz --seconds 30
     python -m examples.lab.reliability guided --seconds 20
     python -m examples.lab.reliability large
+    python -m examples.lab.reliability bypasses
     python -m examples.lab.reliability show --write
 
 Each but the last writes one record; ``show --write`` makes ``docs/reliability.md`` of them.
@@ -24,7 +25,7 @@ from pathlib import Path
 from rich.console import Console
 
 from examples.lab.kit import command
-from examples.lab.reliability import fuzz, guided, kills, large, page
+from examples.lab.reliability import bypasses, fuzz, guided, kills, large, page
 from examples.lab.reliability.corpus import corpus
 from examples.lab.reliability.place import fill
 from examples.lab.reliability.running import Bench
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _act(arguments: Sequence[str] | None, console: Console) -> int:
     parser = command.parser("reliability", __doc__)
-    found = parser.add_subparsers(required=True, metavar="inputs|kills|fuzz|guided|large|show")
+    found = parser.add_subparsers(
+        required=True, metavar="inputs|kills|fuzz|guided|large|bypasses|show"
+    )
     inputs = _command(found.add_parser("inputs", help="the whole corpus, slow ones too"), _inputs)
     inputs.add_argument("--only", default="", help="inputs whose name holds this text")
     killed = _command(found.add_parser("kills", help="runs that are cut short"), _kills)
@@ -64,6 +67,7 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
     steered.add_argument("--seed", type=int, default=0)
     steered.add_argument("--seconds", type=float, default=20.0, help="for each reader")
     _command(found.add_parser("large", help="inputs that are right, and large"), _large)
+    _command(found.add_parser("bypasses", help="known ways past the gate"), _bypasses)
     shown = _command(found.add_parser("show", help="what the records hold, as a page"), _show)
     shown.add_argument("--write", action="store_true", help=f"to {page.PAGE.name} of docs")
     options = parser.parse_args(arguments)
@@ -180,6 +184,16 @@ def _large(options: argparse.Namespace, console: Console) -> int:
             console.print(f"{name}: {sizes[-1]}", markup=False)
     page.save(page.large_record(sizes), options.out / "large.json")
     return _told(console, len(sizes), sum(each["code"] != 0 for each in sizes))
+
+
+def _bypasses(options: argparse.Namespace, console: Console) -> int:
+    start = time.monotonic()
+    found = bypasses.tried()
+    wrong = {name: word for name, word in found.items() if word != "passed"}
+    for name, word in wrong.items():
+        console.print(f"{name}: {word}", markup=False)
+    page.save(page.bypasses_record(found, time.monotonic() - start), options.out / "bypasses.json")
+    return _told(console, len(found), len(wrong))
 
 
 def _told(console: Console, tried: int, wrong: int) -> int:
