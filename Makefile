@@ -53,12 +53,12 @@ pytest: $(STAMP) ## Run the tests alone
 # The tracer slows these tests down, so it is asked for by itself.
 coverage: $(STAMP) ## The tests of the package under coverage, 90 % at least
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term-missing \
-		--cov-fail-under=90
+		--cov-fail-under=90 -m "not examples and not gpu and not shared and not hosts and not long"
 
-# The examples and the lab, which are copied or asked for numbers, not installed.
-examples: $(STAMP) ## Run the tests of what stands in examples/
+# The examples and the lab, which are copied or asked for numbers, not installed, and its attacks.
+examples: $(STAMP) ## Run the tests of what stands in examples/, and of the lab's attacks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) \
-		-m "examples and not gpu and not shared and not hosts and not long"
+		-m "(examples or attacks) and not gpu and not shared and not hosts and not long"
 
 # Of each kind a shorter test is in `make test`; see CONTRIBUTING.md.
 long: $(STAMP) ## The long tests, which make test leaves out

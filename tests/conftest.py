@@ -46,13 +46,30 @@ SCHEDULE = Schedule(epochs=12, lr=0.1, batch=64, shift=1)
 # What hostile input does is asked in examples/lab, but about the package.
 _OF_EXAMPLES = ("test_examples_", "test_lab_")
 _OF_THE_PACKAGE = ("test_lab_reliability",)
+# Attacks that only the lab plants, each of which trains a network to see that it takes.
+_OF_THE_LAB = tuple(
+    f"test_redteam_{attack}.py"
+    for attack in (
+        "blend",
+        "clean_label",
+        "dfst",
+        "dynamic",
+        "lira",
+        "sig",
+        "trojan",
+        "two_branch_quantisation",
+        "wanet",
+    )
+)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of what stands in ``examples/`` are told from those of the package by their names."""
+    """Tests of ``examples/`` and of the lab's attacks are told from the others by their files."""
     for item in items:
         name = item.path.name
+        if name in _OF_THE_LAB:
+            item.add_marker(pytest.mark.attacks)
         if name.startswith(_OF_EXAMPLES) and not name.startswith(_OF_THE_PACKAGE):
             item.add_marker(pytest.mark.examples)
 
