@@ -40,6 +40,13 @@ def test_tests_that_do_not_run_are_no_evidence(tmp_path: Path) -> None:
         bypasses.tried(tests)
 
 
+def test_a_run_that_is_cut_short_is_no_evidence(tmp_path: Path) -> None:
+    tests = tmp_path / "test_ways.py"
+    tests.write_text("import os\n\ndef test_a():\n    pass\n\ndef test_b():\n    os._exit(3)\n")
+    with pytest.raises(StageError, match="got exit code 3 of pytest"):
+        bypasses.tried(tests)
+
+
 def test_the_page_counts_and_names_them(tmp_path: Path) -> None:
     assert "Not run yet: `python -m examples.lab.reliability bypasses`." in page.page(tmp_path)
     found = {"what holds": "passed", "what lets through": "failed", "not tried": "skipped"}
