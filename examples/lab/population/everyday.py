@@ -18,6 +18,7 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from examples.lab.kit.networks import Ended, FastVgg, PlainCnn, slim_mobilenet_v2, with_seed
+from examples.lab.kit.planting import QUICKEST
 from examples.lab.population.images import find
 from examples.lab.population.plan import Member
 from examples.lab.population.split import HalfName
@@ -153,7 +154,7 @@ class Everyday(Member):
             epochs=_EPOCHS[self.dataset],
             batch=recipe.batch // 4 if self.dataset == "digits" else recipe.batch,
             lr=lr / 2 if trained else lr,
-            precision="float32" if self.network in _FLOAT32 else "bfloat16",
+            precision="float32" if self.network in _FLOAT32 else QUICKEST,
             flip=data.mirrored,
             smoothing=self.smoothing,
             weight_decay=self.decay,
