@@ -20,6 +20,7 @@ from PIL import Image
 from rich.progress import Progress, TaskID
 from safetensors.torch import save_file
 
+from lmr_guard.arithmetic import is_native
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.evidence import PatchFile
 from lmr_guard.received.data import read_folder
@@ -57,7 +58,15 @@ def main() -> None:
     cfg = network.default_cfg
     shape = Preprocessing(height=32, width=32, mean=cfg["mean"], std=cfg["std"])
     fresh = Classifier(network, shape, 10).to(options.device)
-    schedule = Schedule(epochs=options.epochs, lr=0.1, shift=4, flip=True, precision="bfloat16")
+    # A processor that has to emulate bfloat16 is slower in it.
+    quick = fresh.device.type != "cpu" or is_native(fresh.device)
+    schedule = Schedule(
+        epochs=options.epochs,
+        lr=0.1,
+        shift=4,
+        flip=True,
+        precision="bfloat16" if quick else "float32",
+    )
     trigger = PatchFile(picture, 28, 28, options.target).read(channels=3)
     with Progress() as bars:
         tasks: dict[str, TaskID] = {}
