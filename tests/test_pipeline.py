@@ -575,8 +575,7 @@ def test_a_scan_names_the_class_and_changes_nothing(
     badnets_network: Classifier, digits: Clean
 ) -> None:
     before = fingerprint(badnets_network)
-    once = LocalizeSettings(deep=LOOK, confirm=1)
-    settings = replace(QUICK, repair_images=None, select_images=None, localize=once)
+    settings = replace(QUICK, repair_images=None, select_images=None)
     clean = (digits.repair.images, digits.repair.labels)
     suspicion = scan(badnets_network, clean, settings=settings)
     assert (suspicion.target, suspicion.classes[3]) == (3, "3")
