@@ -5,6 +5,7 @@
 import copy
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["export_onnx", "require_parity", "write_module"]
 
 _TOLERANCE = 1e-4
-_TIMES = 2.0  # as far from float64 as torch is in float32
+_TIMES = 4.0  # as far from float64 as torch is in float32, at most over all that is compared
 _CLASH = "is already registered"
 _VIEW = "Cannot view a tensor with shape"
 
@@ -48,9 +49,9 @@ def export_onnx(
         path: Written only when everything below holds.
         shown: Clean pixels (N, C, H, W) to compare on too, each alone and all together.
         tolerance: Largest difference between torch and ONNX Runtime (CPU), as a share of the
-            largest output, on uniform random pixels in batches of 1, 2 and 5. Where torch itself
-            is further than that from what it computes in float64, ONNX Runtime may be twice as
-            far as torch, as long as no decision moves.
+            largest output, on uniform random pixels in batches of 1, 2 and 5. ONNX Runtime may
+            be further from float64, up to four times as far as torch is at most on what is
+            compared, as long as no decision moves.
 
     Raises:
         StageError: Train mode, a network that cannot be exported or that answers the same images
@@ -100,8 +101,9 @@ def _compared(
     generator = torch.Generator().manual_seed(0)
     # Noise too: it shows what a network does with pixels that no clean image has.
     batches = [torch.rand(model.example(n).shape, generator=generator) for n in (1, 2, 5)]
-    for pixels in (*batches, *(() if shown is None else (*shown.split(1), shown))):
-        _require_alike(model, predictor, pixels, tolerance)
+    if shown is not None:
+        batches += [*shown.split(1), shown]
+    _require_alike(model, predictor, batches, tolerance)
     return predictor
 
 
@@ -214,21 +216,43 @@ def _forget_origin(proto: "ModelProto") -> None:
 
 @torch.no_grad()
 def _require_alike(
-    model: Classifier, predictor: OnnxPredictor, pixels: Tensor, tolerance: float
+    model: Classifier, predictor: OnnxPredictor, batches: Sequence[Tensor], tolerance: float
 ) -> None:
-    expected, got = model(pixels), predictor(pixels)
-    difference = float((got - expected).abs().max())
-    scale = max(float(expected.abs().max()), 1e-6)
-    # Written so that a NaN on either side does not pass.
-    if difference <= tolerance * scale:
-        return
-    exact = copy.deepcopy(model).double()(pixels.double())
-    own, theirs = (float((each - exact).abs().max()) for each in (expected, got))
-    moved = int((got.argmax(dim=1) != expected.argmax(dim=1)).sum())
-    if theirs <= _TIMES * own and math.isfinite(own) and not moved:
-        return
-    raise StageError(
-        f"expected ONNX Runtime within {tolerance:g} of torch at batch {len(pixels)}, got "
-        f"a difference of {difference:.3g} at outputs up to {scale:.3g}, where torch itself is "
-        f"{own:.3g} from float64; {moved} of {len(pixels)} decisions move"
-    )
+    own = None
+    for pixels in batches:
+        expected, got = model(pixels), predictor(pixels)
+        difference, scale = float((got - expected).abs().max()), _scale(expected)
+        # Written so that a NaN on either side does not pass.
+        if difference <= tolerance * scale:
+            continue
+        own = _rounding_error(model, batches) if own is None else own
+        theirs = float((_in_float64(model, pixels) - got).abs().max())
+        moved = int((got.argmax(dim=1) != expected.argmax(dim=1)).sum())
+        if theirs <= _TIMES * own * scale and math.isfinite(own) and not moved:
+            continue
+        raise StageError(
+            f"expected ONNX Runtime within {tolerance:g} of torch at batch {len(pixels)}, got "
+            f"a difference of {difference:.3g} at outputs up to {scale:.3g}, where torch itself is "
+            f"{own * scale:.3g} from float64; {moved} of {len(pixels)} decisions move"
+        )
+
+
+def _rounding_error(model: Classifier, batches: Sequence[Tensor]) -> float:
+    """How far torch in float32 is from float64 at most, as a share of the largest output.
+
+    Over all batches, for a few outputs alone may be close by luck.
+    """
+    shares = []
+    for pixels in batches:
+        expected = model(pixels)
+        shares.append((expected - _in_float64(model, pixels)).abs().max() / _scale(expected))
+    return float(torch.stack(shares).max())
+
+
+def _in_float64(model: Classifier, pixels: Tensor) -> Tensor:
+    exact: Tensor = copy.deepcopy(model).double()(pixels.double())
+    return exact
+
+
+def _scale(outputs: Tensor) -> float:
+    return max(float(outputs.abs().max()), 1e-6)
