@@ -148,7 +148,7 @@ def stages(
         triggers: How many are known.
         searched: Whether a search could tell anything, see ``telling.hindrance``.
     """
-    looked = settings.repair and settings.suspect is None and searched
+    looked = settings.repair and not settings.suspects and searched
     classes = classifier.num_classes
     return Stages(
         localize=_localizing(classes, settings) if looked else Passes(0, 0),
@@ -186,12 +186,12 @@ def _localizing(classes: int, settings: Settings) -> Passes:
 
 
 def _repelling(settings: Settings, *, looked: bool) -> Passes:
-    """Nothing at least where a class has yet to be found."""
-    if not settings.repair or not (looked or settings.suspect is not None):
+    """Nothing at least where a class has yet to be found, of which there may be one."""
+    if not settings.repair or not (looked or settings.suspects):
         return Passes(0, 0)
     searches, attempt = attempt_passes(settings.repel)
-    named, rates = settings.suspect is not None, len(settings.repel.learning_rates)
-    return Passes(searches + attempt if named else 0, searches + attempt * rates)
+    named, rates = len(settings.suspects), len(settings.repel.learning_rates)
+    return Passes(named * (searches + attempt), max(named, 1) * (searches + attempt * rates))
 
 
 def attempt_passes(how: RepelSettings) -> tuple[float, float]:

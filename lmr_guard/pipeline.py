@@ -236,8 +236,8 @@ def read_model(
     received = inputs.model(model, arch, clean)
     for drill in drills:
         drill.require_weights(weights_sha256(received.classifier))
-    if settings.suspect is not None:
-        localize.named(settings.suspect, received.classifier.num_classes)
+    if settings.suspects:
+        localize.named(settings.suspects, received.classifier.num_classes)
     return received
 
 
@@ -354,8 +354,8 @@ def suspect(
         progress: Told how far it is.
         structure: Of ``classifier``, where the caller has it already.
     """
-    if settings.suspect is not None:
-        return localize.named(settings.suspect, classifier.num_classes)
+    if settings.suspects:
+        return localize.named(settings.suspects, classifier.num_classes)
     model = classifier.clone().to(settings.device)
     if (why := localize.hindrance(model, clean.repair)) is not None:
         return localize.hindered(why, clean.repair.classes)

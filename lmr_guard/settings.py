@@ -44,7 +44,8 @@ class Settings:
             none.
         policy: What an artefact must show.
         recipes: The variants to build.
-        suspect: The suspect class where the user knows it; None looks for it.
+        suspect: The suspect class where the user knows it, or several, which are repelled one
+            after the other; None looks for them.
         repair: False audits and gates the model as it is.
         if_abstained: Where no class was suspected: ``"repair-nothing"`` leaves the verdict to the
             audit, ``"refuse"`` makes every variant incomplete, so that nothing is published.
@@ -70,7 +71,7 @@ class Settings:
     listening: ListeningSettings | None = field(default_factory=ListeningSettings)
     policy: Policy = field(default_factory=Policy)
     recipes: tuple[Recipe, ...] = field(default_factory=standard)
-    suspect: int | None = None
+    suspect: int | tuple[int, ...] | None = None
     repair: bool = True
     if_abstained: Literal["repair-nothing", "refuse"] = "repair-nothing"
     classes: tuple[str, ...] | None = None
@@ -96,6 +97,8 @@ class Settings:
             )
         if self.suspect is not None and not self.repair:
             raise ConfigError("expected a suspect class or no repair, got both; leave one out")
+        if self.suspect is not None and not 0 < len(self.suspects) == len(set(self.suspects)):
+            raise ConfigError(f"expected each suspect class once, got {self.suspect!r}")
         if not 0 <= self.seed < _SEEDS:
             raise ConfigError(f"expected a seed in 0..{_SEEDS - 1}, got {self.seed}")
         if self.precision not in ("auto", "float32"):
@@ -120,6 +123,13 @@ class Settings:
     def budget(self) -> Budget | None:
         """The budget whose searches these settings have; None where they have others."""
         return next((each for each in BUDGETS if self.within(each) == self), None)
+
+    @property
+    def suspects(self) -> tuple[int, ...]:
+        """The classes that the user named; empty where they are looked for."""
+        if self.suspect is None:
+            return ()
+        return (self.suspect,) if isinstance(self.suspect, int) else self.suspect
 
     @property
     def searches_rounded(self) -> bool:
@@ -167,7 +177,7 @@ class Settings:
             "repel": asdict(self.repel),
             "after_pruning": None if self.after_pruning is None else asdict(self.after_pruning),
             "recipes": [recipes.to_json(recipe) for recipe in self.recipes],
-            "suspect": self.suspect,
+            "suspect": list(named) if len(named := self.suspects) > 1 else next(iter(named), None),
             "repair": self.repair,
             "if_abstained": self.if_abstained,
             "compare": self.compare,

@@ -250,6 +250,16 @@ BAD_INPUT: dict[str, tuple[Change, int, str]] = {
         4,
         "expected a suspect class in [0, 3), got 3",
     ),
+    "suspect is no number": (
+        option("--suspect", "1,b"),
+        4,
+        "expected numbers separated by commas for --suspect, got '1,b'",
+    ),
+    "suspect twice": (
+        option("--suspect", "1,1"),
+        4,
+        "expected each suspect class once, got (1, 1)",
+    ),
     "unknown variant": (
         option("--variants", "int4"),
         4,
@@ -705,7 +715,7 @@ def test_repair_writes_weights_that_load_again_and_the_record(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = place / "results" / "out"
-    options = work(place) | {"--suspect": "1", "--out": str(out), "--seed": "5"}
+    options = work(place) | {"--suspect": "1,0", "--out": str(out), "--seed": "5"}
     before = tree(place / "given")
     assert main(command("repair", options)) == 0
     assert tree(place / "given") == before
@@ -714,10 +724,13 @@ def test_repair_writes_weights_that_load_again_and_the_record(
     assert accuracy(repaired, row_images(150, seed=7)).value >= 0.8
     record = json.loads((out / "repair.json").read_text())
     assert record["suspicion"]["target"] == record["repair"]["suspect"] == 1
+    assert [each["suspect"] for each in record["repair"]["further"]] == [0]
     assert record["repair"]["phase1_steps"] > 0
     assert record["config"]["seed"] == 5
     assert record["model"]["path"] == options[""]
-    assert "not audited; `lmr-guard run` audits and gates" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith("repaired class 1 and 0; CA on the select part ")
+    assert "not audited; `lmr-guard run` audits and gates" in printed
 
 
 def test_repair_of_a_taken_folder_is_refused(

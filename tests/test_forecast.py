@@ -88,6 +88,9 @@ def test_a_repair_takes_no_more_than_the_most(model: Classifier, clean: Clean) -
     named = replace(SETTINGS, suspect=2, listening=None)
     told = passes(model, clean, named, triggers=0, searched=True)
     assert 0 < sum(seen) <= told.most
+    several = passes(model, clean, replace(named, suspect=(2, 0)), triggers=0, searched=True)
+    assert several.least > told.least
+    assert several.most > told.most
 
 
 def test_more_asked_for_takes_longer(model: Classifier, clean: Clean) -> None:

@@ -405,12 +405,16 @@ def test_where_nobody_comes_to_doubt_nothing_unlearns(
 
 
 def test_the_user_may_name_the_class() -> None:
-    found = rule.named(2, 3)
+    found = rule.named([2], 3)
     assert (found.target, found.scores, found.agreement) == (2, (), 1.0)
     assert found.method == "named by the user"
     for target in (-1, 3):
         with pytest.raises(ConfigError, match=rf"suspect class in \[0, 3\), got {target}"):
-            rule.named(target, 3)
+            rule.named([1, target], 3)
+
+
+def test_several_that_the_user_names_keep_their_order() -> None:
+    assert rule.named([2, 0, 1], 3).suspects == (2, 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,14 @@ def test_a_class_that_the_user_named_has_no_others() -> None:
     assert remarks(Suspicion(1, (), Method.NAMED), DONE, 2.2) == []
 
 
+def test_others_that_the_user_named_have_no_scores() -> None:
+    both = replace(DONE, further=(replace(DONE, suspect=3), replace(DONE, suspect=0)))
+    (note,) = remarks(Suspicion(1, (), Method.NAMED, others=(3, 0)), both, 2.2)
+    assert note == (
+        "More than one class was named. After the first these were repelled as well: 3, 0."
+    )
+
+
 def test_where_nobody_is_suspected_the_reason_is_told() -> None:
     told = "so nothing was repaired; the variants were audited all the same."
     assert remarks(found(1.0, 1.1, target=None), None, 2.2) == [f"No class was suspected, {told}"]

@@ -42,6 +42,24 @@ def test_a_suspect_without_repair_is_a_contradiction() -> None:
         replace(PLAIN, suspect=1)
 
 
+@pytest.mark.parametrize("twice", [(), (1, 1), (2, 1, 2)])
+def test_each_suspect_is_named_once(twice: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"expected each suspect class once, got \("):
+        Settings(suspect=twice)
+
+
+@pytest.mark.parametrize(
+    ("suspect", "named", "told"),
+    [(None, (), None), (0, (0,), 0), ((2,), (2,), 2), ((2, 0), (2, 0), [2, 0])],
+)
+def test_one_suspect_or_several(
+    suspect: int | tuple[int, ...] | None, named: tuple[int, ...], told: object
+) -> None:
+    settings = Settings(suspect=suspect)
+    assert settings.suspects == named
+    assert settings.to_json()["suspect"] == told
+
+
 def test_every_use_has_randomness_of_its_own() -> None:
     uses = [
         ("split",),

@@ -294,7 +294,12 @@ DISTIL = click.option(
     show_default=True,
     help="Let each refit form learn from the uncut network for some steps.",
 )
-SUSPECT = click.option("--suspect", type=int, help="The suspect class, counted from 0, if known.")
+SUSPECT = click.option(
+    "--suspect",
+    callback=numbers(int),
+    metavar="CLASS,...",
+    help="The suspect class, or several, counted from 0, if known.",
+)
 THREADS = click.option("--threads", type=_COUNT, help="CPU threads; small networks: 1.")
 WORK = _all_of(
     click.option("--repair-images", type=int, help="Images to learn from; default 40 %, <= 2000."),

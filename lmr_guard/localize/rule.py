@@ -146,11 +146,23 @@ class _Drifted:
         }
 
 
-def named(target: int, num_classes: int) -> Suspicion:
-    """The suspicion of a user who knows the class. Raises ConfigError where it is none."""
-    if not 0 <= target < num_classes:
-        raise ConfigError(f"expected a suspect class in [0, {num_classes}), got {target}")
-    return Suspicion(target=target, scores=(), method=Method.NAMED, agreement=1.0)
+def named(targets: Sequence[int], num_classes: int) -> Suspicion:
+    """The suspicion of a user who knows the classes.
+
+    Args:
+        targets: One class or more, in the order in which they are to be repelled.
+        num_classes: K.
+
+    Raises:
+        ConfigError: One is no class of the model.
+    """
+    for target in targets:
+        if not 0 <= target < num_classes:
+            raise ConfigError(f"expected a suspect class in [0, {num_classes}), got {target}")
+    first, *others = targets
+    return Suspicion(
+        target=first, scores=(), method=Method.NAMED, agreement=1.0, others=tuple(others)
+    )
 
 
 def suspect(

@@ -43,9 +43,10 @@ def remarks(
         ]
         told = []
         if repelled:
+            why = "stands out, as with several backdoors" if suspicion.scores else "was named"
             told.append(
-                "More than one class stands out, as with several backdoors. After the first these "
-                f"were repelled as well: {repelled}."
+                f"More than one class {why}. After the first these were repelled as well: "
+                f"{repelled}."
             )
         if left:
             told.append(
@@ -65,4 +66,6 @@ def remarks(
 
 
 def _scored(suspicion: Suspicion, classes: Sequence[int]) -> str:
-    return ", ".join(f"{k} ({suspicion.scores[k]:.1f})" for k in classes)
+    """With scores, where they were looked for."""
+    scores = suspicion.scores
+    return ", ".join(f"{k} ({scores[k]:.1f})" if scores else str(k) for k in classes)

@@ -200,7 +200,7 @@ def _options() -> Iterator[Case]:
     run = {
         "seed": ("-1", "4294967296", "x"),
         "variants": ("int4", "l1-1.5", "l1--1", "l1-nan", "", "int8,int8", "l1-" + "9" * 5000),
-        "suspect": ("-1", "3", "1e9"),
+        "suspect": ("-1", "3", "1e9", "1,1", "1,", ""),
         "audit-steps": ("-1", "5", "x"),
         "budget": ("none", ""),
         "repair-images": ("-1", "0", "1000000000"),
