@@ -13,6 +13,7 @@ __all__ = [
     "PruneL1",
     "Recipe",
     "Refit",
+    "Rounding",
     "Shares",
     "from_json",
     "parse",
@@ -23,6 +24,7 @@ __all__ = [
 
 Shares = Literal["calibrated", "damage", "uniform"]
 Refit = Literal["layers", "none"]
+Rounding = Literal["layers", "nearest"]
 _RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
 
 
@@ -80,14 +82,19 @@ class Int8:
 
     Args:
         calibration_images: Clean images that set the activation ranges, > 0.
-        reduce_range: 7 bits for the weights, for x86 processors without VNNI.
+        reduce_range: 7 bits for the weights, for x86 processors without VNNI; to the nearest.
+        rounding: ``"layers"`` rounds weights so that each layer puts out what it did, see
+            ``rounding``; ``"nearest"`` each of them to the nearest, as other tools do.
     """
 
     calibration_images: int = 256
     reduce_range: bool = False
+    rounding: Rounding = "layers"
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a value is out of range."""
+        if self.rounding not in get_args(Rounding):
+            raise ConfigError(f"expected rounding in {get_args(Rounding)}, got {self.rounding!r}")
         _positive(calibration_images=self.calibration_images)
 
 
@@ -143,15 +150,18 @@ def parse(labels: Iterable[str], *, refit: Refit = "layers") -> tuple[Recipe, ..
 
 
 def with_refit(recipe: Recipe, refit: Refit, *, distil: int | None = None) -> Recipe:
-    """The same recipe with another refit; with ``"none"`` it prunes as other tools do.
+    """The same recipe with another refit; with ``"none"`` it prunes and rounds as other tools do.
 
     Those search for layer shares, where they do, as calibrated ones are.
 
     Args:
-        recipe: Where it does not prune, it comes back as it is.
-        refit: See ``PruneL1``.
-        distil: The same; None leaves it.
+        recipe: Left as it is.
+        refit: See ``PruneL1``; weights of INT8 are rounded by ``"layers"``, or to the nearest.
+        distil: See ``PruneL1``; None leaves it.
     """
+    if recipe.int8 is not None:
+        rounding: Rounding = "nearest" if refit == "none" else "layers"
+        recipe = replace(recipe, int8=replace(recipe.int8, rounding=rounding))
     if recipe.prune is None:
         return recipe
     shares = recipe.prune.shares
@@ -197,6 +207,8 @@ def _step(data: object, kind: str) -> PruneL1 | Int8 | None:
         values.setdefault("refit", "none")
         values.setdefault("rival", None)
         values.setdefault("distil", 0)
+    else:
+        values.setdefault("rounding", "nearest")
     try:
         return cls(**values)
     except TypeError as error:

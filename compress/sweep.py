@@ -27,7 +27,8 @@ class Form:
 
     Args:
         recipe: What was asked for.
-        classifier: Pruned where the recipe prunes; int8 is still to be done on its ONNX file.
+        classifier: Pruned where the recipe prunes; int8 is still to be done on its ONNX file,
+            but for weights that were rounded already.
         plan: The channels that went; None where the recipe does not prune.
         achieved: What is gone, and the bits that the file will have.
     """

@@ -20,6 +20,7 @@ from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import prune, quantize, sweep
 from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import Int8, PruneL1, Recipe, with_refit
+from lmr_guard.compress.rounding import rounded_alike
 from lmr_guard.compress.sweep import Form
 from lmr_guard.compress.twins import twins
 from lmr_guard.compress.whole import Whole, described
@@ -150,11 +151,11 @@ class Workshop:
                 exported = folder / f"{Recipe(prune=pruning).label}.onnx"
                 self._export(recovered.classifier, exported)
                 for recipe in alike:
-                    form = recovered.under(recipe)
-                    file = self._file(exported, recipe)
+                    form, source = self._rounded(recovered.under(recipe), exported, step)
+                    file = self._file(source, recipe)
                     variant = self._verified(form, file, judged)
                     # A search is about the file only as long as the network still answers so.
-                    require_parity(recovered.classifier, exported, self.shown)
+                    require_parity(form.classifier, source, self.shown)
                     found[recipe.label] = variant
             except StageError as error:
                 if publish.disk_full(error):
@@ -201,6 +202,17 @@ class Workshop:
             return
         with self.exports[digest].open("rb") as before, atomic(path) as file:
             shutil.copyfileobj(before, file)
+
+    def _rounded(self, form: Form, exported: Path, step: str) -> tuple[Form, Path]:
+        """The form with the weights that INT8 is to have, and the float file of those."""
+        int8 = form.recipe.int8
+        if int8 is None or int8.rounding == "nearest" or int8.reduce_range:
+            return form, exported
+        drawn = self.settings.generator(step, form.recipe.label)
+        model = rounded_alike(form.classifier, self.clean.repair, drawn)
+        source = exported.with_name(f"{form.recipe.label}.float32.onnx")
+        export_onnx(model, source, shown=self.shown)
+        return replace(form, classifier=model), source
 
     def _file(self, exported: Path, recipe: Recipe) -> Artifact:
         if recipe.int8 is None:

@@ -8,12 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from factories import fingerprint, row_classifier, row_images, seeded
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, Preprocessing
-from lmr_guard.compress import prune, refit
+from lmr_guard.compress import layers, prune, refit
 from lmr_guard.compress.groups import Groups, LayerCut
 from lmr_guard.compress.prune import PrunePlan
 from lmr_guard.compress.recipes import PruneL1
@@ -114,24 +112,6 @@ def test_a_head_is_refit_by_ridge_regression_towards_its_weights() -> None:
     assert torch.allclose(found.bias.double(), expected[:, 3], atol=1e-4)
 
 
-@given(
-    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    stride=st.integers(1, 2),
-    dilation=st.integers(1, 2),
-    padding=st.integers(0, 2),
-)
-def test_rows_are_those_that_unfold_gives(
-    kernel: tuple[int, int], stride: int, dilation: int, padding: int
-) -> None:
-    layer = nn.Conv2d(2, 4, kernel, stride=stride, dilation=dilation, padding=padding)
-    given_ = torch.rand(3, 2, 7, 8, generator=drawn())
-    rows = F.unfold(given_, kernel, dilation, padding, stride).mT.flatten(0, 1)
-    _, _, height, width = layer(given_).shape
-    places = torch.unravel_index(torch.arange(3 * height * width), (3, height, width))
-    padded = F.pad(given_, layer._reversed_padding_repeated_twice)
-    assert torch.equal(refit._inputs(layer, padded, places), rows)
-
-
 # --- laws ---------------------------------------------------------------------------------------
 
 
@@ -210,7 +190,7 @@ class Twice(nn.Module):
 
 def test_layers_that_run_twice_or_not_at_all_stay() -> None:
     model = network(Twice)
-    names = set(refit._layers(model, model.example(1)))
+    names = set(layers.once(model, model.example(1)))
     assert names == {"network.first", "network.head"}
 
 
@@ -220,24 +200,13 @@ def test_sums_that_tell_nothing_change_nothing_and_warn_of_nothing() -> None:
     after = refit.refit(model, cutting("0", 1), black, drawn())
     assert all(bool(parameter.isfinite().all()) for parameter in after.parameters())
     zero = nn.Linear(2, 2)
-    wanted = refit._Wanted((torch.arange(3),), torch.zeros(3, 2))
-    stacked = refit._solved(zero, torch.full((3, 2), float("nan")), wanted)
-    assert stacked is None
+    unknown, places = torch.full((3, 2), float("nan")), (torch.arange(3),)
+    assert refit._solved(zero, unknown, places, torch.zeros(3, 2)) is None
 
 
 def test_without_images_there_is_nothing_to_refit_on() -> None:
     with pytest.raises(StageError, match="expected clean images to refit pruned layers on, got no"):
         refit.refit(network(plain), cutting("0", 1), pictures(0), drawn())
-
-
-def test_no_more_images_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = network(plain)
-    largest = 6 * 6 * 6
-    monkeypatch.setattr(refit, "_ROOM", 10 * largest + 5)
-    few = refit._images(model, pictures(40))
-    assert len(few) == 10
-    assert torch.equal(few, pictures(40).pixels[::4])
-    assert len(refit._images(model, pictures(7))) == 7
 
 
 # --- what it is worth ---------------------------------------------------------------------------

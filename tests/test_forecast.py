@@ -106,7 +106,7 @@ def test_more_asked_for_takes_longer(model: Classifier, clean: Clean) -> None:
 def test_searches_that_could_tell_nothing_are_not_counted(model: Classifier, clean: Clean) -> None:
     told = passes(model, clean, SETTINGS, triggers=1, searched=False)
     verifying = 2 * len(clean.report) / 3
-    rounding = 180 / 3
+    rounding = 2 * 180 / 3
     random = 336 * 24 / 3
     assert told.least == pytest.approx(2 * (verifying + random) + rounding)
 

