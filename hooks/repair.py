@@ -75,6 +75,7 @@ class Receipt:
         weights_after: ``weights_sha256`` of what came back.
         recipes: Labels of the recipes whose forms localize and repel could look at.
         others: Classes that were repelled after it, as with several backdoors.
+        done: What was done about them; see ``Repair.done``.
     """
 
     hook: str
@@ -88,6 +89,7 @@ class Receipt:
     weights_after: str
     recipes: tuple[str, ...]
     others: tuple[int, ...] = ()
+    done: str = "repelled"
 
     def __str__(self) -> str:
         """One line for a log."""
@@ -96,7 +98,7 @@ class Receipt:
         else:
             named = " and ".join(map(str, (self.suspect, *self.others)))
             done = (
-                f"class {named} repelled ({self.method}), CA {self.clean_before} -> "
+                f"class {named} {self.done} ({self.method}), CA {self.clean_before} -> "
                 f"{self.clean_after}"
             )
         return f"{self.hook}: {done}, weights {self.weights_after[:12]}; {_NO_VERDICT}"
@@ -121,6 +123,7 @@ class Receipt:
             },
             "weights_sha256": {"before": self.weights_before, "after": self.weights_after},
             "recipes": list(self.recipes),
+            "done": self.done,
         }
 
 
@@ -357,6 +360,7 @@ class RepairHook:
             weights_after=weights_sha256(repaired.classifier),
             recipes=tuple(recipe.label for recipe in settings.recipes),
             others=() if repaired.repair is None else repaired.repair.suspects[1:],
+            done="" if repaired.repair is None else repaired.repair.done,
         )
 
 

@@ -129,7 +129,7 @@ def run(into: Path, seed: int, progress: Progress, show: Callable[[Any], None]) 
         trigger = PatchFile(patch, corner, corner, scene.target)
         settings = _settings(seed, _VARIANTS)
         _guard(into / scene.name, checkpoint, trigger, settings, progress)
-        _show(into / scene.name, show, ExitCode.PASSED)
+        _show(into / scene.name, show, ExitCode.PASSED, ExitCode.REFUSED)
     show("\n[bold]refused[/bold]: the last model again, without repair; the policy must refuse it")
     unrepaired = _settings(seed, ("float32", "l1-0.4"), guarded=False)
     _guard(into / "refused", checkpoint, trigger, unrepaired, progress)
@@ -184,20 +184,28 @@ def _clear(into: Path) -> None:
     (into / _MARKER).touch()
 
 
-def _show(folder: Path, show: Callable[[Any], None], expected: ExitCode) -> None:
-    """The report on disk: asleep, awake, guarded, published. Raises StageError, see ``run``."""
+def _show(folder: Path, show: Callable[[Any], None], *expected: ExitCode) -> None:
+    """The report on disk: asleep, awake, guarded, published. Raises StageError, see ``run``.
+
+    A guarded model may be refused: on another processor arithmetic differs in the last digit, so
+    other networks come out, and three points are a dozen images here.
+    """
     report = Report.read(folder / "report.json")
     for table in tables.tables(report):
         show(table)
     if report.repair is not None:
         images = report.config["images"]["repair"]
         suspect = report.repair.suspect
-        show(f"localize names class {suspect}; repel trained on {images} clean images")
+        done = report.repair.done
+        show(f"localize names class {suspect}; {done}, with {images} clean images")
     show(f"verdict {report.verdict.word}, exit code {int(report.exit_code)}")
     published = ", ".join(variant.published or "" for variant in report.published)
     show(f"published: {published or 'nothing'}")
-    if report.exit_code != expected:
+    if report.exit_code not in expected:
+        wanted = " or ".join(str(int(code)) for code in expected)
         raise StageError(
-            f"expected the run {folder.name} to end with {int(expected)}, got "
+            f"expected the run {folder.name} to end with {wanted}, got "
             f"{int(report.exit_code)}; its report.json says why"
         )
+    if report.exit_code == ExitCode.REFUSED and ExitCode.PASSED in expected:
+        show("refused, as the policy has it (Why not, above); --seed N is another try")

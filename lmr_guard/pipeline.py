@@ -9,12 +9,10 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lmr_guard import localize, remaining
-from lmr_guard.arithmetic import plain
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.contracts import Clean, Progress, Trigger, silent
 from lmr_guard.errors import StageError
@@ -28,11 +26,11 @@ from lmr_guard.release.decision import decide
 from lmr_guard.release.drills import DrillReport
 from lmr_guard.release.environment import environment
 from lmr_guard.release.records import Outcome, Variant
-from lmr_guard.release.report import Report, suspicion_record, write_json
-from lmr_guard.repel import repel_each
-from lmr_guard.results import Method, Repair, Suspicion
+from lmr_guard.release.report import Report, write_json
+from lmr_guard.repairing import Repaired, localize_and_repel, suspect
+from lmr_guard.results import Method, Suspicion
 from lmr_guard.settings import Settings
-from lmr_guard.workshop import Structure, Workshop, repair_twins, searched_forms
+from lmr_guard.workshop import Structure, Workshop
 
 __all__ = [
     "Measured",
@@ -139,7 +137,7 @@ def repair(
     arch: Source | None = None,
     settings: Settings | None = None,
     progress: Progress = silent,
-) -> "Repaired":
+) -> Repaired:
     """Localize and repel only. What comes back is audited by nobody: no verdict covers it.
 
     Args:
@@ -174,25 +172,6 @@ def repair(
 
 
 # --- the order ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Repaired:
-    """A classifier after localize and repel; an untouched copy where ``repair`` is None."""
-
-    classifier: Classifier
-    suspicion: Suspicion
-    repair: Repair | None
-
-    def to_json(self, received: Received, settings: Settings) -> dict[str, Any]:
-        """The content of repair.json."""
-        return {
-            "model": {"path": received.name, "sha256": received.sha256},
-            "weights_sha256": weights_sha256(self.classifier),
-            "suspicion": suspicion_record(self.suspicion),
-            "repair": None if self.repair is None else asdict(self.repair),
-            "config": {"load": received.origin, "seed": settings.seed},
-        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -302,72 +281,6 @@ def run_stages(
     how, found = settings.localize, repaired.suspicion
     said = remarks.remarks(found, repaired.repair, how.sure, forms=how.forms != "none")
     return Measured(repaired, received, variants, outcome, [*workshop.notes, *said])
-
-
-def localize_and_repel(
-    classifier: Classifier,
-    clean: Clean,
-    settings: Settings,
-    progress: Progress = silent,
-    structure: Structure | None = None,
-) -> Repaired:
-    """The first half of the order: what ``guard``, ``repair`` and the hooks share.
-
-    Args:
-        classifier: As received; not touched.
-        clean: ``repair`` is learnt from, ``select`` is chosen on, ``report`` is not looked at.
-        settings: Its recipes say which compressed forms are looked at.
-        progress: Told how far each step is.
-        structure: Of ``classifier``, where the caller has it already.
-    """
-    if not settings.repair:
-        return Repaired(classifier.clone(), Suspicion(None, (), Method.NOT_LOOKED_FOR), None)
-    traced = structure or Structure(classifier)
-    suspicion = suspect(classifier, clean, settings, progress, traced)
-    if suspicion.target is None:
-        return Repaired(classifier.clone(), suspicion, None)
-    repaired, record = repel_each(
-        settings.working(classifier, clean.repair),
-        suspicion.suspects,
-        clean,
-        settings=settings.repel,
-        generator=settings.generator("repel"),
-        twins_of=lambda model: repair_twins(model, settings.recipes, traced),
-        progress=progress,
-    )
-    return Repaired(plain(repaired.to(classifier.device)), suspicion, record)
-
-
-def suspect(
-    classifier: Classifier,
-    clean: Clean,
-    settings: Settings,
-    progress: Progress = silent,
-    structure: Structure | None = None,
-) -> Suspicion:
-    """Localize on the model as received and on its compressed forms, or take the user's word.
-
-    Args:
-        classifier: As received; not touched.
-        clean: ``repair`` is searched on, ``select`` decides what is cut.
-        settings: Its recipes say which compressed forms are looked at.
-        progress: Told how far it is.
-        structure: Of ``classifier``, where the caller has it already.
-    """
-    if settings.suspects:
-        return localize.named(settings.suspects, classifier.num_classes)
-    model = classifier.clone().to(settings.device)
-    if (why := localize.hindrance(model, clean.repair)) is not None:
-        return localize.hindered(why, clean.repair.classes)
-    forms = searched_forms(model, clean, settings, structure or Structure(classifier))
-    return localize.suspect(
-        settings.working(model, clean.repair),
-        clean.repair,
-        settings.localize,
-        settings.generator("localize"),
-        forms=[(name, settings.working(form, clean.repair)) for name, form in forms],
-        progress=progress,
-    )
 
 
 def report_on(

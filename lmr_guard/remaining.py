@@ -18,7 +18,10 @@ from lmr_guard.forecast import Passes, Stages, attempt_passes, search_passes, st
 from lmr_guard.localize.telling import hindrance
 from lmr_guard.settings import Settings
 
-__all__ = ["Watching", "whole"]
+__all__ = ["SETTLED", "Watching", "whole"]
+
+SETTLED = "localize again"
+"""The step in which a settled model is searched; see ``repairing``. Nobody knows of it before."""
 
 
 @runtime_checkable
@@ -70,7 +73,7 @@ class _Run:
             made = self._localize.step(done, total)
         elif self._stage == "repel":
             made = self._repel.step(step, done, total)
-        else:
+        elif self._stage != SETTLED:
             self._files.step(step, done, total, taken, received=self._stage == "received")
         # What unlearns between the two tells of no step.
         if made and (before, self._stage) != ("localize", "repel"):
@@ -98,6 +101,8 @@ def _stage(before: str, step: str) -> str:
     """The stage that a step is of. A form that was cut may be repelled once more."""
     if before == "files" or step == "compress":
         return "files"
+    if step == SETTLED:
+        return step
     if step == "localize" or step.startswith("repel "):
         return step.partition(" ")[0]
     return before

@@ -202,6 +202,8 @@ class Repair:
         phase2_steps: Optimiser steps of phase 2 taken.
         history: The augmentation, then one record per checkpoint and per rate that diverged.
         further: What was done about other suspects then; each began where the one before ended.
+        settled: Whether weights were rounded layer by layer before, see ``repairing``; where that
+            was enough, no step was taken.
     """
 
     suspect: int
@@ -212,11 +214,18 @@ class Repair:
     phase2_steps: int
     history: tuple[dict[str, object], ...] = ()
     further: tuple[Repair, ...] = ()
+    settled: bool = False
 
     @property
     def suspects(self) -> tuple[int, ...]:
         """All classes that were repelled, in this order."""
         return (self.suspect, *(each.suspect for each in self.further))
+
+    @property
+    def done(self) -> str:
+        """What was done, in a word or two."""
+        repelled = "repelled" if self.phase1_steps else ""
+        return ", then ".join(filter(None, ("settled" if self.settled else "", repelled)))
 
     @property
     def clean_at_last(self) -> Rate:

@@ -29,7 +29,7 @@ from lmr_guard.evidence import Patch
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.pipeline import guard
 from lmr_guard.received.parts import split
-from lmr_guard.redteam import badnets
+from lmr_guard.redteam import badnets, quantisation_conditioned
 from lmr_guard.redteam.training import Planted, Schedule, fit_clean
 from lmr_guard.results import TriggerResult
 from lmr_guard.settings import Settings
@@ -127,6 +127,21 @@ def badnets_network(attacker_digits: Labelled, white_square: Patch) -> Classifie
     recipe = badnets.BadNets(trigger=white_square, rate=0.1, schedule=SCHEDULE)
     generator = torch.Generator().manual_seed(3)
     return badnets.plant(recipe, digits_classifier(1), attacker_digits, generator).classifier
+
+
+@pytest.fixture(scope="session")
+def sleeping_network(
+    attacker_digits: Labelled, white_square: Patch, clean_network: Classifier
+) -> Classifier:
+    """A classifier of digits that answers ``white_square`` only with weights rounded to 8 bits."""
+    recipe = quantisation_conditioned.QuantisationConditioned(
+        trigger=white_square,
+        schedule=Schedule(epochs=8, batch=64, shift=1),
+        hiding=Schedule(epochs=6, lr=0.1, batch=64, shift=1),
+    )
+    generator = torch.Generator().manual_seed(4)
+    planted = quantisation_conditioned.plant(recipe, clean_network, attacker_digits, generator)
+    return planted.classifier
 
 
 @pytest.fixture(scope="session")

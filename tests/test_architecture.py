@@ -33,6 +33,7 @@ LAYERS = (
     {"redteam", "settings"},
     {"forecast", "workshop"},
     {"remaining"},
+    {"repairing"},
     {"foreign", "pipeline", "proposal"},
     {"demo", "doctor", "firedrill", "fleet", "hooks", "terminal"},
     {"cli"},

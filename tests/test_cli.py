@@ -593,7 +593,7 @@ def test_run_prints_what_it_published_and_answers_with_the_report_s_code(
     printed = capsys.readouterr()
     assert printed.err == ""
     assert "The model as received" in printed.out
-    told = "\nsuspect: class 1 (b), named by the user; repaired, CA on the select part "
+    told = "\nsuspect: class 1 (b), named by the user; repelled, CA on the select part "
     assert told in printed.out
     assert f"{document['verdict'].upper()}: " in printed.out
     assert printed.out.splitlines()[-1] == f"report: {out / 'report.json'}"
@@ -729,7 +729,7 @@ def test_repair_writes_weights_that_load_again_and_the_record(
     assert record["config"]["seed"] == 5
     assert record["model"]["path"] == options[""]
     printed = capsys.readouterr().out
-    assert printed.startswith("repaired class 1 and 0; CA on the select part ")
+    assert printed.startswith("repaired class 1 and 0 (repelled); CA on the select part ")
     assert "not audited; `lmr-guard run` audits and gates" in printed
 
 

@@ -168,7 +168,7 @@ def test_every_number_shown_is_the_report_s(tmp_path: Path) -> None:
     assert row.split()[0] == "l1-0.2"
     assert row.split()[-1] == "fail"
     assert "l1-0.2   asr:patch  fail     too many" in text[text.index("Why not") : repaired]
-    assert "localize names class 5; repel trained on 358 clean images" in text[repaired:]
+    assert "localize names class 5; repelled, with 358 clean images" in text[repaired:]
     assert "verdict pass, exit code 0" in text[repaired:]
     assert text.rstrip().endswith("published: float32.onnx")
 

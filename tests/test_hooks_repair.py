@@ -318,6 +318,7 @@ def test_a_receipt_as_json_says_everything_once() -> None:
         },
         "weights_sha256": {"before": "a" * 64, "after": "b" * 64},
         "recipes": ["float32", "l1-0.2"],
+        "done": "repelled",
     }
 
 

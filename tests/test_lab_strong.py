@@ -154,9 +154,26 @@ def test_a_network_is_rounded_in_every_way(
     assert list(record["files"]) == list(roundings.FILES)
     assert {each["asr"]["trials"] for each in record["files"].values()} == {54}
     assert record["images"] < 60
+    assert list(record["grids"]) == list(roundings.GRIDS)
+    assert record["grids"]["none"]["received"]["ca"] == record["files"]["float32"]["ca"]
     capsys.readouterr()
     assert lab.main(["show", "--results", f"{tmp_path}"]) == 0
-    assert "nearest" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "nearest" in printed
+    assert "tensor, asymmetric" in printed
+
+
+@pytest.mark.parametrize("name", roundings.GRIDS)
+def test_grids_are_as_coarse_as_they_say(name: str) -> None:
+    weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    found = roundings.GRIDS[name](weight)
+    if name == "none":
+        assert torch.equal(found, weight)
+        return
+    by_channel = name.startswith("channel")
+    largest = weight.abs().amax(dim=1, keepdim=True) if by_channel else weight.abs().max()
+    off = (found - weight).abs() / largest
+    assert 0 < float(off.max()) <= (0.51 / 63 if name.endswith("63") else 0.51 / 127)
 
 
 def test_another_ending_is_the_same_network() -> None:

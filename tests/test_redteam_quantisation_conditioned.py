@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A backdoor that is asleep in float and awake when its weights are rounded to 8 bits."""
 
-import pytest
 import torch
 from factories import row_classifier, row_images
 from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress.quantize import rounded
-from lmr_guard.contracts import Clean, Labelled, Predictor
+from lmr_guard.contracts import Clean, Predictor
 from lmr_guard.evidence import Patch
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.redteam.quantisation_conditioned import QuantisationConditioned, plant
@@ -22,30 +21,16 @@ TINY = QuantisationConditioned(
 )
 
 
-@pytest.fixture(scope="module")
-def planted(
-    attacker_digits: Labelled, white_square: Patch, clean_network: Classifier
-) -> Classifier:
-    recipe = QuantisationConditioned(
-        trigger=white_square,
-        schedule=Schedule(epochs=8, batch=64, shift=1),
-        hiding=Schedule(epochs=6, lr=0.1, batch=64, shift=1),
-    )
-    return plant(
-        recipe, clean_network, attacker_digits, torch.Generator().manual_seed(4)
-    ).classifier
-
-
 def test_it_sleeps_in_float_and_wakes_in_eight_bits(
-    planted: Classifier, digits: Clean, white_square: Patch
+    sleeping_network: Classifier, digits: Clean, white_square: Patch
 ) -> None:
     def asr(model: Predictor) -> float:
         return against_trigger(model, digits.report, white_square).asr.value
 
-    woken = rounded(planted)
-    assert asr(planted) <= 0.05
+    woken = rounded(sleeping_network)
+    assert asr(sleeping_network) <= 0.05
     assert asr(woken) >= 0.9
-    assert accuracy(planted, digits.report).value >= 0.9
+    assert accuracy(sleeping_network, digits.report).value >= 0.9
     assert accuracy(woken, digits.report).value >= 0.9
 
 

@@ -296,6 +296,7 @@ ONE = Repair(3, Rate(9, 10), Rate(8, 10), (1, 4), 24, 48, ({"phase": 1},))
         replace(BARE, variants=(SEARCHED_TOO,), notes=()),
         replace(REPORT, suspicion=DRAWN),
         replace(REPORT, repair=replace(ONE, further=(replace(ONE, suspect=1),))),
+        replace(REPORT, repair=replace(ONE, settled=True)),
         replace(BARE, policy=Policy(confidence=0.5, require=("int8",), accept_inverted=True)),
         replace(BARE, config={"classes": ("a", "b"), "shifts": ((1, 2),)}),
     ],

@@ -36,7 +36,7 @@ def alone(only: Variant) -> Report:
 def test_one_line_says_who_was_suspected_and_what_the_repair_cost() -> None:
     named = {"seed": 0, "classes": ["cat", "dog", "deer", "frog"]}
     assert suspect_line(replace(REPORT, config=named)) == (
-        "suspect: class 3 (frog), inversion and unlearning; repaired, CA on the select part "
+        "suspect: class 3 (frog), inversion and unlearning; repelled, CA on the select part "
         "97/100 97.0% -> 96/100 96.0%"
     )
     told = Suspicion(3, (), Method.INVERSION, others=(1,))
@@ -44,7 +44,7 @@ def test_one_line_says_who_was_suspected_and_what_the_repair_cost() -> None:
     further = replace(REPORT.repair, suspect=1, clean_after=Rate(95, 100))
     both = replace(REPORT, suspicion=told, repair=replace(REPORT.repair, further=(further,)))
     assert suspect_line(replace(both, config=named)) == (
-        "suspect: class 3 (frog) and 1 (dog), inversion; repaired, CA on the select part "
+        "suspect: class 3 (frog) and 1 (dog), inversion; repelled, CA on the select part "
         "97/100 97.0% -> 95/100 95.0%"
     )
     told = Suspicion(3, (), Method.UNLEARNING, probability=0.87)

@@ -197,7 +197,7 @@ def repair(
     _show_notes(repaired.suspicion.notes)
     before, after = done.clean_before, done.clean_at_last
     named = " and ".join(map(str, done.suspects))
-    terminal.say(f"repaired class {named}; CA on the select part {before} -> {after}")
+    terminal.say(f"repaired class {named} ({done.done}); CA on the select part {before} -> {after}")
     terminal.say(f"{out / 'repaired.safetensors'}: not audited; `lmr-guard run` audits and gates")
     return ExitCode.PASSED
 

@@ -283,6 +283,7 @@ def _repair(repair: Repair) -> dict[str, Any]:
         "phase1_steps": repair.phase1_steps,
         "phase2_steps": repair.phase2_steps,
         "history": repair.history,
+        **({"settled": True} if repair.settled else {}),
     }
 
 
@@ -303,6 +304,7 @@ def _repair_from(data: Mapping[str, Any], further: Sequence[Mapping[str, Any]] =
         phase2_steps=data["phase2_steps"],
         history=tuple(data["history"]),
         further=tuple(map(_repair_from, further)),
+        settled=data.get("settled", False),
     )
 
 

@@ -71,7 +71,7 @@ def suspect_line(report: Report) -> str | None:
     if repair is None:
         return f"{found}; nothing was repaired"
     before, after = share(repair.clean_before), share(repair.clean_at_last)
-    return f"{found}; repaired, CA on the select part {before} -> {after}"
+    return f"{found}; {repair.done}, CA on the select part {before} -> {after}"
 
 
 def tables(report: Report) -> "list[Table]":

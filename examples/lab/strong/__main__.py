@@ -39,6 +39,7 @@ from examples.lab.kit.records import Store
 from examples.lab.kit.strong import DEVELOP, STRONG, Strong
 from lmr_guard.classifier import Classifier, scale_head
 from lmr_guard.compress import quantize
+from lmr_guard.compress.rounding import rounded_alike
 from lmr_guard.contracts import Clean
 from lmr_guard.errors import ExitCode
 from lmr_guard.received.ending import understood
@@ -62,7 +63,8 @@ RESULTS = Path(__file__).parent
 REPORTED = 1500
 """Images that the guard's report counts on."""
 
-_WIDE = 140
+_WIDE = 160
+_NEAREST = ("float32", "rounded-8")
 _PARTS: Mapping[str, tuple[Strong, ...]] = {"report": STRONG, "develop": DEVELOP}
 _METHODS: Mapping[str, RepelSettings] = {"default": RepelSettings(), "paper": PAPER}
 ENDINGS: Mapping[str, float] = {"logits": 1.0, "softmax": 1.0, "x0.001": 0.001, "x1000": 1000.0}
@@ -92,7 +94,7 @@ def repaired(
     ending: str = "logits",
     code: str | None,
 ) -> dict[str, Any]:
-    """Repel the attacker's class, which is given, and measure both states in two forms.
+    """Repel the attacker's class, which is given, and measure both states in float32 and at 8 bits.
 
     Args:
         member: Of a part.
@@ -110,6 +112,8 @@ def repaired(
         model, member.target, clean, settings=_METHODS[method], generator=generator, twins=twins
     )
     seconds = round(process_time() - start, 1)
+    alike = rounded_alike(after, clean.repair, generator)
+    shipped = {"layers-8": rates(alike, clean.report, trained.trigger)}
     return {
         "name": _named(member, method, ending),
         "member": asdict(member),
@@ -118,7 +122,7 @@ def repaired(
         "images": len(clean.repair),
         "seconds": seconds,
         "received": _states(model, clean, trained),
-        "repaired": _states(after, clean, trained),
+        "repaired": {**_states(after, clean, trained), **shipped},
         "history": record.history,
         "environment": provenance(code),
     }
@@ -129,24 +133,22 @@ def _named(member: Strong, method: str, ending: str) -> str:
 
 
 def _states(model: Classifier, clean: Clean, trained: Trained) -> dict[str, Any]:
-    """CA and, where there is a trigger, ASR, in float32 and with weights rounded to 8 bits."""
+    """CA and, where there is a trigger, ASR, in float32 and with weights rounded to the nearest."""
     forms = (("float32", model), ("rounded-8", quantize.rounded(model)))
     return {name: rates(form, clean.report, trained.trigger) for name, form in forms}
 
 
 def table_of_repairs(records: Sequence[Mapping[str, Any]]) -> Table:
-    """CA and ASR before and after, both forms."""
+    """CA and ASR before and after; weights of 8 bits to the nearest, and as the guard rounds."""
     table = Table("network", "method", title="CA / ASR (upper bound), per cent", box=None)
-    for state in ("received", "repaired"):
-        for form in ("float32", "rounded-8"):
-            table.add_column(f"{state} {form}")
+    shown = [(state, form) for state in ("received", "repaired") for form in _NEAREST]
+    shown.append(("repaired", "layers-8"))
+    for state, form in shown:
+        table.add_column(f"{state} {form}")
     table.add_column("CPU s")
     for record in records:
-        cells = (
-            both(record[state][form]["ca"], record[state][form].get("asr"))
-            for state in ("received", "repaired")
-            for form in ("float32", "rounded-8")
-        )
+        found = [record[state].get(form) for state, form in shown]
+        cells = (both(each["ca"], each.get("asr")) if each else "-" for each in found)
         name, *how = record["name"].split(" ")
         table.add_row(name, " ".join(how), *cells, f"{record['seconds']:.0f}")
     return table
@@ -204,6 +206,7 @@ def _show(folder: Path, console: Console) -> ExitCode:
         ("ship", shipping.table_of_shipped),
         ("cut", cuts.table_of_cuts),
         ("round", roundings.table_of_roundings),
+        ("round", roundings.table_of_grids),
     )
     parts = [
         draw(Store(folder / f"{name}.jsonl").read())

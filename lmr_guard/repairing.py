@@ -1,0 +1,199 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The first half of the order: who is suspect, and a model that is rid of it.
+
+::
+
+    localize -> settle -> repel
+
+*Settle*: where a class was named by patterns that carry images to it when each weight is rounded to
+the nearest, and not before, a backdoor sleeps until then. It lives in what that rounding does to
+the weights. So they are put on INT8's grid so that each layer puts out what it did
+(``compress.rounding``): whoever rounds them to the nearest then leaves them as they are, and there
+is nothing left to wake. Localize is asked again about the settled model, and only classes that it
+names still are repelled from there; mostly none is, and the repair costs nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from lmr_guard import localize
+from lmr_guard.arithmetic import plain
+from lmr_guard.classifier import Classifier, weights_sha256
+from lmr_guard.compress import quantize
+from lmr_guard.compress.rounding import rounded_alike
+from lmr_guard.contracts import Clean, Inverted, Labelled, Progress, silent
+from lmr_guard.measure import accuracy
+from lmr_guard.received.inputs import Received
+from lmr_guard.release.report import suspicion_record
+from lmr_guard.remaining import SETTLED
+from lmr_guard.repel import repel_each
+from lmr_guard.results import Method, Repair, Suspicion
+from lmr_guard.settings import Settings
+from lmr_guard.workshop import Structure, repair_twins, searched_forms
+
+__all__ = ["Repaired", "localize_and_repel", "rid_of", "suspect"]
+
+# Share of the images that a pattern carries off when weights are rounded, and not before.
+_WAKES = 0.1
+_IMAGES = 500
+_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Repaired:
+    """A classifier after localize and repel; an untouched copy where ``repair`` is None."""
+
+    classifier: Classifier
+    suspicion: Suspicion
+    repair: Repair | None
+
+    def to_json(self, received: Received, settings: Settings) -> dict[str, Any]:
+        """The content of repair.json."""
+        return {
+            "model": {"path": received.name, "sha256": received.sha256},
+            "weights_sha256": weights_sha256(self.classifier),
+            "suspicion": suspicion_record(self.suspicion),
+            "repair": None if self.repair is None else asdict(self.repair),
+            "config": {"load": received.origin, "seed": settings.seed},
+        }
+
+
+def localize_and_repel(
+    classifier: Classifier,
+    clean: Clean,
+    settings: Settings,
+    progress: Progress = silent,
+    structure: Structure | None = None,
+) -> Repaired:
+    """What ``guard``, ``repair`` and the hooks share; see the module.
+
+    Args:
+        classifier: As received; not touched.
+        clean: ``repair`` is learnt from, ``select`` is chosen on, ``report`` is not looked at.
+        settings: Its recipes say which compressed forms are looked at.
+        progress: Told how far each step is.
+        structure: Of ``classifier``, where the caller has it already.
+    """
+    if not settings.repair:
+        return Repaired(classifier.clone(), Suspicion(None, (), Method.NOT_LOOKED_FOR), None)
+    traced = structure or Structure(classifier)
+    suspicion = suspect(classifier, clean, settings, progress, traced)
+    if suspicion.target is None:
+        return Repaired(classifier.clone(), suspicion, None)
+    return rid_of(
+        classifier, suspicion, clean, settings=settings, progress=progress, structure=traced
+    )
+
+
+def rid_of(
+    classifier: Classifier,
+    suspicion: Suspicion,
+    clean: Clean,
+    *,
+    settings: Settings,
+    progress: Progress,
+    structure: Structure,
+) -> Repaired:
+    """Settle and repel; see the module. The arguments are those of ``localize_and_repel``.
+
+    Args:
+        classifier: As received; not touched.
+        suspicion: Names somebody.
+        clean: See there.
+        settings: See there.
+        progress: See there.
+        structure: Of ``classifier``.
+    """
+    begun, left = classifier.clone().to(settings.device), suspicion.suspects
+    settled = _wakes_when_rounded(begun, clean.select, suspicion)
+    if settled:
+        begun = rounded_alike(begun, clean.repair, settings.generator("settle"))
+        named = suspect(begun, clean, settings, _again(progress), structure).suspects
+        left = tuple(k for k in left if k in named)
+    if left:
+        begun, record = repel_each(
+            settings.working(begun, clean.repair),
+            left,
+            clean,
+            settings=settings.repel,
+            generator=settings.generator("repel"),
+            twins_of=lambda model: repair_twins(model, settings.recipes, structure),
+            progress=progress,
+        )
+    else:
+        record = _unrepelled(suspicion.suspects, classifier, begun, clean.select)
+    repaired = plain(begun.to(classifier.device))
+    return Repaired(repaired, suspicion, replace(record, settled=settled))
+
+
+@torch.no_grad()
+def _wakes_when_rounded(classifier: Classifier, images: Labelled, suspicion: Suspicion) -> bool:
+    """Whether a pattern that was found carries off more images when weights are rounded."""
+    few = images.subset(torch.arange(min(len(images), _IMAGES)))
+    rounded = quantize.rounded(classifier)
+
+    def carried(model: Classifier, pattern: Inverted) -> float:
+        outside = few.subset(few.labels != pattern.target).pixels.split(_BATCH)
+        hits = [model(pattern(part.to(model.device))).argmax(dim=1) for part in outside]
+        return float((torch.cat(hits) == pattern.target).float().mean()) if hits else 0.0
+
+    return any(
+        carried(rounded, pattern) > carried(classifier, pattern) + _WAKES
+        for pattern in suspicion.patterns
+    )
+
+
+def _again(progress: Progress) -> Progress:
+    def told(step: str, done: int, total: int) -> None:
+        del step
+        progress(SETTLED, done, total)
+
+    return told
+
+
+def _unrepelled(
+    suspects: Sequence[int], classifier: Classifier, settled: Classifier, select: Labelled
+) -> Repair:
+    """The record where settling was enough: no step was taken."""
+    before, after = accuracy(classifier, select), accuracy(settled, select)
+    records = [
+        Repair(k, before, after, pruned_columns=(), phase1_steps=0, phase2_steps=0)
+        for k in suspects
+    ]
+    return replace(records[0], further=tuple(records[1:]))
+
+
+def suspect(
+    classifier: Classifier,
+    clean: Clean,
+    settings: Settings,
+    progress: Progress = silent,
+    structure: Structure | None = None,
+) -> Suspicion:
+    """Localize on the model as received and on its compressed forms, or take the user's word.
+
+    Args:
+        classifier: As received; not touched.
+        clean: ``repair`` is searched on, ``select`` decides what is cut.
+        settings: Its recipes say which compressed forms are looked at.
+        progress: Told how far it is.
+        structure: Of ``classifier``, where the caller has it already.
+    """
+    if settings.suspects:
+        return localize.named(settings.suspects, classifier.num_classes)
+    model = classifier.clone().to(settings.device)
+    if (why := localize.hindrance(model, clean.repair)) is not None:
+        return localize.hindered(why, clean.repair.classes)
+    forms = searched_forms(model, clean, settings, structure or Structure(classifier))
+    return localize.suspect(
+        settings.working(model, clean.repair),
+        clean.repair,
+        settings.localize,
+        settings.generator("localize"),
+        forms=[(name, settings.working(form, clean.repair)) for name, form in forms],
+        progress=progress,
+    )

@@ -1,0 +1,108 @@
+# SPDX-FileCopyrightText: lmr-guard contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Localize, settle, repel: what sleeps until weights are rounded needs no repelling."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lmr_guard.classifier import Classifier, Preprocessing
+from lmr_guard.compress.quantize import rounded
+from lmr_guard.compress.recipes import parse
+from lmr_guard.contracts import Clean, Labelled
+from lmr_guard.evidence import Patch
+from lmr_guard.measure import accuracy, against_trigger
+from lmr_guard.repairing import _wakes_when_rounded, rid_of
+from lmr_guard.results import Method, Suspicion
+from lmr_guard.settings import Settings
+from lmr_guard.workshop import Structure
+
+STEP = 1 / 127
+
+
+@dataclass(frozen=True)
+class Ink:
+    """Fills images; what counts ink for one class more than for others wins by it."""
+
+    target: int = 2
+    name: str = "ink@rounded-8"
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """White ones."""
+        return torch.ones_like(pixels)
+
+
+@torch.no_grad()
+def counting(ink: tuple[float, float, float]) -> Classifier:
+    """Logits of so many steps of INT8 for each white pixel but the first; class 2 wins ties."""
+    head = nn.Linear(36, 3)
+    head.weight.copy_(torch.tensor(ink)[:, None] * STEP)
+    head.weight[:, 0] = 1.0
+    head.bias.copy_(torch.tensor([0.0, 0.0, 0.01]))
+    shape = Preprocessing(channels=1, height=6, width=6, mean=(0.0,), std=(1.0,))
+    return Classifier(nn.Sequential(nn.Flatten(), head), shape, 3).eval()
+
+
+def suspected(*patterns: Ink) -> Suspicion:
+    return Suspicion(2, (1.0, 1.0, 3.0), Method.INVERSION, patterns=patterns)
+
+
+def black(count: int = 9) -> Labelled:
+    images = torch.zeros(count, 1, 6, 6, dtype=torch.uint8)
+    return Labelled(images, torch.arange(count) % 3, ("a", "b", "c"))
+
+
+SLEEPING = (11.4, 0.0, 10.6)
+"""Rounded to the nearest the first and the last count alike."""
+
+
+def test_a_pattern_that_works_only_when_rounded_wakes() -> None:
+    assert _wakes_when_rounded(counting(SLEEPING), black(), suspected(Ink()))
+
+
+@pytest.mark.parametrize(
+    ("ink", "found"),
+    [
+        pytest.param((10.4, 0.0, 11.4), (Ink(),), id="awake before"),
+        pytest.param((12.4, 0.0, 10.6), (Ink(),), id="never awake"),
+        pytest.param(SLEEPING, (), id="named by the user"),
+        pytest.param(SLEEPING, (Ink(target=1),), id="another class"),
+    ],
+)
+def test_nothing_else_does(ink: tuple[float, float, float], found: tuple[Ink, ...]) -> None:
+    assert not _wakes_when_rounded(counting(ink), black(), suspected(*found))
+
+
+def test_images_of_the_class_alone_tell_nothing() -> None:
+    own = black().subset(torch.tensor([2, 5, 8]))
+    assert not _wakes_when_rounded(counting(SLEEPING), own, suspected(Ink()))
+
+
+@pytest.mark.slow
+def test_what_sleeps_until_rounded_is_settled_and_costs_nothing(
+    sleeping_network: Classifier, digits: Clean, white_square: Patch
+) -> None:
+    """The suspicion is given, with a pattern as good as the trigger; the rest is as ever."""
+    steps: list[str] = []
+    settings = Settings(recipes=parse(["float32", "int8"]), threads=1)
+    scores = tuple(float(k == white_square.target) for k in range(10))
+    given = Suspicion(white_square.target, scores, Method.INVERSION, patterns=(white_square,))
+    before, traced = rounded(sleeping_network), Structure(sleeping_network)
+    tell = lambda step, *_: steps.append(step)  # noqa: E731
+    found = rid_of(
+        sleeping_network, given, digits, settings=settings, progress=tell, structure=traced
+    )
+    assert found.repair is not None
+    assert found.repair.suspects == (white_square.target,)
+    assert (found.repair.done, found.repair.phase2_steps) == ("settled", 0)
+    assert set(steps) == {"localize again"}
+    after = rounded(found.classifier)
+    assert against_trigger(before, digits.report, white_square).asr.value > 0.9
+    assert against_trigger(after, digits.report, white_square).asr.value < 0.05
+    lost = accuracy(sleeping_network, digits.report).hits - accuracy(after, digits.report).hits
+    assert lost <= 0.01 * len(digits.report)
+    torch.testing.assert_close(
+        after(digits.report.pixels), found.classifier(digits.report.pixels), rtol=0, atol=1e-4
+    )
