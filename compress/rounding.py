@@ -22,7 +22,7 @@ which way to round; this here does not.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress import layers
@@ -31,10 +31,36 @@ from lmr_guard.compress.quantize import rounded
 from lmr_guard.contracts import Labelled
 from lmr_guard.errors import StageError
 
-__all__ = ["rounded_alike"]
+__all__ = ["crowding", "rounded_alike"]
 
+_EDGE = 0.1
 _RIDGE = 1e-2
 _WIDEST = 8192  # inputs of a layer, squared in float64: 512 MB
+
+
+@torch.no_grad()
+def crowding(classifier: Classifier, *, bits: int = 8) -> tuple[float, int]:
+    """How many weights lie near where they would round the other way: the share, and of how many.
+
+    Near is a tenth of a step of INT8's grid. What training leaves knows nothing of that grid and
+    is spread over its steps alike: a fifth lies there, or less where most weights are smaller than
+    a step. Who trains weights within the step that they round to, so that something sleeps until
+    they are rounded, leaves them at its edges.
+
+    Args:
+        classifier: Its convolutions and linear layers count, but for the largest weight of each
+            output channel, which is on the grid.
+        bits: Of the grid, 2 to 16.
+    """
+    top, near, count = 2 ** (bits - 1) - 1, 0, 0
+    for layer in classifier.modules():
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
+            weights = layer.weight.double().flatten(1)
+            peaks = weights.abs().amax(dim=1, keepdim=True)
+            steps = (weights * (top / peaks))[weights.abs() < peaks]
+            near += int(((steps - steps.round()).abs() > 0.5 - _EDGE).sum())
+            count += len(steps)
+    return (near / count if count else 0.0), count
 
 
 @torch.no_grad()

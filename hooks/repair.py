@@ -39,7 +39,7 @@ from lmr_guard.compress.recipes import parse
 from lmr_guard.contracts import Clean, Progress, Rate, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.hooks.kinds import Model, as_classifier, from_file, same_kind, to_file
-from lmr_guard.measure import predict, right
+from lmr_guard.measure import accuracy, predict, right
 from lmr_guard.onnxfile.fileformat import FileFormat
 from lmr_guard.pipeline import Repaired, localize_and_repel
 from lmr_guard.received.ending import understood
@@ -64,8 +64,8 @@ class Receipt:
 
     Args:
         hook: ``"pre_quantize"`` or ``"pre_prune"``.
-        suspect: The class that was repelled; None where nobody was suspected and the model came
-            back as it was.
+        suspect: The class that was repelled; None where nobody was suspected, and the model came
+            back as it was, unless ``done`` says otherwise.
         method: How the suspect was found.
         scores: One per class, higher is more suspicious; empty where the user named the suspect.
         agreement: Share of the votes for the leading class; see ``Suspicion``.
@@ -94,7 +94,8 @@ class Receipt:
     def __str__(self) -> str:
         """One line for a log."""
         if self.suspect is None:
-            done = f"no class suspected ({self.method}), nothing repaired, CA {self.clean_before}"
+            done = f"no class suspected ({self.method}), {self.done or 'nothing repaired'}, CA "
+            done += f"{self.clean_before}" + (f" -> {self.clean_after}" if self.done else "")
         else:
             named = " and ".join(map(str, (self.suspect, *self.others)))
             done = (
@@ -283,7 +284,8 @@ class RepairHook:
         check_agreement(logits, clean.select)
         before = right(logits, clean.select)
         repaired = localize_and_repel(understood(classifier, clean.select), clean, how, progress)
-        receipt = self._receipt(repaired, before, weights_sha256(model), how)
+        after = accuracy(repaired.classifier, clean.select) if repaired.changed else before
+        receipt = self._receipt(repaired, (before, after), weights_sha256(model), how)
         return Guarded(same_kind(repaired.classifier.as_received(), model), receipt)
 
     def hook(
@@ -346,21 +348,22 @@ class RepairHook:
         return decorate
 
     def _receipt(
-        self, repaired: Repaired, before: Rate, weights_before: str, settings: Settings
+        self, repaired: Repaired, clean: tuple[Rate, Rate], weights_before: str, settings: Settings
     ) -> Receipt:
+        done = "settled" if repaired.crowded is not None else ""
         return Receipt(
             hook=self.name,
             suspect=None if repaired.repair is None else repaired.repair.suspect,
             method=repaired.suspicion.method,
             scores=repaired.suspicion.scores,
             agreement=repaired.suspicion.agreement,
-            clean_before=before,
-            clean_after=before if repaired.repair is None else repaired.repair.clean_at_last,
+            clean_before=clean[0],
+            clean_after=clean[1],
             weights_before=weights_before,
             weights_after=weights_sha256(repaired.classifier),
             recipes=tuple(recipe.label for recipe in settings.recipes),
             others=() if repaired.repair is None else repaired.repair.suspects[1:],
-            done="" if repaired.repair is None else repaired.repair.done,
+            done=done if repaired.repair is None else repaired.repair.done,
         )
 
 

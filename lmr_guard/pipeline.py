@@ -27,7 +27,7 @@ from lmr_guard.release.drills import DrillReport
 from lmr_guard.release.environment import environment
 from lmr_guard.release.records import Outcome, Variant
 from lmr_guard.release.report import Report, write_json
-from lmr_guard.repairing import Repaired, localize_and_repel, suspect
+from lmr_guard.repairing import Repaired, crowded, localize_and_repel, suspect, told
 from lmr_guard.results import Method, Suspicion
 from lmr_guard.settings import Settings
 from lmr_guard.workshop import Structure, Workshop
@@ -126,7 +126,8 @@ def scan(
     received = read_model(model, arch, clean, how)
     parts = read_clean(received, clean, how, progress)
     received = inputs.understood(received, parts)
-    return replace(suspect(received.classifier, parts, how, progress), notes=received.notes)
+    notes = (*received.notes, *told(crowded(received.classifier)))
+    return replace(suspect(received.classifier, parts, how, progress), notes=notes)
 
 
 def repair(
@@ -160,9 +161,10 @@ def repair(
         parts = read_clean(received, clean, how, progress)
         received = inputs.understood(received, parts)
         repaired = localize_and_repel(received.classifier, parts, how, progress)
-        told = replace(repaired.suspicion, notes=received.notes)
-        repaired = replace(repaired, classifier=repaired.classifier.as_received(), suspicion=told)
-        if stage is not None and into is not None and repaired.repair is not None:
+        notes = (*received.notes, *told(repaired.crowded))
+        found = replace(repaired.suspicion, notes=notes)
+        repaired = replace(repaired, classifier=repaired.classifier.as_received(), suspicion=found)
+        if stage is not None and into is not None and repaired.changed:
             result = stage / "out"
             result.mkdir()
             save_weights(repaired.classifier, result / "repaired.safetensors")
@@ -280,6 +282,7 @@ def run_stages(
     outcome = decide(variants, settings.policy)
     how, found = settings.localize, repaired.suspicion
     said = remarks.remarks(found, repaired.repair, how.sure, forms=how.forms != "none")
+    said += told(repaired.crowded)
     return Measured(repaired, received, variants, outcome, [*workshop.notes, *said])
 
 

@@ -7,13 +7,15 @@
     localize -> settle -> repel
 
 *Settle*: where a class was named by patterns that carry images to it when each weight is rounded to
-the nearest, and not before, a backdoor sleeps until then. It lives in what that rounding does to
+the nearest, and not before, a backdoor sleeps until then. One may also where weights crowd at the
+edges of the steps that they round to, whoever is named. It lives in what that rounding does to
 the weights. So they are put on INT8's grid so that each layer puts out what it did
 (``compress.rounding``): whoever rounds them to the nearest then leaves them as they are, and there
 is nothing left to wake. Localize is asked again about the settled model, and only classes that it
 names still are repelled from there; mostly none is, and the repair costs nothing.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -24,7 +26,7 @@ from lmr_guard import localize
 from lmr_guard.arithmetic import plain
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.compress import quantize
-from lmr_guard.compress.rounding import rounded_alike
+from lmr_guard.compress.rounding import crowding, rounded_alike
 from lmr_guard.contracts import Clean, Inverted, Labelled, Progress, silent
 from lmr_guard.measure import accuracy
 from lmr_guard.received.inputs import Received
@@ -35,21 +37,40 @@ from lmr_guard.results import Method, Repair, Suspicion
 from lmr_guard.settings import Settings
 from lmr_guard.workshop import Structure, repair_twins, searched_forms
 
-__all__ = ["Repaired", "localize_and_repel", "rid_of", "suspect"]
+__all__ = ["Repaired", "crowded", "localize_and_repel", "rid_of", "suspect", "told"]
 
 # Share of the images that a pattern carries off when weights are rounded, and not before.
 _WAKES = 0.1
 _IMAGES = 500
 _BATCH = 256
+# By chance a fifth of the weights lie near an edge of their step; so many more are no chance, nor
+# is what five standard deviations of a small network are.
+_NEAR = 0.2
+_MORE = 0.05
+_DEVIATIONS = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Repaired:
-    """A classifier after localize and repel; an untouched copy where ``repair`` is None."""
+    """A classifier after localize, settle and repel.
+
+    Args:
+        classifier: An untouched copy where there is neither ``repair`` nor ``crowded``.
+        suspicion: Who was suspected.
+        repair: What was done about them; None where nobody was.
+        crowded: Share of the weights that lie at edges of their steps, where that is more than
+            chance puts there; see ``compress.rounding.crowding``. Then they were settled.
+    """
 
     classifier: Classifier
     suspicion: Suspicion
     repair: Repair | None
+    crowded: float | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether it is another classifier than was received."""
+        return self.repair is not None or self.crowded is not None
 
     def to_json(self, received: Received, settings: Settings) -> dict[str, Any]:
         """The content of repair.json."""
@@ -82,7 +103,7 @@ def localize_and_repel(
         return Repaired(classifier.clone(), Suspicion(None, (), Method.NOT_LOOKED_FOR), None)
     traced = structure or Structure(classifier)
     suspicion = suspect(classifier, clean, settings, progress, traced)
-    if suspicion.target is None:
+    if suspicion.target is None and crowded(classifier) is None:
         return Repaired(classifier.clone(), suspicion, None)
     return rid_of(
         classifier, suspicion, clean, settings=settings, progress=progress, structure=traced
@@ -102,18 +123,21 @@ def rid_of(
 
     Args:
         classifier: As received; not touched.
-        suspicion: Names somebody.
+        suspicion: What ``suspect`` came to.
         clean: See there.
         settings: See there.
         progress: See there.
         structure: Of ``classifier``.
     """
     begun, left = classifier.clone().to(settings.device), suspicion.suspects
-    settled = _wakes_when_rounded(begun, clean.select, suspicion)
+    crowds = crowded(begun)
+    settled = crowds is not None or _wakes_when_rounded(begun, clean.select, suspicion)
     if settled:
         begun = rounded_alike(begun, clean.repair, settings.generator("settle"))
+    if settled and left and not settings.suspects:
         named = suspect(begun, clean, settings, _again(progress), structure).suspects
         left = tuple(k for k in left if k in named)
+    record = _unrepelled(suspicion.suspects, classifier, begun, clean.select)
     if left:
         begun, record = repel_each(
             settings.working(begun, clean.repair),
@@ -124,10 +148,35 @@ def rid_of(
             twins_of=lambda model: repair_twins(model, settings.recipes, structure),
             progress=progress,
         )
-    else:
-        record = _unrepelled(suspicion.suspects, classifier, begun, clean.select)
-    repaired = plain(begun.to(classifier.device))
-    return Repaired(repaired, suspicion, replace(record, settled=settled))
+    if record is not None:
+        record = replace(record, settled=settled)
+    return Repaired(plain(begun.to(classifier.device)), suspicion, record, crowds)
+
+
+def crowded(classifier: Classifier) -> float | None:
+    """The share of weights at edges of INT8's steps, where that is more than by chance.
+
+    Args:
+        classifier: Left as it is.
+    """
+    share, count = crowding(classifier)
+    spread = _DEVIATIONS * math.sqrt(_NEAR * (1 - _NEAR) / max(1, count))
+    return share if share > _NEAR + max(_MORE, spread) else None
+
+
+def told(share: float | None) -> list[str]:
+    """What a reader must know of crowded weights; nothing where there are none.
+
+    Args:
+        share: See ``crowded``.
+    """
+    if share is None:
+        return []
+    return [
+        f"{100 * share:.0f} % of the weights lie within a tenth of a step of where INT8 rounds "
+        f"them the other way, where chance puts {100 * _NEAR:.0f} %, as in backdoors that sleep "
+        "until weights are rounded, and in networks trained with rounding; a repair settles them."
+    ]
 
 
 @torch.no_grad()
@@ -157,8 +206,10 @@ def _again(progress: Progress) -> Progress:
 
 def _unrepelled(
     suspects: Sequence[int], classifier: Classifier, settled: Classifier, select: Labelled
-) -> Repair:
-    """The record where settling was enough: no step was taken."""
+) -> Repair | None:
+    """The record where settling was enough: no step was taken. None where nobody is suspected."""
+    if not suspects:
+        return None
     before, after = accuracy(classifier, select), accuracy(settled, select)
     records = [
         Repair(k, before, after, pruned_columns=(), phase1_steps=0, phase2_steps=0)

@@ -15,7 +15,7 @@ from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.compress import rounding
 from lmr_guard.compress.quantize import quantize, rounded
 from lmr_guard.compress.recipes import Int8
-from lmr_guard.compress.rounding import rounded_alike
+from lmr_guard.compress.rounding import crowding, rounded_alike
 from lmr_guard.contracts import Labelled
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.onnxfile.export import export_onnx
@@ -56,6 +56,35 @@ def pictures(count: int = 40) -> Labelled:
 
 def weighted(model: Classifier) -> list[Tensor]:
     return [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+# --- who crowds at the edges of steps ---------------------------------------------------------
+
+
+def test_weights_at_edges_are_counted_by_eye() -> None:
+    head = nn.Linear(6, 1, bias=False)
+    with torch.no_grad():
+        head.weight[0] = torch.tensor([127.0, 3.0, 3.45, -3.55, 3.39, 0.0]) / 127
+    assert crowding(wrap(nn.Sequential(nn.Flatten(), head))) == (2 / 5, 5)
+
+
+def test_a_network_without_weights_to_round_has_none() -> None:
+    assert crowding(wrap(nn.Sequential(nn.BatchNorm2d(1), nn.Flatten()))) == (0.0, 0)
+    empty = nn.Linear(6, 1)
+    nn.init.zeros_(empty.weight)
+    assert crowding(wrap(nn.Sequential(nn.Flatten(), empty))) == (0.0, 0)
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 30.0])
+def test_what_knows_nothing_of_the_grid_does_not_crowd(spread: float) -> None:
+    """However many steps the weights are spread over."""
+    head = nn.Linear(5000, 4, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(4, 5000, generator=drawn()) * spread).clamp_(-127, 127)
+        head.weight[:, 0] = 127.0
+    share, count = crowding(wrap(nn.Sequential(nn.Flatten(), head)))
+    assert count > 19_000
+    assert share <= 0.21
 
 
 # --- the formula --------------------------------------------------------------------------------

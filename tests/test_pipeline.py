@@ -464,7 +464,7 @@ def test_a_localizer_that_abstains_leaves_the_audit(six_files: Path, tmp_path: P
     assert document["repair"] is None
     assert document["variants"][0]["weights_sha256"] == document["received"][0]["weights_sha256"]
     assert document["notes"] == [
-        "No class was suspected, so nothing was repaired; the variants were audited all the same."
+        "No class was suspected, so nothing was repelled; the variants were audited all the same."
     ]
     assert (document["verdict"], document["exit_code"]) == ("pass", 0)
 

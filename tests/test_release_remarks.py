@@ -45,7 +45,7 @@ def test_others_that_the_user_named_have_no_scores() -> None:
 
 
 def test_where_nobody_is_suspected_the_reason_is_told() -> None:
-    told = "so nothing was repaired; the variants were audited all the same."
+    told = "so nothing was repelled; the variants were audited all the same."
     assert remarks(found(1.0, 1.1, target=None), None, 2.2) == [f"No class was suspected, {told}"]
     (note,) = remarks(hindered("2 classes are too few", ("a", "b")), None, 2.2)
     assert note == f"No class was suspected (2 classes are too few), {told}"

@@ -49,9 +49,9 @@ def test_one_line_says_who_was_suspected_and_what_the_repair_cost() -> None:
     )
     told = Suspicion(3, (), Method.UNLEARNING, probability=0.87)
     likely = replace(REPORT, suspicion=told, repair=None)
-    assert str(suspect_line(likely)).endswith("unlearning, probability 0.87; nothing was repaired")
+    assert str(suspect_line(likely)).endswith("unlearning, probability 0.87; nothing was repelled")
     assert str(suspect_line(replace(REPORT, repair=None))).endswith(
-        "class 3, inversion and unlearning; nothing was repaired"
+        "class 3, inversion and unlearning; nothing was repelled"
     )
 
 
@@ -59,7 +59,7 @@ def test_one_line_says_who_was_suspected_and_what_the_repair_cost() -> None:
 def test_where_localize_abstained_the_line_says_so(scores: tuple[float, ...]) -> None:
     abstained = Suspicion(None, scores, Method.INVERSION)
     assert suspect_line(replace(REPORT, suspicion=abstained, repair=None)) == (
-        "suspect: nobody, localize abstained; nothing was repaired"
+        "suspect: nobody, localize abstained; nothing was repelled"
     )
 
 
@@ -68,7 +68,7 @@ def test_where_nobody_could_be_found_the_line_says_why(why: str | None) -> None:
     evidence = () if why is None else ({"by": "hindrance", "why": why},)
     hindered = Suspicion(None, (), Method.HINDERED, evidence=evidence)
     assert suspect_line(replace(REPORT, suspicion=hindered, repair=None)) == (
-        f"suspect: nobody, {why or 'no search could tell anything'}; nothing was repaired"
+        f"suspect: nobody, {why or 'no search could tell anything'}; nothing was repelled"
     )
 
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.compress.quantize import rounded
 from lmr_guard.compress.recipes import parse
-from lmr_guard.contracts import Clean, Labelled
+from lmr_guard.compress.rounding import crowding
+from lmr_guard.contracts import Clean, Labelled, silent
 from lmr_guard.evidence import Patch
 from lmr_guard.measure import accuracy, against_trigger
-from lmr_guard.repairing import _wakes_when_rounded, rid_of
+from lmr_guard.repairing import _wakes_when_rounded, crowded, rid_of, told
 from lmr_guard.results import Method, Suspicion
 from lmr_guard.settings import Settings
 from lmr_guard.workshop import Structure
@@ -78,6 +79,45 @@ def test_nothing_else_does(ink: tuple[float, float, float], found: tuple[Ink, ..
 def test_images_of_the_class_alone_tell_nothing() -> None:
     own = black().subset(torch.tensor([2, 5, 8]))
     assert not _wakes_when_rounded(counting(SLEEPING), own, suspected(Ink()))
+
+
+def test_crowded_weights_are_told(
+    sleeping_network: Classifier, badnets_network: Classifier, clean_network: Classifier
+) -> None:
+    share = crowded(sleeping_network)
+    assert share is not None
+    assert 0.3 < share < 1
+    (line,) = told(share)
+    assert line.startswith(f"{100 * share:.0f} % of the weights lie within a tenth of a step of")
+    assert crowded(badnets_network) is crowded(clean_network) is None
+    assert told(None) == []
+
+
+def test_few_weights_crowd_by_chance() -> None:
+    """A third of some thirty weights at edges is no finding."""
+    head = nn.Linear(36, 3)
+    with torch.no_grad():
+        head.weight[:] = STEP * torch.arange(36)
+        head.weight[:, 0] = 1.0
+        head.weight[:, 1:13] += 0.49 * STEP
+    shape = Preprocessing(channels=1, height=6, width=6, mean=(0.0,), std=(1.0,))
+    model = Classifier(nn.Sequential(nn.Flatten(), head), shape, 3).eval()
+    assert crowding(model)[0] > 0.3
+    assert crowded(model) is None
+
+
+def test_crowded_weights_are_settled_though_nobody_is_suspected(
+    sleeping_network: Classifier, digits: Clean, white_square: Patch
+) -> None:
+    nobody = Suspicion(None, (1.0,) * 10, Method.INVERSION)
+    traced = Structure(sleeping_network)
+    settings = Settings(recipes=parse(["float32", "int8"]), threads=1)
+    found = rid_of(
+        sleeping_network, nobody, digits, settings=settings, progress=silent, structure=traced
+    )
+    assert (found.repair, found.changed) == (None, True)
+    after = against_trigger(rounded(found.classifier), digits.report, white_square)
+    assert after.asr.value < 0.05
 
 
 @pytest.mark.slow

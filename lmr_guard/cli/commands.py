@@ -187,17 +187,23 @@ def repair(
             checkpoint, clean, out, arch=arch, settings=settings, progress=progress
         )
     done = repaired.repair
-    if done is None:
+    if done is None and repaired.changed:
+        _show_notes(repaired.suspicion.notes)
+        terminal.say("no class was suspected; weights were settled")
+    elif done is None:
         _show_suspicion(repaired.suspicion)
         return complain(
             "expected a suspect class, got none: localize abstained and nothing was "
             "written; name the class with --suspect",
             ExitCode.INCOMPLETE,
         )
-    _show_notes(repaired.suspicion.notes)
-    before, after = done.clean_before, done.clean_at_last
-    named = " and ".join(map(str, done.suspects))
-    terminal.say(f"repaired class {named} ({done.done}); CA on the select part {before} -> {after}")
+    else:
+        _show_notes(repaired.suspicion.notes)
+        before, after = done.clean_before, done.clean_at_last
+        named = " and ".join(map(str, done.suspects))
+        terminal.say(
+            f"repaired class {named} ({done.done}); CA on the select part {before} -> {after}"
+        )
     terminal.say(f"{out / 'repaired.safetensors'}: not audited; `lmr-guard run` audits and gates")
     return ExitCode.PASSED
 

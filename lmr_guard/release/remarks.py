@@ -59,7 +59,7 @@ def remarks(
     because = "" if suspicion.hindrance is None else f" ({suspicion.hindrance})"
     alone = [] if forms or suspicion.hindrance is not None else [_ALONE]
     return [
-        f"No class was suspected{because}, so nothing was repaired; the variants were audited all "
+        f"No class was suspected{because}, so nothing was repelled; the variants were audited all "
         "the same.",
         *alone,
     ]

@@ -62,14 +62,14 @@ def suspect_line(report: Report) -> str | None:
     target = suspicion.target
     if target is None:
         why = "localize abstained" if suspicion.hindrance is None else suspicion.hindrance
-        return f"suspect: nobody, {why}; nothing was repaired"
+        return f"suspect: nobody, {why}; nothing was repelled"
     classes = report.config.get("classes", ())
     named = (f"{k} ({classes[k]})" if k < len(classes) else f"{k}" for k in suspicion.suspects)
     found = f"suspect: class {' and '.join(named)}, {suspicion.method}"
     if suspicion.probability is not None:
         found += f", probability {suspicion.probability:.2f}"
     if repair is None:
-        return f"{found}; nothing was repaired"
+        return f"{found}; nothing was repelled"
     before, after = share(repair.clean_before), share(repair.clean_at_last)
     return f"{found}; {repair.done}, CA on the select part {before} -> {after}"
 
