@@ -65,6 +65,12 @@ def quantize(source: Path, destination: Path, calibration: Labelled, recipe: Int
         ) from error
 
 
+def require_bits(bits: int) -> None:
+    """Raises ConfigError for other than 2 to 16 bits."""
+    if not 2 <= bits <= 16:
+        raise ConfigError(f"expected 2 to 16 bits, got {bits}")
+
+
 def rounded(classifier: Classifier, bits: int = 8) -> Classifier:
     """A copy whose convolution and linear weights stand where INT8 puts them.
 
@@ -80,8 +86,7 @@ def rounded(classifier: Classifier, bits: int = 8) -> Classifier:
     Raises:
         ConfigError: Other bits.
     """
-    if not 2 <= bits <= 16:
-        raise ConfigError(f"expected 2 to 16 bits, got {bits}")
+    require_bits(bits)
     model = classifier.clone()
     weights = dict(model.named_parameters())
     with torch.no_grad():

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress import layers
 from lmr_guard.compress.layers import Layer, Places
-from lmr_guard.compress.quantize import rounded
+from lmr_guard.compress.quantize import require_bits, rounded
 from lmr_guard.contracts import Labelled
 from lmr_guard.errors import StageError
 
-__all__ = ["crowding", "rounded_alike"]
+__all__ = ["crowding", "rounded_alike", "settled"]
 
 _EDGE = 0.1
 _RIDGE = 1e-2
@@ -63,14 +63,30 @@ def crowding(classifier: Classifier, *, bits: int = 8) -> tuple[float, int]:
     return (near / count if count else 0.0), count
 
 
-@torch.no_grad()
 def rounded_alike(
+    classifier: Classifier, repair: Labelled, generator: torch.Generator, *, bits: int = 8
+) -> Classifier:
+    """A copy whose convolution and linear weights all stand on INT8's grid.
+
+    What cannot be settled goes to the nearest. Arguments and what is raised are as for ``settled``.
+
+    Args:
+        classifier: In eval mode; left as it is.
+        repair: See there.
+        generator: See there.
+        bits: See there.
+    """
+    return rounded(settled(classifier, repair, generator, bits=bits), bits)
+
+
+@torch.no_grad()
+def settled(
     classifier: Classifier, repair: Labelled, generator: torch.Generator, *, bits: int = 8
 ) -> Classifier:
     """A copy whose convolution and linear weights stand on INT8's grid, as the module says.
 
-    A layer's weights go to the nearest where it runs more than once or not as a module, pads
-    otherwise than by zeros, has more than 8192 inputs, or its sums are too ill-conditioned.
+    A layer stays as it is where it runs more than once or not as a module, pads otherwise than by
+    zeros, has more than 8192 inputs, or its sums are too ill-conditioned.
 
     Args:
         classifier: In eval mode; left as it is.
@@ -82,6 +98,7 @@ def rounded_alike(
         ConfigError: Other bits.
         StageError: There is no image.
     """
+    require_bits(bits)
     if not len(repair):
         raise StageError("expected clean images to round weights on, got none; give some")
     model = classifier.clone()
@@ -100,7 +117,7 @@ def rounded_alike(
     narrow = [layer for layer in chosen.values() if layer.weight[0].numel() <= _WIDEST]
     with layers.hooked(layer.register_forward_hook(settle) for layer in narrow):
         model(pixels)
-    return rounded(model, bits)
+    return model
 
 
 def _sums(layer: Layer, given: Tensor, places: Places) -> Tensor:

@@ -11,12 +11,12 @@ the nearest, and not before, a backdoor sleeps until then. One may also where we
 edges of the steps that they round to, whoever is named. It lives in what that rounding does to
 the weights. So they are put on INT8's grid so that each layer puts out what it did
 (``compress.rounding``): whoever rounds them to the nearest then leaves them as they are, and there
-is nothing left to wake. Localize is asked again about the settled model, and only classes that it
-names still are repelled from there; mostly none is, and the repair costs nothing.
+is nothing left to wake. Localize is asked again about the settled model, and from there classes
+are repelled that it names, or whose patterns still work; mostly none is, and the repair costs
+nothing.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,9 +25,8 @@ import torch
 from lmr_guard import localize
 from lmr_guard.arithmetic import plain
 from lmr_guard.classifier import Classifier, weights_sha256
-from lmr_guard.compress import quantize
-from lmr_guard.compress.rounding import crowding, rounded_alike
-from lmr_guard.contracts import Clean, Inverted, Labelled, Progress, silent
+from lmr_guard.compress import quantize, rounding
+from lmr_guard.contracts import Clean, Labelled, Progress, silent
 from lmr_guard.measure import accuracy
 from lmr_guard.received.inputs import Received
 from lmr_guard.release.report import suspicion_record
@@ -39,8 +38,11 @@ from lmr_guard.workshop import Structure, repair_twins, searched_forms
 
 __all__ = ["Repaired", "crowded", "localize_and_repel", "rid_of", "suspect", "told"]
 
-# Share of the images that a pattern carries off when weights are rounded, and not before.
+# Of images that a pattern carries off when weights are rounded: how many more they are than before
+# where it wakes by that, and the share and the most of them that are left where it sleeps.
 _WAKES = 0.1
+_MOST = 1 / 3
+_CHANCE = 0.05
 _IMAGES = 500
 _BATCH = 256
 # By chance a fifth of the weights lie near an edge of their step; so many more are no chance, nor
@@ -56,7 +58,7 @@ class Repaired:
 
     Args:
         classifier: An untouched copy where there is neither ``repair`` nor ``crowded``.
-        suspicion: Who was suspected.
+        suspicion: Who was suspected; of the settled model where nobody was before.
         repair: What was done about them; None where nobody was.
         crowded: Share of the weights that lie at edges of their steps, where that is more than
             chance puts there; see ``compress.rounding.crowding``. Then they were settled.
@@ -130,14 +132,19 @@ def rid_of(
         structure: Of ``classifier``.
     """
     begun, left = classifier.clone().to(settings.device), suspicion.suspects
-    crowds = crowded(begun)
-    settled = crowds is not None or _wakes_when_rounded(begun, clean.select, suspicion)
-    if settled:
-        begun = rounded_alike(begun, clean.repair, settings.generator("settle"))
-    if settled and left and not settings.suspects:
-        named = suspect(begun, clean, settings, _again(progress), structure).suspects
-        left = tuple(k for k in left if k in named)
-    record = _unrepelled(suspicion.suspects, classifier, begun, clean.select)
+    crowds, woken = crowded(begun), _Carried.of(quantize.rounded(begun), clean.select, suspicion)
+    settle = crowds is not None or woken.wakes(_Carried.of(begun, clean.select, suspicion))
+    if settle:
+        begun = rounding.settled(begun, clean.repair, settings.generator("settle"))
+    if settle and not settings.suspects:
+        after = _Carried.of(quantize.rounded(begun), clean.select, suspicion)
+        again = suspect(begun, clean, settings, _again(progress), structure)
+        if suspicion.target is None:
+            suspicion, left = (again if again.suspects else suspicion), again.suspects
+        else:
+            asleep = woken.asleep(after)
+            left = tuple(k for k in left if k in again.suspects or k not in asleep)
+    done = [_settled(k, classifier, begun, clean) for k in suspicion.suspects if k not in left]
     if left:
         begun, record = repel_each(
             settings.working(begun, clean.repair),
@@ -148,9 +155,9 @@ def rid_of(
             twins_of=lambda model: repair_twins(model, settings.recipes, structure),
             progress=progress,
         )
-    if record is not None:
-        record = replace(record, settled=settled)
-    return Repaired(plain(begun.to(classifier.device)), suspicion, record, crowds)
+        done += [record, *record.further]
+    joined = replace(done[0], further=tuple(done[1:]), settled=settle) if done else None
+    return Repaired(plain(begun.to(classifier.device)), suspicion, joined, crowds)
 
 
 def crowded(classifier: Classifier) -> float | None:
@@ -159,7 +166,7 @@ def crowded(classifier: Classifier) -> float | None:
     Args:
         classifier: Left as it is.
     """
-    share, count = crowding(classifier)
+    share, count = rounding.crowding(classifier)
     spread = _DEVIATIONS * math.sqrt(_NEAR * (1 - _NEAR) / max(1, count))
     return share if share > _NEAR + max(_MORE, spread) else None
 
@@ -179,21 +186,34 @@ def told(share: float | None) -> list[str]:
     ]
 
 
-@torch.no_grad()
-def _wakes_when_rounded(classifier: Classifier, images: Labelled, suspicion: Suspicion) -> bool:
-    """Whether a pattern that was found carries off more images when weights are rounded."""
-    few = images.subset(torch.arange(min(len(images), _IMAGES)))
-    rounded = quantize.rounded(classifier)
+@dataclass(frozen=True, slots=True)
+class _Carried:
+    """Which share of the images outside its class each pattern carries off, and to which."""
 
-    def carried(model: Classifier, pattern: Inverted) -> float:
-        outside = few.subset(few.labels != pattern.target).pixels.split(_BATCH)
-        hits = [model(pattern(part.to(model.device))).argmax(dim=1) for part in outside]
-        return float((torch.cat(hits) == pattern.target).float().mean()) if hits else 0.0
+    shares: tuple[tuple[int, float], ...]
 
-    return any(
-        carried(rounded, pattern) > carried(classifier, pattern) + _WAKES
-        for pattern in suspicion.patterns
-    )
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: Classifier, images: Labelled, suspicion: Suspicion) -> "_Carried":
+        """What its patterns do to one form of a classifier in eval mode."""
+        few, shares = images.subset(torch.arange(min(len(images), _IMAGES))), []
+        for pattern in suspicion.patterns:
+            outside = few.pixels[few.labels != pattern.target].split(_BATCH)
+            logits = [model(pattern(part.to(model.device))) for part in outside]
+            hits = torch.cat(logits).argmax(dim=1) == pattern.target
+            shares.append((pattern.target, int(hits.sum()) / max(1, len(hits))))
+        return cls(tuple(shares))
+
+    def wakes(self, before: "_Carried") -> bool:
+        """Whether a pattern works in this form and slept before."""
+        pairs = zip(self.shares, before.shares, strict=True)
+        return any(now > was + _WAKES and was <= _MOST * now for (_, now), (_, was) in pairs)
+
+    def asleep(self, after: "_Carried") -> set[int]:
+        """Classes all of whose patterns, of which there are some, sleep in another form."""
+        pairs = list(zip(self.shares, after.shares, strict=True))
+        awake = {k for (k, was), (_, now) in pairs if now > max(_CHANCE, _MOST * was)}
+        return {k for (k, _), _ in pairs} - awake
 
 
 def _again(progress: Progress) -> Progress:
@@ -204,18 +224,10 @@ def _again(progress: Progress) -> Progress:
     return told
 
 
-def _unrepelled(
-    suspects: Sequence[int], classifier: Classifier, settled: Classifier, select: Labelled
-) -> Repair | None:
-    """The record where settling was enough: no step was taken. None where nobody is suspected."""
-    if not suspects:
-        return None
-    before, after = accuracy(classifier, select), accuracy(settled, select)
-    records = [
-        Repair(k, before, after, pruned_columns=(), phase1_steps=0, phase2_steps=0)
-        for k in suspects
-    ]
-    return replace(records[0], further=tuple(records[1:]))
+def _settled(suspect: int, classifier: Classifier, settled: Classifier, clean: Clean) -> Repair:
+    """The record where settling was enough: no step was taken."""
+    before, after = accuracy(classifier, clean.select), accuracy(settled, clean.select)
+    return Repair(suspect, before, after, pruned_columns=(), phase1_steps=0, phase2_steps=0)
 
 
 def suspect(

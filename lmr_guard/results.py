@@ -224,7 +224,8 @@ class Repair:
     @property
     def done(self) -> str:
         """What was done, in a word or two."""
-        repelled = "repelled" if self.phase1_steps else ""
+        steps = any(each.phase1_steps for each in (self, *self.further))
+        repelled = "repelled" if steps else ""
         return ", then ".join(filter(None, ("settled" if self.settled else "", repelled)))
 
     @property

@@ -15,7 +15,7 @@ from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.compress import rounding
 from lmr_guard.compress.quantize import quantize, rounded
 from lmr_guard.compress.recipes import Int8
-from lmr_guard.compress.rounding import crowding, rounded_alike
+from lmr_guard.compress.rounding import crowding, rounded_alike, settled
 from lmr_guard.contracts import Labelled
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.onnxfile.export import export_onnx
@@ -173,6 +173,14 @@ def test_wide_layers_go_to_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounding, "_WIDEST", 50)
     alike, nearest = rounded_alike(model, pictures(), drawn()), rounded(model)
     same = [torch.equal(a, b) for a, b in zip(weighted(alike), weighted(nearest), strict=True)]
+    assert same == [False, False, True]
+
+
+def test_what_cannot_be_settled_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    monkeypatch.setattr(rounding, "_WIDEST", 20)
+    found = weighted(settled(model, pictures(), drawn()))
+    same = [torch.equal(was, now) for was, now in zip(weighted(model), found, strict=True)]
     assert same == [False, False, True]
 
 

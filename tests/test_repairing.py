@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lmr_guard.classifier import Classifier, Preprocessing
@@ -15,7 +17,8 @@ from lmr_guard.compress.rounding import crowding
 from lmr_guard.contracts import Clean, Labelled, silent
 from lmr_guard.evidence import Patch
 from lmr_guard.measure import accuracy, against_trigger
-from lmr_guard.repairing import _wakes_when_rounded, crowded, rid_of, told
+from lmr_guard.repairing import _Carried, crowded, rid_of, told
+from lmr_guard.repel import RepelSettings
 from lmr_guard.results import Method, Suspicion
 from lmr_guard.settings import Settings
 from lmr_guard.workshop import Structure
@@ -59,8 +62,18 @@ SLEEPING = (11.4, 0.0, 10.6)
 """Rounded to the nearest the first and the last count alike."""
 
 
+def carried(model: Classifier, *patterns: Ink, images: Labelled | None = None) -> _Carried:
+    return _Carried.of(model, images or black(), suspected(*patterns))
+
+
+def wakes(ink: tuple[float, float, float], *patterns: Ink) -> bool:
+    model = counting(ink)
+    return carried(rounded(model), *patterns).wakes(carried(model, *patterns))
+
+
 def test_a_pattern_that_works_only_when_rounded_wakes() -> None:
-    assert _wakes_when_rounded(counting(SLEEPING), black(), suspected(Ink()))
+    assert wakes(SLEEPING, Ink())
+    assert wakes(SLEEPING, Ink(target=1), Ink())
 
 
 @pytest.mark.parametrize(
@@ -73,12 +86,27 @@ def test_a_pattern_that_works_only_when_rounded_wakes() -> None:
     ],
 )
 def test_nothing_else_does(ink: tuple[float, float, float], found: tuple[Ink, ...]) -> None:
-    assert not _wakes_when_rounded(counting(ink), black(), suspected(*found))
+    assert not wakes(ink, *found)
 
 
 def test_images_of_the_class_alone_tell_nothing() -> None:
     own = black().subset(torch.tensor([2, 5, 8]))
-    assert not _wakes_when_rounded(counting(SLEEPING), own, suspected(Ink()))
+    assert carried(rounded(counting(SLEEPING)), Ink(), images=own).shares == ((2, 0.0),)
+
+
+@given(
+    shares=st.lists(
+        st.tuples(st.integers(0, 2), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=6
+    )
+)
+def test_a_class_sleeps_where_all_of_its_patterns_lost_two_thirds(
+    shares: list[tuple[int, float, float]],
+) -> None:
+    woken, after = (_Carried(tuple((k, *pair[i : i + 1]) for k, *pair in shares)) for i in (0, 1))
+    for k in {k for k, *_ in shares}:
+        lost = all(now <= max(0.05, was / 3) for own, was, now in shares if own == k)
+        assert (k in woken.asleep(after)) == lost
+    assert woken.asleep(after) <= {k for k, *_ in shares}
 
 
 def test_crowded_weights_are_told(
@@ -118,6 +146,38 @@ def test_crowded_weights_are_settled_though_nobody_is_suspected(
     assert (found.repair, found.changed) == (None, True)
     after = against_trigger(rounded(found.classifier), digits.report, white_square)
     assert after.asr.value < 0.05
+
+
+@dataclass(frozen=True)
+class Instead:
+    """Shows another image: of the class that it aims at, so that it works in every form."""
+
+    image: Tensor
+    target: int
+    name: str = "instead@received"
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """That image as often as there are some."""
+        return self.image.expand_as(pixels)
+
+
+@pytest.mark.slow
+def test_what_still_works_when_settled_is_repelled_from_there(
+    sleeping_network: Classifier, digits: Clean
+) -> None:
+    """Though the search names nobody any more."""
+    shown = digits.repair.pixels[digits.repair.labels == 7][:1]
+    scores = tuple(float(k == 7) for k in range(10))
+    given = Suspicion(7, scores, Method.INVERSION, patterns=(Instead(shown, 7),))
+    short = RepelSettings(phase1_epochs=2, phase2_epochs=1, lures=0, strides=())
+    settings = Settings(recipes=parse(["float32", "int8"]), threads=1, repel=short)
+    traced = Structure(sleeping_network)
+    found = rid_of(
+        sleeping_network, given, digits, settings=settings, progress=silent, structure=traced
+    )
+    assert found.repair is not None
+    assert (found.repair.suspects, found.repair.done) == ((7,), "settled, then repelled")
+    assert found.repair.phase1_steps > 0
 
 
 @pytest.mark.slow
