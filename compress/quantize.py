@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import GraphProto, ModelProto
 
-__all__ = ["quantize", "rounded"]
+__all__ = ["quantize", "require_bits", "rounded"]
 
 _LIKELY = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -66,7 +66,14 @@ def quantize(source: Path, destination: Path, calibration: Labelled, recipe: Int
 
 
 def require_bits(bits: int) -> None:
-    """Raises ConfigError for other than 2 to 16 bits."""
+    """Refuses a grid of other than 2 to 16 bits.
+
+    Args:
+        bits: Of its signed integers.
+
+    Raises:
+        ConfigError: Other bits.
+    """
     if not 2 <= bits <= 16:
         raise ConfigError(f"expected 2 to 16 bits, got {bits}")
 
