@@ -97,6 +97,11 @@ class Int8:
             raise ConfigError(f"expected rounding in {get_args(Rounding)}, got {self.rounding!r}")
         _positive(calibration_images=self.calibration_images)
 
+    @property
+    def by_layers(self) -> bool:
+        """Whether weights are rounded by layers; those of seven bits go to the nearest."""
+        return self.rounding == "layers" and not self.reduce_range
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:

@@ -220,7 +220,7 @@ def _compressing(classifier: Classifier, clean: Clean, settings: Settings) -> Pa
     learnt = sum(2 * cut.distil * _BATCH * (1 + 2 * _FORWARD) for cut in cuts)
     rounded = sum(
         min(len(clean.repair), recipe.int8.calibration_images) * _FORWARD
-        + (len(clean.repair) * _FORWARD if recipe.int8.rounding == "layers" else 0.0)
+        + (len(clean.repair) * _FORWARD if recipe.int8.by_layers else 0.0)
         for recipe in settings.recipes
         if recipe.int8
     )

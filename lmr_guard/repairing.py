@@ -217,11 +217,11 @@ class _Carried:
 
 
 def _again(progress: Progress) -> Progress:
-    def told(step: str, done: int, total: int) -> None:
+    def tell(step: str, done: int, total: int) -> None:
         del step
         progress(SETTLED, done, total)
 
-    return told
+    return tell
 
 
 def _settled(suspect: int, classifier: Classifier, settled: Classifier, clean: Clean) -> Repair:

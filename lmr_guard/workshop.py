@@ -206,7 +206,7 @@ class Workshop:
     def _rounded(self, form: Form, exported: Path, step: str) -> tuple[Form, Path]:
         """The form with the weights that INT8 is to have, and the float file of those."""
         int8 = form.recipe.int8
-        if int8 is None or int8.rounding == "nearest" or int8.reduce_range:
+        if int8 is None or not int8.by_layers:
             return form, exported
         drawn = self.settings.generator(step, form.recipe.label)
         model = rounded_alike(form.classifier, self.clean.repair, drawn)

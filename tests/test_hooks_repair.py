@@ -322,6 +322,11 @@ def test_a_receipt_as_json_says_everything_once() -> None:
     }
 
 
+def test_a_receipt_says_what_was_settled_though_nobody_was_suspected() -> None:
+    settled = str(replace(RECEIPT, suspect=None, done="settled"))
+    assert "no class suspected (inversion and unlearning), settled, CA 44/45 (97.8%) -> " in settled
+
+
 def test_a_receipt_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError, match="cannot assign to field"):
         RECEIPT.suspect = None  # type: ignore[misc]
