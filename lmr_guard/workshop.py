@@ -30,7 +30,7 @@ from lmr_guard.evidence import Evidence
 from lmr_guard.files import Artifact, atomic
 from lmr_guard.localize import listening, telling
 from lmr_guard.measure import carried
-from lmr_guard.onnxfile.export import export_onnx, require_parity
+from lmr_guard.onnxfile.export import Exporter, require_parity
 from lmr_guard.onnxfile.predictor import Session
 from lmr_guard.release import publish
 from lmr_guard.release.records import Build, Variant
@@ -86,6 +86,7 @@ class Workshop:
         progress: Told how far each step is.
         notes: What could not be built, one sentence each; grows with each call.
         exports: Files by the digest of the weights that they were exported from; likewise.
+        uncut: Writes the forms that were not cut, which have one structure.
     """
 
     structure: Structure
@@ -96,6 +97,7 @@ class Workshop:
     progress: Progress
     notes: list[str] = field(default_factory=list)
     exports: dict[str, Path] = field(default_factory=dict)
+    uncut: Exporter = field(default_factory=Exporter)
 
     @property
     def shown(self) -> Tensor:
@@ -136,7 +138,7 @@ class Workshop:
     def _each(
         self, classifier: Classifier, chosen: Sequence[Recipe], step: str, judged: "_Judged"
     ) -> list[Variant]:
-        """The way of every form: recipes that prune alike share one cut network and one export."""
+        """The way of every form: recipes that prune alike share one cut network and one trace."""
         folder = self.folder / step
         folder.mkdir()
         prunings = list(dict.fromkeys(recipe.prune for recipe in chosen))
@@ -149,9 +151,14 @@ class Workshop:
                 cut = self._cut(cutter, pruning, step)
                 recovered = self._recovered(cut, alike[0], judged.suspects)
                 exported = folder / f"{Recipe(prune=pruning).label}.onnx"
-                self._export(recovered.classifier, exported)
+                exporter = self.uncut if pruning is None else Exporter()
+                self._export(exporter, recovered.classifier, exported)
                 for recipe in alike:
-                    form, source = self._rounded(recovered.under(recipe), exported, step)
+                    form = self._rounded(recovered.under(recipe), step)
+                    source = exported
+                    if form.classifier is not recovered.classifier:
+                        source = folder / f"{recipe.label}.float32.onnx"
+                        exporter.write(form.classifier, source, shown=self.shown)
                     file = self._file(source, recipe)
                     variant = self._verified(form, file, judged)
                     # A search is about the file only as long as the network still answers so.
@@ -193,26 +200,23 @@ class Workshop:
             return form
         return replace(form, classifier=plain(repaired.to(form.classifier.device)))
 
-    def _export(self, classifier: Classifier, path: Path) -> None:
+    def _export(self, exporter: Exporter, classifier: Classifier, path: Path) -> None:
         """What nobody repaired is the same file as received and as it would ship: exported once."""
         digest = weights_sha256(classifier)
         if digest not in self.exports:
-            export_onnx(classifier, path, shown=self.shown)
+            exporter.write(classifier, path, shown=self.shown)
             self.exports[digest] = path
             return
         with self.exports[digest].open("rb") as before, atomic(path) as file:
             shutil.copyfileobj(before, file)
 
-    def _rounded(self, form: Form, exported: Path, step: str) -> tuple[Form, Path]:
-        """The form with the weights that INT8 is to have, and the float file of those."""
+    def _rounded(self, form: Form, step: str) -> Form:
+        """The form with the weights that INT8 is to have, where those are rounded by layers."""
         int8 = form.recipe.int8
         if int8 is None or not int8.by_layers:
-            return form, exported
+            return form
         drawn = self.settings.generator(step, form.recipe.label)
-        model = rounded_alike(form.classifier, self.clean.repair, drawn)
-        source = exported.with_name(f"{form.recipe.label}.float32.onnx")
-        export_onnx(model, source, shown=self.shown)
-        return replace(form, classifier=model), source
+        return replace(form, classifier=rounded_alike(form.classifier, self.clean.repair, drawn))
 
     def _file(self, exported: Path, recipe: Recipe) -> Artifact:
         if recipe.int8 is None:

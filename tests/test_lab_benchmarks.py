@@ -66,6 +66,14 @@ def test_layouts_are_compared_network_by_network(tmp_path: Path) -> None:
     assert len(ratios) == 4
 
 
+def test_a_filled_graph_is_held_against_a_traced_one(tmp_path: Path) -> None:
+    found = made("exports", tmp_path)["ResNet-18 shape, width 16"]
+    median, least, most = found["filled over traced"]
+    assert 0 < least <= median <= most
+    assert found["seconds, traced"] > 0
+    assert found["same bytes"] is True
+
+
 @pytest.mark.long
 def test_growth_is_measured_in_processes_of_their_own(tmp_path: Path) -> None:
     found = made("growth", tmp_path, "--steps", "1")

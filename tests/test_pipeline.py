@@ -37,7 +37,7 @@ from lmr_guard.foreign import verify
 from lmr_guard.localize.inversion import DEEP, LOOK
 from lmr_guard.localize.listening import ListeningSettings
 from lmr_guard.localize.rule import LocalizeSettings
-from lmr_guard.onnxfile.export import export_onnx
+from lmr_guard.onnxfile.export import Exporter
 from lmr_guard.onnxfile.predictor import OnnxPredictor
 from lmr_guard.pipeline import guard, repair, scan
 from lmr_guard.received.architectures import Architecture
@@ -415,11 +415,13 @@ def test_one_network_is_exported_once_and_each_repaired_one_for_itself(
 ) -> None:
     exported = []
 
-    def counted(model: Classifier, path: Path, *, shown: Tensor) -> Artifact:
-        exported.append(path.relative_to(path.parents[1]).as_posix())
-        return export_onnx(model, path, shown=shown)
+    write = Exporter.write
 
-    monkeypatch.setattr("lmr_guard.workshop.export_onnx", counted)
+    def counted(self: Exporter, model: Classifier, path: Path, *, shown: Tensor) -> Artifact:
+        exported.append(path.relative_to(path.parents[1]).as_posix())
+        return write(self, model, path, shown=shown)
+
+    monkeypatch.setattr(Exporter, "write", counted)
     report = rows(row_files, tmp_path / "plain", PLAIN)
     assert exported == ["compress received/float32.onnx"]
     (received,), (shipped,) = report["received"], report["variants"]
@@ -643,7 +645,7 @@ def test_a_model_that_cannot_be_exported_is_a_failure(
     def unequal(*_: object, **__: object) -> None:
         raise StageError("expected equal logits, got others")
 
-    monkeypatch.setattr("lmr_guard.workshop.export_onnx", unequal)
+    monkeypatch.setattr(Exporter, "write", unequal)
     with pytest.raises(StageError, match="expected to stage the model as received, got: compress "):
         rows(row_files, tmp_path / "out", PLAIN)
     assert tree(tmp_path) == {}

@@ -1,13 +1,14 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""One trace for all tests of a worker that export the very same network.
+"""One trace for all tests of a worker that export networks of the very same structure.
 
 torch's exporter takes most of the time of a run on a tiny network, and most runs of the tests begin
-with one of the same few networks. Each network is really traced, once; what is made of its graph
-(checked, written, compared with the network in ONNX Runtime, quantised, audited) is done each time.
-The same network means: the same classes, from packages that do not change meanwhile, the same
-weights and buffers, and the same value of everything else that its modules hold. Where that cannot
-be told, and in the tests about exporting and about bypasses, it is traced anew.
+with one of the same few networks. Each structure is really traced, once; what is made of its graph
+(filled with the weights, simplified, checked, written, compared with the network in ONNX Runtime,
+quantised, audited) is done each time. The same structure means: the same classes, from packages
+that do not change meanwhile, weights and buffers of the same shapes, and the same value of
+everything else that its modules hold. Where that cannot be told, where the graph has not every
+weight by its name, and in the tests about exporting and about bypasses, it is traced anew.
 
 Nor does coverage follow torch's exporter: a tracer that is called for each line of it takes as long
 as the exporter itself. Our own code before and after is followed. And the exporter's table of
@@ -26,23 +27,26 @@ from typing import Any, ParamSpec, TypeVar
 from unittest import mock
 
 import torch
-from onnx import ModelProto
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.onnxfile import export
+from lmr_guard.onnxfile import export, trace
+from lmr_guard.onnxfile.trace import Graph
 
 __all__ = ["identity", "one_table", "tracing_once", "unfollowed"]
 
 _P, _R = ParamSpec("_P"), TypeVar("_R")
-_ANEW = ("tests/test_bypasses.py", "tests/test_onnxfile_export.py", "tests/test_traced_once.py")
+_ANEW = tuple(
+    f"tests/test_{name}.py"
+    for name in ("bypasses", "onnxfile_export", "onnxfile_trace", "traced_once")
+)
 _STABLE = ("torch", "torchvision", "timm", "lmr_guard", "factories")
 # What torch keeps in a module; tensors and modules are looked at by themselves, hooks must be none.
 _HOOKS = {name for name in vars(nn.Module()) if name.endswith("_hooks")}
 _OWN = {"_parameters", "_buffers", "_modules"}
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
-_MOST = 4 << 20  # bytes of a graph that is kept
+_MOST = 4 << 20  # bytes of weights, of which a graph holds those that it was traced with
 
 
 class _Unknown(Exception):
@@ -50,7 +54,7 @@ class _Unknown(Exception):
 
 
 def identity(model: nn.Module) -> str | None:
-    """A digest of all that decides what a network computes; None where that cannot be told."""
+    """A digest of all but weights that decides what is computed; None where it cannot be told."""
     digest = hashlib.sha256()
     try:
         for name, module in model.named_modules():
@@ -97,9 +101,11 @@ def _value(value: Any) -> str:  # noqa: ANN401 - whatever a module holds
 def _tensor(name: str, tensor: Tensor) -> bytes:
     if type(tensor) not in {Tensor, nn.Parameter} or tensor.device.type != "cpu":
         raise _Unknown
-    data = tensor.detach().contiguous()
-    told = f"{name}:{data.dtype}:{tuple(data.shape)}:{tensor.requires_grad};".encode()
-    return told + data.reshape(-1).view(torch.uint8).numpy().tobytes()
+    told = f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:{tensor.requires_grad};".encode()
+    if tensor.is_floating_point():
+        return told
+    # Numbers that count or choose may decide what is traced.
+    return told + tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def unfollowed(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -145,31 +151,31 @@ def one_table() -> Iterator[None]:
 
 
 @contextmanager
-def tracing_once() -> Iterator[dict[str, ModelProto]]:
-    """Meanwhile ``export_onnx`` traces a network once; gives what is kept, which grows."""
-    kept: dict[str, ModelProto] = {}
+def tracing_once() -> Iterator[dict[str, Graph]]:
+    """Meanwhile each structure is traced once; gives the graphs that are kept, which grow."""
+    kept: dict[str, Graph] = {}
     original, exporter = export._trace, torch.onnx.export
 
-    def trace(model: Classifier, output: str) -> ModelProto:
+    def traced(model: Classifier, output: str) -> Graph:
         key = _key(model, output) if torch.onnx.export is exporter else None
         if key is None:
             return original(model, output)
         if key not in kept:
             made = original(model, output)
-            if made.ByteSize() > _MOST:
+            if not made.fits(model) or _bytes(model) > _MOST:
                 return made
-            kept[key] = _copied(made)
-        return _copied(kept[key])
+            kept[key] = made
+        return kept[key]
 
-    program = unfollowed(export._program)
+    program = unfollowed(trace._program)
 
     def quickly(*given: Any) -> object:  # noqa: ANN401 - what ``_program`` takes
         with one_table():
             return program(*given)
 
     with (
-        mock.patch.object(export, "_trace", trace),
-        mock.patch.object(export, "_program", quickly),
+        mock.patch.object(export, "_trace", traced),
+        mock.patch.object(trace, "_program", quickly),
     ):
         yield kept
 
@@ -182,7 +188,5 @@ def _key(model: Classifier, output: str) -> str | None:
     return None if told is None else f"{told} {output}"
 
 
-def _copied(made: ModelProto) -> ModelProto:
-    copy = ModelProto()
-    copy.CopyFrom(made)
-    return copy
+def _bytes(model: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))

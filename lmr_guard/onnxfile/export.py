@@ -4,30 +4,83 @@
 
 import copy
 import math
-import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lmr_guard.classifier import Classifier
-from lmr_guard.errors import StageError, first_line
+from lmr_guard.errors import StageError
 from lmr_guard.files import Artifact, atomic
 from lmr_guard.onnxfile.inspect import branches, listed
 from lmr_guard.onnxfile.predictor import OnnxPredictor
+from lmr_guard.onnxfile.trace import Graph
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["export_onnx", "require_parity", "write_module"]
+__all__ = ["Exporter", "export_onnx", "require_parity", "write_module"]
 
 _TOLERANCE = 1e-4
 _TIMES = 2.0  # as far from float64 as torch is in float32, at most over all that is compared
-_CLASH = "is already registered"
-_VIEW = "Cannot view a tensor with shape"
+
+
+class Exporter:
+    """Writes classifiers of one structure as ONNX files; all but the first are not traced anew.
+
+    Every file is checked against its own classifier. Where one that was filled into another's graph
+    does not hold, or has other shapes, it is traced by itself.
+    """
+
+    def __init__(self) -> None:
+        self._graph: Graph | None = None
+        self._output = ""
+
+    def write(
+        self,
+        classifier: Classifier,
+        path: Path,
+        *,
+        shown: Tensor | None = None,
+        tolerance: float = _TOLERANCE,
+    ) -> Artifact:
+        """Writes a classifier as one self-contained ONNX file and checks it against torch.
+
+        The file takes ``pixels`` (batch, C, H, W) in [0, 1] with any batch, normalises them itself
+        and yields what the received network does (batch, K): ``logits``, or ``probabilities`` where
+        it ends in a softmax or in sigmoids. Nothing of the exporting machine is left in it: the
+        exporter's stack traces are removed, which also makes the bytes reproducible.
+
+        Args:
+            classifier: In eval mode; left as it is.
+            path: Written only when everything below holds.
+            shown: Clean pixels (N, C, H, W) to compare on too, each alone and all together.
+            tolerance: Largest difference between torch and ONNX Runtime (CPU), as a share of the
+                largest output, on uniform random pixels in batches of 1, 2 and 5. ONNX Runtime may
+                be further from float64, up to twice as far as torch is at most on what is
+                compared, as long as no decision moves.
+
+        Raises:
+            StageError: Train mode, a network that cannot be exported or that answers the same
+                images in two ways, a graph that decides by what the image shows, outputs that
+                differ or are not finite, or a full disk.
+        """
+        if any(module.training for module in classifier.modules()):
+            raise StageError(
+                "expected a classifier in eval mode, got train mode; call .eval() first"
+            )
+        model = classifier.as_received().cpu()
+        likely = classifier.ending.kind in {"probabilities", "sigmoids"}
+        output = "probabilities" if likely else "logits"
+        if self._graph is not None and self._output == output and self._graph.fits(model):
+            # A network may have been traced by what its weights were: then it is traced anew.
+            with suppress(StageError):
+                return _checked(model, self._graph, path, shown, tolerance)
+        self._graph, self._output = _trace(model, output), output
+        return _checked(model, self._graph, path, shown, tolerance)
 
 
 def export_onnx(
@@ -37,41 +90,18 @@ def export_onnx(
     shown: Tensor | None = None,
     tolerance: float = _TOLERANCE,
 ) -> Artifact:
-    """Writes a classifier as one self-contained ONNX file and checks it against torch.
-
-    The file takes ``pixels`` (batch, C, H, W) in [0, 1] with any batch, normalises them itself
-    and yields what the received network does (batch, K): ``logits``, or ``probabilities`` where it
-    ends in a softmax or in sigmoids. Nothing of the exporting machine is left in it: the
-    exporter's stack traces are removed, which also makes the bytes reproducible.
+    """Writes a classifier by itself; see ``Exporter.write``.
 
     Args:
         classifier: In eval mode; left as it is.
-        path: Written only when everything below holds.
-        shown: Clean pixels (N, C, H, W) to compare on too, each alone and all together.
-        tolerance: Largest difference between torch and ONNX Runtime (CPU), as a share of the
-            largest output, on uniform random pixels in batches of 1, 2 and 5. ONNX Runtime may
-            be further from float64, up to twice as far as torch is at most on what is
-            compared, as long as no decision moves.
+        path: Written only when everything holds.
+        shown: Clean pixels (N, C, H, W) to compare on too.
+        tolerance: Largest difference between torch and ONNX Runtime (CPU).
 
     Raises:
-        StageError: Train mode, a network that cannot be exported or that answers the same images
-            in two ways, a graph that decides by what the image shows, outputs that differ or are
-            not finite, or a full disk.
+        StageError: See ``Exporter.write``.
     """
-    if any(module.training for module in classifier.modules()):
-        raise StageError("expected a classifier in eval mode, got train mode; call .eval() first")
-    model = classifier.as_received().cpu()
-    likely = classifier.ending.kind in {"probabilities", "sigmoids"}
-    proto = _trace(model, "probabilities" if likely else "logits")
-    _require_one_way(proto)
-    _require_steady(model, model.example() if shown is None else shown)
-    _write(proto, path)
-    try:
-        predictor = _compared(model, path, shown, tolerance)
-    except BaseException:
-        path.unlink()
-        raise
-    return Artifact(path, predictor.sha256, predictor.bytes)
+    return Exporter().write(classifier, path, shown=shown, tolerance=tolerance)
 
 
 def require_parity(
@@ -85,13 +115,28 @@ def require_parity(
     Args:
         classifier: In eval mode; left as it is.
         path: Of the file that ``export_onnx`` wrote.
-        shown: See ``export_onnx``.
-        tolerance: See ``export_onnx``.
+        shown: See ``Exporter.write``.
+        tolerance: See ``Exporter.write``.
 
     Raises:
         StageError: Outputs differ.
     """
     _compared(classifier.as_received().cpu(), path, shown, tolerance)
+
+
+def _checked(
+    model: Classifier, graph: Graph, path: Path, shown: Tensor | None, tolerance: float
+) -> Artifact:
+    proto = graph.filled(model)
+    _require_one_way(proto)
+    _require_steady(model, model.example() if shown is None else shown)
+    _write(proto, path)
+    try:
+        predictor = _compared(model, path, shown, tolerance)
+    except BaseException:
+        path.unlink()
+        raise
+    return Artifact(path, predictor.sha256, predictor.bytes)
 
 
 def _compared(
@@ -117,9 +162,9 @@ def write_module(model: nn.Module, example: Tensor, path: Path, output: str) -> 
         output: What the file calls its answer.
 
     Raises:
-        StageError: See ``export_onnx``.
+        StageError: See ``Exporter.write``.
     """
-    proto = _exported(model, example, output)
+    proto = Graph(model, example, output).filled(model)
     _require_one_way(proto)
     _write(proto, path)
 
@@ -138,58 +183,8 @@ def _write(proto: "ModelProto", path: Path) -> None:
         file.write(proto.SerializeToString(deterministic=True))
 
 
-def _trace(model: Classifier, output: str) -> "ModelProto":
-    return _exported(model, model.example(2), output)
-
-
-def _exported(model: nn.Module, example: Tensor, output: str) -> "ModelProto":
-    try:
-        program = _attempted(model, example, output)
-    except RuntimeError as error:
-        raise StageError(
-            f"expected a network that exports to ONNX, got {first_line(_deepest(error))}"
-        ) from error
-    if program is None:
-        raise StageError("expected an ONNX program from the exporter, got none")
-    proto: ModelProto = program.model_proto
-    _forget_origin(proto)
-    return proto
-
-
-def _attempted(model: nn.Module, example: Tensor, output: str) -> "torch.onnx.ONNXProgram | None":
-    try:
-        return _program(model, example, output)
-    except RuntimeError as error:
-        told = str(_deepest(error))
-        if _CLASH in told:
-            # Names of our own buffers meet those that the exporter gives to results.
-            return _program(nn.Sequential(model), example, output)
-        if _VIEW in told:
-            # The exporter loses the strides of a fused attention that has a mask or a bias.
-            with sdpa_kernel(SDPBackend.MATH):
-                return _program(model, example, output)
-        raise
-
-
-def _program(model: nn.Module, example: Tensor, output: str) -> "torch.onnx.ONNXProgram | None":
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.onnx.export(
-            model,
-            (example,),
-            input_names=["pixels"],
-            output_names=[output],
-            dynamic_shapes=({0: "batch"},),
-            external_data=False,
-            verbose=False,
-        )
-
-
-def _deepest(error: BaseException) -> Exception:
-    """What an error was caused by, first of all: the exporter wraps it in advice of many lines."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error if isinstance(error, Exception) else RuntimeError(str(error))
+def _trace(model: Classifier, output: str) -> Graph:
+    return Graph(model, model.example(2), output)
 
 
 @torch.no_grad()
@@ -203,15 +198,6 @@ def _require_steady(model: Classifier, pixels: Tensor) -> None:
             "expected a network that answers the same images alike, got other outputs when asked "
             "again; it draws at random, or counts, at inference: switch that off"
         )
-
-
-def _forget_origin(proto: "ModelProto") -> None:
-    graph = proto.graph
-    for described in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
-        del described.metadata_props[:]
-    for tensor in graph.initializer:
-        del tensor.metadata_props[:]
-    del proto.metadata_props[:]
 
 
 @torch.no_grad()

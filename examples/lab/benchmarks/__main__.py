@@ -6,6 +6,7 @@
     python -m examples.lab.benchmarks whole --out results/whole.json
     python -m examples.lab.benchmarks floor --out results/floor.json
     python -m examples.lab.benchmarks layouts --out results/layouts.json
+    python -m examples.lab.benchmarks exports --out results/exports.json
     python -m examples.lab.benchmarks growth --out results/growth.json
     python -m examples.lab.benchmarks fleet --rounds 2 --out results/fleet.json
 
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from examples.lab.benchmarks import fleets, floor, growth, layouts, stages, whole
+from examples.lab.benchmarks import exports, fleets, floor, growth, layouts, stages, whole
 from examples.lab.kit import command
 from examples.lab.kit.provenance import commit, provenance
 from lmr_guard.budgets import BUDGETS
@@ -47,6 +48,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = Mappin
         "fleet": fleets.spread,
         "floor": floor.above_floor,
         "layouts": layouts.by_layout,
+        "exports": exports.traced_and_filled,
         "growth": growth.grow,
         "point": growth.measure,
         "variants": growth.build,

@@ -21,9 +21,9 @@ from lmr_guard.arithmetic import convolved, is_native
 from lmr_guard.classifier import Classifier, Preprocessing
 from lmr_guard.redteam.networks import SlimResNet, slim_resnet18
 
-__all__ = ["by_layout"]
+__all__ = ["NETWORKS", "by_layout"]
 
-_NETWORKS: tuple[tuple[str, Callable[[], nn.Module], int, int], ...] = (
+NETWORKS: tuple[tuple[str, Callable[[], nn.Module], int, int], ...] = (
     ("ResNet-18 shape, width 16", partial(slim_resnet18, 10, 16), 32, 80),
     ("ResNet-18 shape, width 64", partial(slim_resnet18, 10, 64), 32, 40),
     ("ResNet-20", partial(SlimResNet, (3, 3, 3), 16, 10, 3), 32, 80),
@@ -40,12 +40,13 @@ _NETWORKS: tuple[tuple[str, Callable[[], nn.Module], int, int], ...] = (
     ),
     ("ViT, 4 blocks of 384", partial(VisionTransformer, 224, 16, 4, 6, 384, 1536), 224, 4),
 )
+"""Name, factory, side of its images, images of a batch."""
 
 
 def by_layout(options: argparse.Namespace) -> dict[str, Any]:
     """Of each network: median time of a pass over that in float32 with channels first."""
     found: dict[str, Any] = {"native": is_native(torch.device("cpu"))}
-    for name, make, side, batch in _NETWORKS[: 1 if options.tiny else None]:
+    for name, make, side, batch in NETWORKS[: 1 if options.tiny else None]:
         shape = Preprocessing(height=side, width=side)
         pixels = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
         plain = Classifier(with_seed(make, 0), shape, 10).eval().requires_grad_(False)

@@ -16,13 +16,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 from examples.lab.reliability.place import ARCHITECTURE, fill, weights
 from lmr_guard.classifier import Classifier, weights_sha256
 from lmr_guard.cli import main
 from lmr_guard.onnxfile import export
+from lmr_guard.onnxfile.trace import Graph
 
 __all__ = ["Bench", "Ended", "Job", "Started", "nothing"]
 
@@ -112,7 +112,7 @@ class Bench:
         self.place = fill(folder / "place")
         (self.place / "policy.toml").write_text(_POLICY)
         torch.save(weights(), self.place / "model.pt")
-        self._graphs: dict[str, Any] = {}
+        self._graphs: dict[str, Graph] = {}
         self._count = 0
         nobody = io.StringIO()
         with (
@@ -179,13 +179,11 @@ class Bench:
     def _traced_once(self) -> Iterator[None]:
         original = export._trace
 
-        def trace(model: Classifier, output: str) -> Any:  # noqa: ANN401 - a ModelProto
+        def trace(model: Classifier, output: str) -> Graph:
             key = f"{weights_sha256(model)} {output}"
             if key not in self._graphs:
                 self._graphs[key] = original(model, output)
-            copy = type(self._graphs[key])()
-            copy.CopyFrom(self._graphs[key])
-            return copy
+            return self._graphs[key]
 
         with mock.patch.object(export, "_trace", trace):
             yield
