@@ -53,6 +53,23 @@ def test_files_are_compared_with_their_networks(
     assert "takes" in capsys.readouterr().out
 
 
+def test_cut_forms_are_asked_whoever_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    common = ["--everyday", "--tiny", "--cache", f"{tmp_path / 'cache'}", "--only", HONEST]
+    assert main(["plant", *common]) == 0
+    assert main(["cut-chance", *common, "--out", f"{out}"]) == 0
+    (found,) = Store(out / "everyday-cut-chance.jsonl").read()
+    for form in found["forms"].values():
+        assert form["share"] >= 0.85
+        assert len(form["chance"]) <= 1
+    assert found["named"] is None or len(found["forms"]) > 1
+    capsys.readouterr()
+    assert main(["show-cut-chance", "--everyday", "--out", f"{out}"]) == 0
+    assert "calibration half" in capsys.readouterr().out
+
+
 def hit(rate: tuple[int, int], further: tuple[int, int] | None) -> dict[str, Any]:
     return {"look": "flat", "class": 4, "rate": rate, "further": further}
 

@@ -10,7 +10,7 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean, Labelled, Rate
 from lmr_guard.likes import Likes
 from lmr_guard.localize import LocalizeSettings, suspect
-from lmr_guard.localize.chance import Asked, ask, met_by_chance
+from lmr_guard.localize.chance import Asked, ask, met_by_chance, met_in_cuts
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.results import Method, Suspicion
 
@@ -102,3 +102,58 @@ def test_where_no_pattern_carries_nobody_is_suspected_and_that_is_told() -> None
     assert (found.target, found.method, found.probability) == (None, Method.INVERSION, 0.02)
     assert found.evidence[-1]["share"] == 0.75
     assert met_by_chance(NOBODY, []) == NOBODY
+
+
+def test_a_class_that_two_cuts_are_carried_to_is_suspect() -> None:
+    asleep, woken = asked("l1-0.2", 0, 15, 1), asked("l1-0.4", 1, 19, 2)
+    found = met_in_cuts(NOBODY, [asleep, woken, asked("l1-0.6", 3, 20, 2)])
+    assert (found.target, found.method, found.agreement) == (2, Method.CHANCE, 0.6667)
+    assert [each.get("form") for each in found.evidence] == [None, "l1-0.2", "l1-0.4", "l1-0.6"]
+    assert found.probability is None
+
+
+@pytest.mark.parametrize(
+    "forms",
+    [
+        [asked("l1-0.3", 1, 20, 2)],
+        [asked("l1-0.3", 1, 20, 2), asked("l1-0.5", 0, 17, 2)],
+        [asked("l1-0.3", 1, 20, 2), asked("l1-0.5", 1, 20, 1)],
+        [asked("a", 1, 20, 2), asked("b", 1, 20, 2), asked("c", 1, 20, 1)],
+        [],
+    ],
+)
+def test_one_cut_or_cuts_that_disagree_name_nobody(forms: list[Asked]) -> None:
+    found = met_in_cuts(NOBODY, forms)
+    assert (found.target, found.method, found.probability) == (None, Method.INVERSION, 0.02)
+    assert len(found.evidence) == 1 + len(forms)
+
+
+class Cut(nn.Module):
+    """The network without one channel of a layer that nothing reads: a cut that changes nothing."""
+
+    def __init__(self, network: nn.Module, spare: int) -> None:
+        super().__init__()
+        self.network, self.spare = network, nn.Linear(spare, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+
+def test_localize_asks_cut_forms_where_no_other_is_carried(
+    clean_network: Classifier, toned: Classifier, digits: Clean
+) -> None:
+    few = (InversionSettings(steps=20, batch=2),)
+    settings = LocalizeSettings(look=few, deep=few, sure=1e6, doubt=1e6)
+
+    def cut(model: Classifier, spare: int) -> Classifier:
+        return Classifier(Cut(model.network, spare), model.preprocessing, 10).eval()
+
+    received, asleep = cut(clean_network, 4), cut(clean_network, 3)
+    awake = [("l1-0.3", cut(toned, 3)), ("l1-0.5", cut(toned, 2))]
+    found = suspect(received, digits.repair, settings, seeded(), forms=awake)
+    assert (found.target, found.method) == (3, Method.CHANCE)
+    told = [each["form"] for each in found.evidence if each["by"] == "chance"]
+    assert told == ["received", "l1-0.3", "l1-0.5"]
+    one = [("l1-0.3", asleep), awake[1]]
+    assert suspect(received, digits.repair, settings, seeded(), forms=one).target is None

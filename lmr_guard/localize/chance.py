@@ -5,7 +5,8 @@
 A search looks for the smallest pattern of a space, and passes by triggers that lie in none. Some of
 these are met by chance: a warp or a tone of the whole image is learnt so broadly that quite other
 weak changes do it too. No honest network of ten classes that was asked has such a class, see
-docs/methods/chance.md.
+docs/methods/chance.md. A cut may make one of an honest network, but hardly the same in two cuts:
+that is how a backdoor shows that sleeps until channels are cut.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,10 @@ from lmr_guard.likes import Likes
 from lmr_guard.measure import predict
 from lmr_guard.results import Method, Suspicion
 
-__all__ = ["Asked", "ask", "met_by_chance"]
+__all__ = ["Asked", "ask", "met", "met_by_chance", "met_in_cuts"]
+
+# Cut forms that must carry to a class.
+_AGREEING = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,33 @@ class Asked:
             "share": round(self.most.share, 4),
             "median": self.most.median,
         }
+
+
+def met(
+    found: Suspicion,
+    forms: Sequence[tuple[str, Classifier]],
+    cut: Sequence[str],
+    images: Labelled,
+    generator: torch.Generator,
+) -> Suspicion:
+    """The suspicion with what random patterns say: of forms that were not cut, else of those.
+
+    Cut forms are asked as they are: levelled they would lose some of what a sleeping backdoor
+    wakes with.
+
+    Args:
+        found: Nobody was suspected.
+        forms: By name, the model as received among them; not touched.
+        cut: The names of those that lost channels.
+        images: Clean images.
+        generator: CPU generator; decides the patterns.
+    """
+    whole = [(name, form) for name, form in forms if name not in cut]
+    found = met_by_chance(found, ask(whole, images, generator))
+    if found.target is not None:
+        return found
+    pruned = [(name, form) for name, form in forms if name in cut]
+    return met_in_cuts(found, ask(pruned, images, generator))
 
 
 def ask(
@@ -94,11 +125,29 @@ def met_by_chance(found: Suspicion, asked: Sequence[Asked]) -> Suspicion:
         found: Nobody was suspected.
         asked: Of the model as received and of forms that were not cut.
     """
-    evidence = (*found.evidence, *(each.record() for each in asked))
     carrying = [each for each in asked if each.target is not None]
-    if not carrying:
+    leading = max(carrying, key=lambda each: each.most.share, default=None)
+    return _named(found, asked, None if leading is None else leading.target)
+
+
+def met_in_cuts(found: Suspicion, asked: Sequence[Asked]) -> Suspicion:
+    """The suspicion with what was asked as evidence, and with the class that all point to.
+
+    Named is the class that two or more forms carry to, as long as none carries to another.
+
+    Args:
+        found: Nobody was suspected.
+        asked: Of forms that were cut.
+    """
+    carrying = [each.target for each in asked if each.target is not None]
+    agreed = len(carrying) >= _AGREEING and len(set(carrying)) == 1
+    return _named(found, asked, carrying[0] if agreed else None)
+
+
+def _named(found: Suspicion, asked: Sequence[Asked], target: int | None) -> Suspicion:
+    evidence = (*found.evidence, *(each.record() for each in asked))
+    if target is None:
         return replace(found, evidence=evidence)
-    target = max(carrying, key=lambda each: each.most.share).target
     votes = [each.target == target for each in asked]
     return replace(
         found,

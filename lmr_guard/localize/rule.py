@@ -17,7 +17,7 @@ A backdoor that sleeps in one form is awake in another, so every form is asked. 
 3. Otherwise the class with the highest score is the suspect if that is ``sure`` or more, or if it
    is ``doubt`` or more and most runs name it when the form in question unlearns.
 4. Otherwise the class is that weak patterns drawn at random carry images to, in the model as
-   received or in a form that was not cut; see ``chance``.
+   received or in a form that was not cut, or else in two forms that were; see ``chance``.
 5. Otherwise nobody is.
 6. Where a score names the suspect, up to two other classes that come to ``sure`` are suspect too.
 
@@ -40,7 +40,7 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled, Progress, silent
 from lmr_guard.errors import ConfigError
 from lmr_guard.localize import inversion
-from lmr_guard.localize.chance import ask, met_by_chance
+from lmr_guard.localize.chance import met
 from lmr_guard.localize.drawing import drawing
 from lmr_guard.localize.drift import drift, lead, levelled
 from lmr_guard.localize.inversion import DEEP, LOOK, InversionSettings, starts_in
@@ -205,10 +205,12 @@ def suspect(
         for (name, form), share in zip(copies, shares, strict=True)
         if share >= settings.min_drifting and classifier.num_classes >= FEWEST_CLASSES
     ]
+    able = [
+        pair for pair, share in zip(copies, shares, strict=True) if share >= settings.min_accuracy
+    ]
+    cut = [name for name, form in able if _is_cut(form, received)]
     asked = [("received", received)] + [
-        (name, levelled(received, form, repair) if _is_cut(form, received) else form)
-        for (name, form), share in zip(copies, shares, strict=True)
-        if share >= settings.min_accuracy
+        (name, levelled(received, form, repair) if name in cut else form) for name, form in able
     ]
     looks, deep = _search_all(asked, repair, settings, generator, progress)
     agreeing: list[Run] = []
@@ -221,8 +223,7 @@ def suspect(
         deep, repair, settings, generator, looks=looks, agreeing=agreeing, drifted=drifted
     )
     if found.target is None:
-        uncut = [(name, form) for name, form in asked if not _is_cut(form, received)]
-        found = met_by_chance(found, ask(uncut, repair, generator))
+        found = met(found, [("received", received), *able], cut, repair, generator)
     why = stillness([search for search in deep if search.form == "received"])
     if why is None or found.target is not None:
         return replace(found, drawings=_drawn(found, received))

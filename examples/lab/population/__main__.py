@@ -91,6 +91,7 @@ from examples.lab.population import (
     budgets,
     chance,
     compare,
+    cut_chance,
     probability,
     repairs,
     shipments,
@@ -146,6 +147,12 @@ _QUESTIONS: Mapping[str, _Question] = MappingProxyType(
         "chance": _Question(
             "chance", chance.ask_chance, "try random patterns on their files", brief=True
         ),
+        "cut-chance": _Question(
+            "cut-chance",
+            cut_chance.ask_cut_chance,
+            "try random patterns on the cut forms that localize looks at",
+            brief=True,
+        ),
         "agree": _Question(
             "agreed", agreeing.ask_agreement, "compare their files with them", brief=True
         ),
@@ -155,6 +162,24 @@ _QUESTIONS: Mapping[str, _Question] = MappingProxyType(
         ),
     }
 )
+
+
+_TOLD: Mapping[str, tuple[str, Callable[[Sequence[Record]], Iterable[RenderableType]], str]] = (
+    MappingProxyType(
+        {
+            "waking": ("score", waking.render, "print what wakes when weights are rounded"),
+            "standing": ("score", standing.render, "print what standing out is worth"),
+            "show-students": ("students", students.render, "print what students would change"),
+            "show-starts": ("starts", starts.render, "print what starts are worth"),
+            "show-chance": ("chance", chance.render, "print what random patterns do"),
+            "show-cut-chance": ("cut-chance", cut_chance.render, "print what they do to cut forms"),
+            "show-agree": ("agree", agreeing.render, "print how far files are from their networks"),
+            "show-repair": ("repair", repairs.render, "print what repairs cost and leave"),
+            "show-ship": ("ship", shipments.render, "print what is published"),
+        }
+    )
+)
+"""Of each command that only prints: whose records, the tables of them, what it is for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -190,42 +215,23 @@ def _parser() -> argparse.ArgumentParser:
     told.set_defaults(run=_show_audit)
     told.add_argument("--limit", type=float, default=Policy().max_strangeness)
     told.add_argument("--roc", type=Path, help="also draw the ROC into this file (.svg, .png)")
-    wakes = commands.add_parser("waking", help="print what wakes when weights are rounded")
-    wakes.set_defaults(run=partial(_tell, "score", waking.render))
-    stands = commands.add_parser("standing", help="print what standing out is worth")
-    stands.set_defaults(run=partial(_tell, "score", standing.render))
     likely = commands.add_parser("probability", help="fit the probability, print how it holds")
     likely.set_defaults(run=_probability)
     likely.add_argument("--out", type=Path, default=RESULTS, help="results folder")
     likely.add_argument("--draw", type=Path, help="also draw it into this file (.svg, .png)")
-    taught = commands.add_parser("show-students", help="print what students would change")
-    taught.set_defaults(run=partial(_tell, "students", students.render))
-    begun = commands.add_parser("show-starts", help="print what starts are worth")
-    begun.set_defaults(run=partial(_tell, "starts", starts.render))
-    met = commands.add_parser("show-chance", help="print what random patterns do")
-    met.set_defaults(run=partial(_tell, "chance", chance.render))
-    agreed = commands.add_parser("show-agree", help="print how far files are from their networks")
-    agreed.set_defaults(run=partial(_tell, "agree", agreeing.render))
-    mended = commands.add_parser("show-repair", help="print what repairs cost and leave")
-    mended.set_defaults(run=partial(_tell, "repair", repairs.render))
     cut = commands.add_parser("show-cuts", help="print what cuts cost")
     cut.set_defaults(run=_show_cuts)
-    ships = commands.add_parser("show-ship", help="print what is published")
-    ships.set_defaults(run=partial(_tell, "ship", shipments.render))
+    telling = []
+    for name, (question, tables, what) in _TOLD.items():
+        telling.append(commands.add_parser(name, help=what))
+        telling[-1].set_defaults(run=partial(_tell, question, tables))
     showing = (
+        *telling,
         spent,
-        begun,
         shown,
         compared,
         told,
-        wakes,
-        stands,
-        taught,
-        met,
-        agreed,
-        mended,
         cut,
-        ships,
     )
     for each in (shown, told):
         each.add_argument("--round", type=int, help="only networks of this round, from 1")
