@@ -181,7 +181,7 @@ def _localizing(classes: int, settings: Settings) -> Passes:
     followed = min(how.confirm, len(look) * forms) * max(deep.values())
     asked = how.unlearning
     runs = 2 * len(asked.learning_rates) * asked.seeds * asked.max_steps * asked.batch * _TRAINING
-    random = 2 * _RANDOM * _FORWARD  # the model as received and one with rounded weights
+    random = (1 + forms) * _RANDOM * _FORWARD  # tried on the model as received and on each form
     return Passes(least, least + followed + runs + random)
 
 

@@ -62,6 +62,8 @@ def render(records: Sequence[Record]) -> Iterator[RenderableType]:
         for record in sorted(own, key=lambda each: each["took"] is not None):
             who = record["member"]["target"] if record["took"] else None
             labels = (called(record["member"]), _class(who), _class(record["named"]))
+            if not record["forms"]:
+                table.add_row(*labels, "none keeps enough")
             for name, form in record["forms"].items():
                 table.add_row(*labels, name, *_told(form))
                 labels = ("", "", "")
