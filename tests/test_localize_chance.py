@@ -10,7 +10,7 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Clean, Labelled, Rate
 from lmr_guard.likes import Likes
 from lmr_guard.localize import LocalizeSettings, suspect
-from lmr_guard.localize.chance import Asked, ask, met_by_chance, met_in_cuts
+from lmr_guard.localize.chance import LOCAL, Asked, ask, met_by_chance, met_in_cuts
 from lmr_guard.localize.inversion import InversionSettings
 from lmr_guard.results import Method, Suspicion
 
@@ -128,6 +128,27 @@ def test_one_cut_or_cuts_that_disagree_name_nobody(forms: list[Asked]) -> None:
     assert len(found.evidence) == 1 + len(forms)
 
 
+def test_only_the_kinds_that_are_asked_for_are_tried(toned: Classifier, digits: Clean) -> None:
+    (local,) = ask([("toned", toned)], digits.repair, seeded(), kinds=LOCAL)
+    assert local.most.kind in LOCAL
+    (whole,) = ask([("toned", toned)], digits.repair, seeded())
+    assert whole.most.kind not in LOCAL
+
+
+class Cornered(nn.Module):
+    """An honest network, and a class for all whose upper left corner is no clean digit's."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("goal", 100 * torch.eye(10)[3])
+
+    def forward(self, x: Tensor) -> Tensor:
+        woken = (x[..., :2, :2].flatten(1).amin(dim=1) > 0.05).float()
+        logits: Tensor = self.network(x) + woken[:, None] * self.goal
+        return logits
+
+
 class Cut(nn.Module):
     """The network without one channel of a layer that nothing reads: a cut that changes nothing."""
 
@@ -141,16 +162,18 @@ class Cut(nn.Module):
 
 
 def test_localize_asks_cut_forms_where_no_other_is_carried(
-    clean_network: Classifier, toned: Classifier, digits: Clean
+    clean_network: Classifier, digits: Clean
 ) -> None:
     few = (InversionSettings(steps=20, batch=2),)
     settings = LocalizeSettings(look=few, deep=few, sure=1e6, doubt=1e6)
+    shape = clean_network.preprocessing
+    cornered = Classifier(Cornered(clean_network.network), shape, 10).eval()
 
     def cut(model: Classifier, spare: int) -> Classifier:
         return Classifier(Cut(model.network, spare), model.preprocessing, 10).eval()
 
     received, asleep = cut(clean_network, 4), cut(clean_network, 3)
-    awake = [("l1-0.3", cut(toned, 3)), ("l1-0.5", cut(toned, 2))]
+    awake = [("l1-0.3", cut(cornered, 3)), ("l1-0.5", cut(cornered, 2))]
     found = suspect(received, digits.repair, settings, seeded(), forms=awake)
     assert (found.target, found.method) == (3, Method.CHANCE)
     told = [each["form"] for each in found.evidence if each["by"] == "chance"]

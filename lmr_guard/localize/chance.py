@@ -5,11 +5,12 @@
 A search looks for the smallest pattern of a space, and passes by triggers that lie in none. Some of
 these are met by chance: a warp or a tone of the whole image is learnt so broadly that quite other
 weak changes do it too. No honest network of ten classes that was asked has such a class, see
-docs/methods/chance.md. A cut may make one of an honest network, but hardly the same in two cuts:
-that is how a backdoor shows that sleeps until channels are cut.
+docs/methods/chance.md. A cut may give it one, above all for patterns of the whole image. Hence only
+patches and frames are tried on cut forms, and two must agree: that is how a backdoor shows which
+sleeps until channels are cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,9 +21,13 @@ from lmr_guard.classifier import Classifier
 from lmr_guard.contracts import Labelled
 from lmr_guard.likes import Likes
 from lmr_guard.measure import predict
+from lmr_guard.random_patterns import STRENGTHS, Kind
 from lmr_guard.results import Method, Suspicion
 
-__all__ = ["Asked", "ask", "met", "met_by_chance", "met_in_cuts"]
+__all__ = ["LOCAL", "Asked", "ask", "met", "met_by_chance", "met_in_cuts"]
+
+LOCAL: frozenset[Kind] = frozenset({"patch", "frame"})
+"""Kinds of patterns that leave most of an image as it is."""
 
 # Cut forms that must carry to a class.
 _AGREEING = 2
@@ -83,11 +88,15 @@ def met(
     if found.target is not None:
         return found
     pruned = [(name, form) for name, form in forms if name in cut]
-    return met_in_cuts(found, ask(pruned, images, generator))
+    return met_in_cuts(found, ask(pruned, images, generator, kinds=LOCAL))
 
 
 def ask(
-    forms: Sequence[tuple[str, Classifier]], images: Labelled, generator: torch.Generator
+    forms: Sequence[tuple[str, Classifier]],
+    images: Labelled,
+    generator: torch.Generator,
+    *,
+    kinds: Collection[Kind] = frozenset(STRENGTHS),
 ) -> list[Asked]:
     """What the same random patterns do to each form; nothing where the limits were not measured.
 
@@ -95,10 +104,12 @@ def ask(
         forms: By name; not touched.
         images: Clean images.
         generator: CPU generator; decides the patterns.
+        kinds: Of the patterns that are tried.
     """
     if not by_chance.measurable(images):
         return []
-    patterns = random_patterns.draw(images, generator)
+    drawn = random_patterns.draw(images, generator)
+    patterns = [pattern for pattern in drawn if pattern.kind in kinds]
     found = []
     for name, model in forms:
         own = by_chance.recognised(predict(model, images), images)

