@@ -19,7 +19,8 @@ __all__ = ["ask_cut_chance", "render"]
 
 def ask_cut_chance(subject: Subject) -> dict[str, Any]:
     """See ``cut_forms.in_cuts``."""
-    return in_cuts(subject.trained, subject.clean, Settings(seed=subject.member.seed))
+    found = in_cuts(subject.trained, subject.clean, Settings(seed=subject.member.seed))
+    return {**found, "settings": {"tiny": subject.tiny}}
 
 
 def render(records: Sequence[Record]) -> Iterator[RenderableType]:
