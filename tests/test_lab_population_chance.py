@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from examples.lab.kit.records import Store
+from examples.lab.kit.records import Record, Store
 from examples.lab.population.__main__ import main
 from lmr_guard.random_patterns import STRENGTHS
 
@@ -15,15 +15,21 @@ HONEST = "calibration-digits-resnet10-clean-s22"
 ASLEEP = "calibration-digits-mobilenet_v2-qcb_two_branch-t6-s39"
 
 
+def asked_of(question: str, table: str, name: str, place: Path) -> Record:
+    """The record of a tiny network that is planted and asked; what it is kept in is ``out``."""
+    common = ["--everyday", "--tiny", "--cache", f"{place / 'cache'}", "--only", name]
+    assert main(["plant", *common]) == 0
+    assert main([question, *common, "--out", f"{place / 'out'}"]) == 0
+    (found,) = Store(place / "out" / f"everyday-{table}.jsonl").read()
+    return found
+
+
 @pytest.mark.parametrize(("name", "forms"), [(HONEST, ["float32"]), (ASLEEP, ["float32", "int8"])])
 def test_each_file_is_tried_with_all_kinds(
     name: str, forms: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    common = ["--everyday", "--tiny", "--cache", f"{tmp_path / 'cache'}", "--only", name]
-    assert main(["plant", *common]) == 0
-    assert main(["chance", *common, "--out", f"{out}"]) == 0
-    (found,) = Store(out / "everyday-chance.jsonl").read()
+    found = asked_of("chance", "chance", name, tmp_path)
     assert list(found["files"]) == forms
     for file in found["files"].values():
         assert (file["asr"] is None) is (name == HONEST)
@@ -40,10 +46,7 @@ def test_files_are_compared_with_their_networks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    common = ["--everyday", "--tiny", "--cache", f"{tmp_path / 'cache'}", "--only", HONEST]
-    assert main(["plant", *common]) == 0
-    assert main(["agree", *common, "--out", f"{out}"]) == 0
-    (found,) = Store(out / "everyday-agreed.jsonl").read()
+    found = asked_of("agree", "agreed", HONEST, tmp_path)
     assert list(found["files"]) == ["float32", "int8"]
     for file in found["files"].values():
         assert len(file["rates"]) == 30
@@ -57,10 +60,7 @@ def test_cut_forms_are_asked_whoever_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    common = ["--everyday", "--tiny", "--cache", f"{tmp_path / 'cache'}", "--only", HONEST]
-    assert main(["plant", *common]) == 0
-    assert main(["cut-chance", *common, "--out", f"{out}"]) == 0
-    (found,) = Store(out / "everyday-cut-chance.jsonl").read()
+    found = asked_of("cut-chance", "cut-chance", HONEST, tmp_path)
     for form in found["forms"].values():
         assert form["share"] >= 0.85
         assert len(form["chance"]) <= 1

@@ -25,7 +25,7 @@ _VIEW = "Cannot view a tensor with shape"
 class Graph:
     """What a module computes, traced once; filled with weights it is an ONNX model.
 
-    Tracing takes seconds whatever the network's width, filling a tenth of one.
+    Tracing is most of what an export takes; docs/performance.md has how much filling saves.
 
     Args:
         model: In eval mode, on the CPU. Left as it is.
