@@ -28,6 +28,7 @@ from lmr_guard.measure import accuracy, against_trigger, predict
 from lmr_guard.redteam.badnets import BadNets, plant
 from lmr_guard.redteam.training import Schedule
 from lmr_guard.repel import PAPER, RepelSettings, head_columns, repel
+from lmr_guard.repel.adjust import lowered
 from lmr_guard.repel.losses import suspect_margin
 from lmr_guard.repel.repair import _Attempt, _better, _Checkpoint, _forgotten
 from lmr_guard.repel.trainer import Augmentation, new_lures, tolerated
@@ -47,6 +48,7 @@ SHORT = RepelSettings(
     phase1_minimum=3,
     phase2_epochs=4,
     columns=0.25,
+    adjustment=0.0,
     lures=0,
     teacher=0.0,
     strides=(),
@@ -397,6 +399,21 @@ def test_the_model_is_shown_after_each_phase(model: Classifier) -> None:
     assert bool((head.weight[:, columns] != 0).any())
 
 
+def test_the_suspects_logit_is_lowered_in_the_end(model: Classifier) -> None:
+    clean = clean_of(row_images(61, 1), row_images(30, 2))
+    plain, _ = short(model)
+    repaired, record = short(model, changed(adjustment=0.5))
+    expected, told = lowered(plain, SUSPECT, clean, 0.5)
+    assert weights_sha256(repaired) == weights_sha256(expected)
+    after = accuracy(expected, clean.select)
+    assert record.clean_after == after
+    assert record.history[-1] == {
+        "adjusted": told,
+        "select_hits": after.hits,
+        "select_trials": after.trials,
+    }
+
+
 def test_all_twins_take_turns(model: Classifier) -> None:
     several = [Silenced() for _ in range(3)]
     _, record = short(model, twins=several)
@@ -526,15 +543,19 @@ def test_a_network_without_a_head_is_refused(model: Classifier) -> None:
         ({"lure_opacity": -0.1}, "got -0.1, 0.1"),
         ({"clip": 0.0}, "clip above 0 and pass_steps of 1 or more, got 0.0, 8"),
         ({"pass_steps": 0}, "got 5.0, 0"),
-        ({"teacher": -1.0}, "twin_weight and teacher >= 0 and suspect_weight > 0, got 0.3, -1.0"),
+        (
+            {"teacher": -1.0},
+            "twin_weight, teacher and adjustment >= 0 and suspect_weight > 0, got 0.3, -1.0",
+        ),
         ({"lures": -1}, "lures and lure_steps >= 0 and lure_rate > 0, got -1"),
         ({"lure_steps": -1}, "got 18, -1, 0.05"),
         ({"lure_rate": 0.0}, "got 18, 100, 0.0"),
         ({"lure_area": 0.0}, r"lure_area in \(0, 1\] and lure_share and rehearsal in \[0, 1\]"),
         ({"lure_share": 1.1}, "got 0.05, 1.1, 0.2"),
         ({"rehearsal": -0.1}, "got 0.05, 1.0, -0.1"),
-        ({"twin_weight": -1.0}, "got -1.0, 4.0, 1.0"),
-        ({"suspect_weight": 0.0}, "got 0.3, 4.0, 0.0"),
+        ({"twin_weight": -1.0}, "got -1.0, 4.0, 0.5, 1.0"),
+        ({"suspect_weight": 0.0}, "got 0.3, 4.0, 0.5, 0.0"),
+        ({"adjustment": -0.1}, "got 0.3, 4.0, -0.1, 1.0"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(values: dict[str, Any], message: str) -> None:

@@ -8,7 +8,7 @@ columns of the head whose weight to the suspect class moved most in phase 1, hol
 and trains on all clean images with cross-entropy. What the paper leaves open (optimiser, rates,
 batch, share of columns, batch norm) is in ``RepelSettings``; docs/methods/tried.md says why.
 
-Four things are added to the paper, and ``PAPER`` is without them:
+Five things are added to the paper, and ``PAPER`` is without them:
 
 * *Twins*. A backdoor that sleeps in full precision is out of the reach of losses on the
   full-precision logits, so every step also takes the same loss on one compressed form of the
@@ -21,6 +21,8 @@ Four things are added to the paper, and ``PAPER`` is without them:
   the suspect class from the first step on, for what a repair costs is mostly that class.
 * *A stride*. Of the way from the received weights to the repaired ones no more is gone than it
   takes (``lmr_guard.repel.stride``).
+* *An adjustment*. The suspect's logit is lowered by a little in the end
+  (``lmr_guard.repel.adjust``).
 """
 
 from collections.abc import Callable, Sequence
@@ -36,6 +38,7 @@ from lmr_guard.classifier import Classifier, find_head
 from lmr_guard.contracts import Clean, Labelled, Progress, Rate, Twin, silent
 from lmr_guard.errors import ConfigError, StageError
 from lmr_guard.measure import accuracy, predict
+from lmr_guard.repel.adjust import lowered
 from lmr_guard.repel.losses import suspect_margin
 from lmr_guard.repel.lures import Lures
 from lmr_guard.repel.settings import RepelSettings
@@ -152,7 +155,15 @@ def repel(
         progress=progress,
     )
     best, history = _best_attempt(task)
-    return best.model, replace(best.record, clean_before=before, history=history)
+    model, lower = lowered(best.model, suspect, clean, settings.adjustment)
+    after = accuracy(model, clean.select)
+    record = replace(
+        best.record,
+        clean_before=before,
+        clean_after=after,
+        history=(*history, _adjusted(lower, after)),
+    )
+    return model, record
 
 
 def _unobserved(phase: int, model: Classifier) -> None:
@@ -367,6 +378,10 @@ def _point(lr: float, stride: Stride) -> dict[str, object]:
         "select_hits": stride.clean.hits,
         "select_trials": stride.clean.trials,
     }
+
+
+def _adjusted(lower: float, clean: Rate) -> dict[str, object]:
+    return {"adjusted": lower, "select_hits": clean.hits, "select_trials": clean.trials}
 
 
 def _line(lr: float, phase: int, step: int, checkpoint: _Checkpoint) -> dict[str, object]:

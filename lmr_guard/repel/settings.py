@@ -60,6 +60,8 @@ class RepelSettings:
         phase2_epochs: Passes of the recovery.
         phase1_minimum: Passes of phase 1 before its stop rule is looked at.
         columns: Share of the head's input columns that phase 2 cuts, in [0, 1).
+        adjustment: Logits by which the suspect's is lowered in the end where the clean images bear
+            it; see ``adjust``.
         train_bn: Whether batch norm uses and updates batch statistics. Twins always use their own.
         slack: How much the mean repulsion loss on ``select`` may exceed its value after phase 1,
             in logits, for a checkpoint to count as keeping the margin.
@@ -95,6 +97,7 @@ class RepelSettings:
     phase2_epochs: int = 6
     phase1_minimum: int = 3
     columns: float = 0.1
+    adjustment: float = 0.5
     train_bn: bool = False
     slack: float = 0.3
 
@@ -120,10 +123,10 @@ class RepelSettings:
         ascending = all(map(lt, (0, *self.strides), (*self.strides, 1)))
         if not ascending:
             raise ConfigError(f"expected ascending strides in (0, 1), got {self.strides}")
-        if min(self.twin_weight, self.teacher) < 0 or self.suspect_weight <= 0:
+        if min(self.twin_weight, self.teacher, self.adjustment) < 0 or self.suspect_weight <= 0:
             raise ConfigError(
-                "expected twin_weight and teacher >= 0 and suspect_weight > 0, got "
-                f"{self.twin_weight}, {self.teacher}, {self.suspect_weight}"
+                "expected twin_weight, teacher and adjustment >= 0 and suspect_weight > 0, got "
+                f"{self.twin_weight}, {self.teacher}, {self.adjustment}, {self.suspect_weight}"
             )
         if not self.clip > 0 or (self.pass_steps is not None and self.pass_steps < 1):
             raise ConfigError(
@@ -144,6 +147,7 @@ PAPER = RepelSettings(
     lures=0,
     teacher=0.0,
     strides=(),
+    adjustment=0.0,
     twin_weight=0.0,
     learning_rates=(0.01,),
     weight_decay=5e-4,
@@ -157,5 +161,5 @@ PAPER = RepelSettings(
 """The paper's losses and phases with nothing added; pass no twins. Its rates are not published."""
 
 
-AFTER_PRUNING = RepelSettings()
-"""The same, for a pruned form of a model that was repaired already. Not in the paper."""
+AFTER_PRUNING = RepelSettings(adjustment=0.0)
+"""The same, for a pruned form of a model that was repaired, hence lowered. Not in the paper."""
