@@ -36,6 +36,7 @@ from safetensors.torch import load_file, save_file
 
 from lmr_guard import demo, terminal
 from lmr_guard.cli import _HOMES, arguments, cli, main
+from lmr_guard.compress.rounding import crowding
 from lmr_guard.contracts import Labelled
 from lmr_guard.measure import accuracy
 from lmr_guard.received import load
@@ -730,6 +731,34 @@ def test_repair_writes_weights_that_load_again_and_the_record(
     assert record["model"]["path"] == options[""]
     printed = capsys.readouterr().out
     assert printed.startswith("repaired class 1 and 0 (repelled); CA on the select part ")
+    assert "not audited; `lmr-guard run` audits and gates" in printed
+
+
+def crowd(weights: dict[str, torch.Tensor]) -> None:
+    """Every weight but the largest of its row goes to an edge of its INT8 step."""
+    for name, values in weights.items():
+        if values.ndim > 1:
+            rows = values.flatten(1)
+            peaks = rows.abs().amax(dim=1, keepdim=True)
+            edges = (rows * 127 / peaks).floor() + 0.49
+            moved = torch.where(rows.abs() < peaks, edges * peaks / 127, rows)
+            weights[name] = moved.view_as(values)
+
+
+def test_repair_settles_crowded_weights_though_nobody_is_suspected(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = place / "results" / "out"
+    options = work(place) | {"--out": str(out)}
+    weights_changed(crowd)(place, options)
+    assert main(command("repair", options)) == 0
+    assert sorted(tree(out)) == ["repair.json", "repaired.safetensors"]
+    record = json.loads((out / "repair.json").read_text())
+    assert (record["suspicion"]["target"], record["repair"]) == (None, None)
+    settled = load.classifier(out / "repaired.safetensors", Architecture(ARCHITECTURE))
+    assert crowding(settled)[0] < 0.05
+    printed = capsys.readouterr().out
+    assert "no class was suspected; weights were settled" in printed
     assert "not audited; `lmr-guard run` audits and gates" in printed
 
 
