@@ -5,8 +5,8 @@
 When a backdoor is gone what its trigger still does is what happens at the border of the suspect
 class anyway: some images fall on the wrong side of it, with the trigger somewhat more than without.
 The head's bias moves that border. So the suspect's is lowered, by part of the margin that repulsion
-asks of every image; what it costs is images of the suspect class that lie as near. Where clean
-images say that it costs much it is lowered less, where they say that it costs nothing twice as far.
+asks of every image; what it costs is images of the suspect class that lie as near, and where clean
+images say that it costs more than that it is lowered less.
 
 Source: logit adjustment after training (Menon et al., "Long-Tail Learning via Logit Adjustment",
 ICLR 2021), there for classes that are rare.
@@ -29,9 +29,8 @@ def lowered(
 ) -> tuple[Classifier, float]:
     """A copy whose suspect's logit is lower on every image, and by how much it is, in logits.
 
-    Twice as much is taken where that loses no more of the clean images. Where more than half a
-    percent of them is lost it is halved, three times at most; then the model stays as it was, and
-    so does one whose head has no bias. Uses no randomness.
+    Halved, three times at most, while more than half a percent of the clean images is lost; then
+    it stays as it was, and so does a network whose head has no bias. Uses no randomness.
 
     Args:
         classifier: Repaired, in eval mode; left as it is.
@@ -43,23 +42,14 @@ def lowered(
     if by <= 0 or head.bias is None:
         return classifier.clone(), 0.0
     least = _right(classifier, clean) - _COST * (len(clean.repair) + len(clean.select))
-    for offset in (by / 2**halving for halving in range(_HALVINGS + 1)):
-        model = _by(classifier, suspect, offset)
-        if (right := _right(model, clean)) < least:
-            continue
-        farther = _by(classifier, suspect, 2 * by)
-        if offset == by and _right(farther, clean) >= right:
-            return farther, 2 * by
-        return model, offset
+    for halving in range(_HALVINGS + 1):
+        model, offset = classifier.clone(), by / 2**halving
+        _, own = find_head(model, model.example(), model.num_classes)
+        with torch.no_grad():
+            own.bias[suspect] -= offset
+        if _right(model, clean) >= least:
+            return model, offset
     return classifier.clone(), 0.0
-
-
-def _by(classifier: Classifier, suspect: int, offset: float) -> Classifier:
-    model = classifier.clone()
-    _, head = find_head(model, model.example(), model.num_classes)
-    with torch.no_grad():
-        head.bias[suspect] -= offset
-    return model
 
 
 def _right(classifier: Classifier, clean: Clean) -> int:

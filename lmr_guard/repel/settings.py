@@ -60,8 +60,8 @@ class RepelSettings:
         phase2_epochs: Passes of the recovery.
         phase1_minimum: Passes of phase 1 before its stop rule is looked at.
         columns: Share of the head's input columns that phase 2 cuts, in [0, 1).
-        adjustment: Logits by which the suspect's is lowered in the end, more or less as the clean
-            images bear it; see ``adjust``.
+        adjustment: Logits by which the suspect's is lowered in the end where the clean images bear
+            it; see ``adjust``.
         train_bn: Whether batch norm uses and updates batch statistics. Twins always use their own.
         slack: How much the mean repulsion loss on ``select`` may exceed its value after phase 1,
             in logits, for a checkpoint to count as keeping the margin.
