@@ -38,15 +38,14 @@ def lowered(
         clean: Images of ``repair`` and ``select`` are counted; ``report`` is not looked at.
         by: To begin with, >= 0; 0 lowers nothing.
     """
-    _, head = find_head(classifier, classifier.example(), classifier.num_classes)
-    if by <= 0 or head.bias is None:
-        return classifier.clone(), 0.0
     least = _right(classifier, clean) - _COST * (len(clean.repair) + len(clean.select))
-    for halving in range(_HALVINGS + 1):
-        model, offset = classifier.clone(), by / 2**halving
-        _, own = find_head(model, model.example(), model.num_classes)
+    for offset in (by / 2**halving for halving in range(_HALVINGS + 1) if by > 0):
+        model = classifier.clone()
+        _, head = find_head(model, model.example(), model.num_classes)
+        if head.bias is None:
+            break
         with torch.no_grad():
-            own.bias[suspect] -= offset
+            head.bias[suspect] -= offset
         if _right(model, clean) >= least:
             return model, offset
     return classifier.clone(), 0.0
