@@ -155,15 +155,7 @@ def repel(
         progress=progress,
     )
     best, history = _best_attempt(task)
-    model, lower = lowered(best.model, suspect, clean, settings.adjustment)
-    after = accuracy(model, clean.select)
-    record = replace(
-        best.record,
-        clean_before=before,
-        clean_after=after,
-        history=(*history, _adjusted(lower, after)),
-    )
-    return model, record
+    return _lowered(task, replace(best, record=replace(best.record, history=history)), before)
 
 
 def _unobserved(phase: int, model: Classifier) -> None:
@@ -250,6 +242,19 @@ def _best_attempt(task: _Task) -> tuple[_Attempt, tuple[dict[str, object], ...]]
             "got none; lower the learning rate of the repair"
         )
     return best, tuple(history)
+
+
+def _lowered(task: _Task, best: _Attempt, before: Rate) -> tuple[Classifier, Repair]:
+    """The best attempt with the suspect's logit lowered, and the record of the whole repair."""
+    model, by = lowered(best.model, task.suspect, task.clean, task.settings.adjustment)
+    after = accuracy(model, task.clean.select)
+    told: dict[str, object] = {
+        "adjusted": by,
+        "select_hits": after.hits,
+        "select_trials": after.trials,
+    }
+    history = (*best.record.history, told)
+    return model, replace(best.record, clean_before=before, clean_after=after, history=history)
 
 
 def _attempt(task: _Task, lr: float) -> _Attempt:
@@ -378,10 +383,6 @@ def _point(lr: float, stride: Stride) -> dict[str, object]:
         "select_hits": stride.clean.hits,
         "select_trials": stride.clean.trials,
     }
-
-
-def _adjusted(lower: float, clean: Rate) -> dict[str, object]:
-    return {"adjusted": lower, "select_hits": clean.hits, "select_trials": clean.trials}
 
 
 def _line(lr: float, phase: int, step: int, checkpoint: _Checkpoint) -> dict[str, object]:
