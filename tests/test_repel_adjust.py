@@ -48,14 +48,13 @@ def test_it_is_halved_until_few_images_are_lost(model: Classifier) -> None:
     own = margins[CLEAN.repair.labels == SUSPECT]
     far = float((own[:, SUSPECT] - own.topk(2).values[:, 1]).amax()) + 1
     made, told = lowered(model, SUSPECT, CLEAN, far)
-    assert told in {far / 2, far / 4, far / 8, 0.0}
+    assert told in {far / 2, far / 4, far / 8}
     assert right(made) >= right(model) - 0.005 * 105
-    if told:  # Twice as much would have cost too many.
-        head = made.network[-1]
-        assert isinstance(head, nn.Linear)
-        with torch.no_grad():
-            head.bias[SUSPECT] -= told
-        assert right(made) < right(model) - 0.005 * 105
+    head = made.network[-1]
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():  # Twice as much would have cost too many.
+        head.bias[SUSPECT] -= told
+    assert right(made) < right(model) - 0.005 * 105
     assert fingerprint(model) == state
 
 

@@ -38,8 +38,10 @@ def lowered(
         clean: Images of ``repair`` and ``select`` are counted; ``report`` is not looked at.
         by: To begin with, >= 0; 0 lowers nothing.
     """
+    if by == 0:
+        return classifier.clone(), 0.0
     least = _right(classifier, clean) - _COST * (len(clean.repair) + len(clean.select))
-    for offset in (by / 2**halving for halving in range(_HALVINGS + 1) if by > 0):
+    for offset in (by / 2**halving for halving in range(_HALVINGS + 1)):
         model = classifier.clone()
         _, head = find_head(model, model.example(), model.num_classes)
         if head.bias is None:
