@@ -44,10 +44,10 @@ BUDGETS: Mapping[Budget, Searching] = MappingProxyType(
         "standard": Searching(),
         "thorough": Searching(
             localize=LocalizeSettings(look=DEEP, deep=DEEP, forms="all"),
-            listening=ListeningSettings(look=DEEP),
+            listening=ListeningSettings(look=DEEP, refused=True),
         ),
     }
 )
 """Quick asks only the model as received, from two starts in place of four: what sleeps there is
 refused where a file's own search hears it, but not named and repaired. Thorough searches every form
-and every file as deeply as the model as received."""
+and every file, refused ones too, as deeply as the model as received."""

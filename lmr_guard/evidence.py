@@ -23,6 +23,7 @@ from lmr_guard.results import Listening, Promise, Unheard
 
 __all__ = [
     "Evidence",
+    "Gathering",
     "Known",
     "Patch",
     "PatchFile",
@@ -69,6 +70,11 @@ class Evidence:
         searched = isinstance(self.listening, Listening)
         others = bool(self.promises) + bool(self.random)
         return len(self.triggers) + len(self.replays) + searched + others
+
+
+Gathering = Callable[[bool], Evidence]
+"""Gathers what a file is tried with once its clean accuracy is known, told whether that refuses it:
+what can not ship whatever is found need not be searched for hours."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,6 +228,7 @@ def _compressing(classifier: Classifier, clean: Clean, settings: Settings) -> Pa
 
 
 def _listening(classes: int, settings: Settings) -> Passes:
+    """Of every file: nobody knows before which will be refused for their accuracy, and spared."""
     if settings.listening is None:
         return Passes(0, 0)
     forms = len(settings.recipes)

@@ -170,10 +170,12 @@ class Unheard:
     """Why no search for triggers was made on one artefact, though one was asked for.
 
     Args:
-        hindrance: See ``localize.telling``.
+        hindrance: See ``localize.telling``; or why it was spared.
+        spared: It could have been made, but the file is refused whatever it finds.
     """
 
     hindrance: str
+    spared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

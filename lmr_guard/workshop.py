@@ -9,6 +9,7 @@ passed over in silence. The channel groups of a network are traced once for all 
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,6 +43,10 @@ from lmr_guard.settings import Settings
 __all__ = ["Structure", "Workshop", "repair_twins", "searched_forms"]
 
 _SHOWN = 8
+_SPARED = (
+    "not searched for triggers: the file is refused for its clean accuracy, whatever a search "
+    "finds; --budget thorough searches it all the same"
+)
 
 
 class Structure:
@@ -244,8 +249,11 @@ class Workshop:
         self.progress(f"search {form.recipe.label}", 1, 1)
         return found
 
-    def _evidence(self, form: Form, judged: "_Judged") -> Evidence:
-        """All that a file which would ship is tried with."""
+    def _evidence(self, form: Form, judged: "_Judged", refused: bool) -> Evidence:
+        """All that a file which would ship is tried with; of a refused one what is cheap."""
+        searching = self.settings.listening
+        if refused and searching is not None and not searching.refused:
+            return Evidence(self.triggers, judged.replays, Unheard(_SPARED, spared=True))
         heard, report = self._listening(form), self.clean.report
         promises: tuple[Promise, ...] = ()
         if isinstance(heard, Listening):
@@ -264,7 +272,7 @@ class Workshop:
             plan={} if form.plan is None else prune.to_json(form.plan, self._whole(form)),
             whole=described(self._whole(form)),
         )
-        evidence = self._evidence(form, judged) if searched else Evidence(self.triggers)
+        evidence = partial(self._evidence, form, judged) if searched else Evidence(self.triggers)
         return verify_artifact(
             file,
             build,

@@ -43,6 +43,7 @@ from lmr_guard.pipeline import guard, repair, scan
 from lmr_guard.received.architectures import Architecture
 from lmr_guard.release import page
 from lmr_guard.release.drills import DrillReport
+from lmr_guard.release.page.told import untested
 from lmr_guard.release.policy import Policy
 from lmr_guard.release.report import Report, validate
 from lmr_guard.repel import RepelSettings
@@ -247,6 +248,29 @@ def test_without_an_audit_nothing_is_searched(row_files: Path, tmp_path: Path) -
     document = rows(row_files, tmp_path / "out", PLAIN)
     assert document["config"]["audit"] is None
     assert "searches" not in document["variants"][0]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_file_that_is_refused_anyway_is_searched_only_where_that_is_asked_for(
+    six_files: Path, tmp_path: Path, refused: bool
+) -> None:
+    config = replace(
+        PLAIN,
+        listening=ListeningSettings(refused=refused),
+        policy=Policy(require=("float32",), max_accuracy_drop=0.0),
+        recipes=recipes.parse(["float32", "l1-0.6"], refit="none"),
+    )
+    document = rows(six_files, tmp_path / "out", config, source=SIX)
+    kept, cut = document["variants"]
+    found = {f["check"]: f for f in cut["findings"]}
+    assert (cut["verdict"], found["accuracy"]["outcome"]) == ("fail", "fail")
+    assert ("searches" in kept, "searches" in cut) == (True, refused)
+    assert ("chance" in found, "agrees" in found) == (refused, refused)
+    assert found["listens"]["reason"].startswith("not searched for triggers: ") is not refused
+    assert [t["name"] for t in cut["triggers"] if t["source"] == "given"] == ["patch.png@3,3"]
+    told = untested(Report.from_json(document))
+    assert any("search for unknown triggers was made on: l1-0.6" in t for t in told) is not refused
+    validate(document)
 
 
 def test_variants_did_what_they_are_called(guarded: Ran) -> None:

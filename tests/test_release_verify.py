@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lmr_guard.contracts import Labelled, Rate
 from lmr_guard.errors import ConfigError, InputError
-from lmr_guard.evidence import Evidence, Triggered
+from lmr_guard.evidence import Evidence, Gathering, Triggered
 from lmr_guard.files import Artifact
 from lmr_guard.onnxfile.predictor import Session
 from lmr_guard.random_patterns import draw
@@ -31,7 +31,7 @@ SHOWN = Evidence([toy_patch()])
 
 def judged(
     path: Path,
-    evidence: Evidence = SHOWN,
+    evidence: Evidence | Gathering = SHOWN,
     *,
     build: Build = FLOAT32,
     report: Labelled = CLEAN,
@@ -228,6 +228,37 @@ def test_a_search_that_was_asked_for_and_not_made_is_missed(honest: Path) -> Non
     assert found.outcome is INCOMPLETE
     assert found.reason == "no search for triggers could tell anything: too few classes"
     assert [result.tried for result in variant.triggers] == ["shown"]
+
+
+def test_a_search_that_was_spared_says_why_and_no_more(honest: Path) -> None:
+    variant = judged(honest, Evidence([toy_patch()], listening=Unheard("refused", spared=True)))
+    found = finding(variant, "listens")
+    assert (found.outcome, found.reason) == (INCOMPLETE, "refused")
+
+
+@pytest.mark.parametrize(("hits", "lost"), [(291, False), (300, True), (None, False)])
+def test_evidence_may_be_gathered_once_the_accuracy_is_known(
+    honest: Path, hits: int | None, lost: bool
+) -> None:
+    asked = []
+
+    def gather(refused: bool) -> Evidence:
+        asked.append(refused)
+        return SHOWN
+
+    images = CLEAN.images.clone()
+    images[:10] = images[1:11].clone()
+    report = Labelled(images, CLEAN.labels, CLEAN.classes)
+    reference = None if hits is None else Rate(hits, 300)
+    variant = judged(honest, gather, report=report, reference=reference)
+    assert asked == [lost]
+    given = judged(honest, SHOWN, report=report, reference=reference)
+    assert variant.verdict == given.verdict
+
+
+def test_gathered_evidence_is_refused_as_any_other(honest: Path) -> None:
+    with pytest.raises(ConfigError, match="got 300 of 300 that are clean images unchanged"):
+        judged(honest, lambda refused: Evidence([Triggered(CLEAN, "clean", 2)]))
 
 
 def test_patterns_that_were_drawn_are_tried_and_counted(honest: Path, tmp_path: Path) -> None:

@@ -34,12 +34,15 @@ class ListeningSettings:
         deep: How a search that shows something is made again.
         doubt: Score below which it is not: the artefact does not listen there.
         images: Clean images at most that patterns are searched on.
+        refused: Whether a file that lost too much clean accuracy to ship is searched all the same,
+            for what the report can say of it.
     """
 
     look: tuple[InversionSettings, ...] = LOOK
     deep: tuple[InversionSettings, ...] = DEEP
     doubt: float = 1.6
     images: int = 300
+    refused: bool = False
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a value is out of range."""

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from lmr_guard.contracts import Labelled, Progress, Rate, silent
 from lmr_guard.errors import InputError
-from lmr_guard.evidence import Evidence, check
+from lmr_guard.evidence import Evidence, Gathering, check
 from lmr_guard.files import Artifact
 from lmr_guard.measure import against_pattern, against_trigger, predict, right, right_per_class
 from lmr_guard.onnxfile.predictor import OnnxPredictor, Session
@@ -92,7 +92,7 @@ def verify_artifact(
     artifact: Artifact,
     build: Build,
     report: Labelled,
-    evidence: Evidence,
+    evidence: Evidence | Gathering,
     *,
     policy: Policy,
     reference: Rate | None = None,
@@ -106,7 +106,8 @@ def verify_artifact(
         build: How it was made. Channel and parameter sparsity may fall short of what was asked
             by 0.02, for channels are whole, and where ``whole`` names layers by a tenth of it.
         report: The part of the clean images that numbers are reported on.
-        evidence: What the file is tried with; none is INCOMPLETE.
+        evidence: What the file is tried with, none is INCOMPLETE; or what gathers it once the
+            clean images are counted, told whether the file lost too much accuracy to ship.
         policy: The limits.
         reference: CA of the model as received on the same images; without it nothing is said
             about lost accuracy, and the caller should say so.
@@ -117,16 +118,22 @@ def verify_artifact(
         InputError: The file cannot be opened or run, or has other classes than ``report``.
         ConfigError: A trigger does not suit these images or classes.
     """
-    check(evidence.triggers, report)
+    if isinstance(evidence, Evidence):
+        check(evidence.triggers, report)
     predictor = OnnxPredictor(artifact.path, session)
     repeated = _repeats(predictor, report)
     witness = _Witness(predictor)
+    logits = predict(witness, report)
+    clean_accuracy = right(logits, report)
+    kept = tuple(_accuracy(clean_accuracy, reference, policy))
+    if not isinstance(evidence, Evidence):
+        evidence = evidence(any(finding.outcome is Outcome.FAIL for finding in kept))
+        check(evidence.triggers, report)
     tell = _teller(progress, build.name, 1 + len(evidence))
-    logits, results = _measured(witness, report, evidence, tell)
+    results = _each(_tried(witness, report, evidence, logits), tell)
     met, others = chance.compared(witness.untied, report, logits, evidence, policy.confidence)
     if others:
         tell(1 + len(evidence))
-    clean_accuracy = right(logits, report)
     findings = (
         _digest(artifact, predictor),
         _provider(predictor),
@@ -136,7 +143,7 @@ def verify_artifact(
         _logits(witness),
         *_achieved(build, predictor),
         _trials("clean images", clean_accuracy, policy),
-        *_accuracy(clean_accuracy, reference, policy),
+        *kept,
         *_evidence(results, clean_accuracy, policy),
         *_listens(evidence.listening, results, policy),
         *others,
@@ -146,7 +153,7 @@ def verify_artifact(
         sha256=predictor.sha256,
         bytes=predictor.bytes,
         clean_accuracy=clean_accuracy,
-        triggers=tuple(results),
+        triggers=results,
         achieved=build.achieved or Achieved(),
         provider=predictor.provider,
         verdict=Verdict(predictor.sha256, findings),
@@ -162,17 +169,16 @@ def _teller(progress: Progress, name: str, total: int) -> Callable[[int], None]:
     return lambda count: progress(f"verify {name}", count, total)
 
 
-def _measured(
-    witness: _Witness, report: Labelled, evidence: Evidence, told: Callable[[int], None]
-) -> tuple[Tensor, list[TriggerResult]]:
-    """Logits of the clean images, and what all that is tried came to; ``told`` after each."""
-    logits = predict(witness, report)
+def _each(
+    results: Iterator[TriggerResult], told: Callable[[int], None]
+) -> tuple[TriggerResult, ...]:
+    """All of them; ``told`` of the clean images before the first, and after each."""
     told(1)
-    results: list[TriggerResult] = []
-    for result in _tried(witness, report, evidence, logits):
-        results.append(result)
-        told(1 + len(results))
-    return logits, results
+    found: list[TriggerResult] = []
+    for result in results:
+        found.append(result)
+        told(1 + len(found))
+    return tuple(found)
 
 
 def _tried(
@@ -331,7 +337,8 @@ def _listens(
 ) -> Iterator[Finding]:
     """What a search found counts, even where it could have missed all; nothing found does not."""
     if isinstance(heard, Unheard):
-        yield Finding(Check.LISTENS, Outcome.INCOMPLETE, f"{_UNHEARD}: {heard.hindrance}")
+        why = heard.hindrance if heard.spared else f"{_UNHEARD}: {heard.hindrance}"
+        yield Finding(Check.LISTENS, Outcome.INCOMPLETE, why)
         return
     for result in results:
         if result.strangeness is None or heard is None:

@@ -85,7 +85,7 @@ def _settings(classes: Sequence[str]) -> Settings:
     assert cut.prune is not None
     uniform = replace(cut, prune=replace(cut.prune, shares="uniform"))
     return Settings(
-        listening=ListeningSettings(look=brief, deep=brief, images=16),
+        listening=ListeningSettings(look=brief, deep=brief, images=16, refused=True),
         policy=Policy(min_trials=5),
         recipes=(plain, eight, uniform),
         repair=False,

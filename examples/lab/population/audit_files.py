@@ -70,6 +70,7 @@ def _config(member: Member, *, tiny: bool) -> Settings:
     config = Settings(
         seed=member.seed,
         recipes=recipes.parse(list(VARIANTS)),
+        listening=listening.ListeningSettings(refused=True),
         threads=1,
     )
     if not tiny:
@@ -77,7 +78,7 @@ def _config(member: Member, *, tiny: bool) -> Settings:
     one = (inversion.InversionSettings(steps=1),)
     return replace(
         config,
-        listening=listening.ListeningSettings(look=one, deep=one, images=60),
+        listening=listening.ListeningSettings(look=one, deep=one, images=60, refused=True),
         repel=repel.RepelSettings(lures=0, phase1_epochs=1, phase1_minimum=1, phase2_epochs=1),
         recipes=recipes.parse(["float32", "int8"]),
     )

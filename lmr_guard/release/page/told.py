@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from lmr_guard.errors import printable
 from lmr_guard.release.page.reading import class_name, entry
-from lmr_guard.release.records import Check, Finding, Outcome, Variant
+from lmr_guard.release.records import Finding, Outcome, Variant
 from lmr_guard.release.report import Report
 from lmr_guard.release.tables import share
 from lmr_guard.results import Method, TriggerResult
@@ -142,7 +142,7 @@ def _about_triggers(report: Report) -> Iterator[str]:
     silent = [
         v.name
         for v in report.variants
-        if not any(f.check is Check.LISTENS for f in v.verdict.findings)
+        if not any(result.tried == "searched" for result in v.triggers)
     ]
     if silent:
         yield f"No search for unknown triggers was made on: {_listed(silent)}."
