@@ -9,15 +9,17 @@ the Knowledge in a Neural Network", 2015) on mixed images (mixup, ICLR 2018), wh
 and so is not bound to what a few hundred of them tell. It learns not only what is said of them but
 what the head sees of them too, which tells far more of one image than K logits do: few images are
 all that there are (Wang et al., "Compressing Models with Few Samples: Mimicking then Replacing",
-CVPR 2022). Batch norm stays as it was.
+CVPR 2022). Batch norm stays as it was. Both may compute in
+bfloat16 meanwhile, see ``lmr_guard.arithmetic``; whether it helped is asked in float32.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from lmr_guard.arithmetic import plain
 from lmr_guard.classifier import Classifier, find_head
 from lmr_guard.contracts import Labelled, Progress, as_pixels, silent
 from lmr_guard.measure import accuracy
@@ -47,6 +49,7 @@ def distilled(
     *,
     steps: int,
     left: Tensor | None = None,
+    working: Callable[[Classifier], Classifier] = Classifier.clone,
 ) -> Classifier:
     """The cut network after some steps, or as it was where it needs none or they do not help.
 
@@ -63,6 +66,7 @@ def distilled(
         progress: Told after each step.
         steps: Of 64 images each, at a learning rate that rises for ten steps and falls to zero.
         left: Which inputs of the uncut head the cut one has, (inputs,), int64; None has all.
+        working: Makes the copies that the steps are computed with, as ``Settings.working`` does.
     """
     learnt, compared = images
     lost = accuracy(uncut, compared).value - accuracy(cut, compared).value
@@ -70,7 +74,7 @@ def distilled(
         return cut.clone()
     if lost > DEAR:
         steps *= 2
-    teacher, student = uncut.clone().requires_grad_(False), cut.clone()
+    teacher, student = working(uncut).requires_grad_(False), working(cut)
     optimiser = torch.optim.SGD(student.parameters(), lr=_RATE, momentum=_MOMENTUM)
     with _watched(teacher) as given, _watched(student) as own:
         for step in range(steps):
@@ -88,7 +92,8 @@ def distilled(
             nn.utils.clip_grad_norm_(student.parameters(), _CLIP)
             optimiser.step()
             progress("distil", step + 1, steps)
-    nearer = distance(student, teacher, compared) < distance(cut, teacher, compared)
+    student = plain(student.to(cut.device))
+    nearer = distance(student, uncut, compared) < distance(cut, uncut, compared)
     return student if nearer else cut.clone()
 
 
@@ -99,7 +104,8 @@ def _watched(model: Classifier) -> Iterator[list[Tensor]]:
     given: list[Tensor] = []
 
     def keep(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        given.append(inputs[0].movedim(1, -1) if isinstance(layer, nn.Conv2d) else inputs[0])
+        seen = inputs[0].movedim(1, -1) if isinstance(layer, nn.Conv2d) else inputs[0]
+        given.append(seen.float())
 
     handle = head.register_forward_pre_hook(keep)
     try:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes to float models, each pruning done once; INT8 follows on the staged file."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -86,10 +86,19 @@ class Cutter:
         classifier: Left as it is.
         clean: See ``torch_forms``.
         progress: Told by searches for layer shares.
+        working: See ``distilled``.
     """
 
-    def __init__(self, classifier: Classifier, clean: Clean, progress: Progress = silent) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        clean: Clean,
+        progress: Progress = silent,
+        *,
+        working: Callable[[Classifier], Classifier] = Classifier.clone,
+    ) -> None:
         self._classifier = classifier
+        self._working = working
         self._clean = clean
         self._progress = progress
         self._damage: dict[bool, Damage] = {}
@@ -122,6 +131,7 @@ class Cutter:
                     self._progress,
                     steps=step.distil,
                     left=groups.left_to_head(plan.cuts),
+                    working=self._working,
                 )
         else:
             plan = self._plan(step, groups, generator)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: lmr-guard contributors
 # SPDX-License-Identifier: Apache-2.0
-"""In which arithmetic a model is searched and repaired, which is most of what a run computes.
+"""In which arithmetic a model is searched, repaired and distilled: most of what a run computes.
 
 Searches and steps of training need gradients, not the last digit. Processors that multiply
 bfloat16 natively do the convolutions of a network about twice as fast so, and with channels

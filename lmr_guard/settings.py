@@ -54,10 +54,11 @@ class Settings:
         select_images: Size of the ``select`` part; None takes 20 %, at most 500.
         compare: Whether the variants of the model as received are built and measured too, cut as
             other tools do it, without a refit.
-        device: Where localize and repel compute: cpu or cuda.
-        precision: ``"auto"`` lets localize, repel and the search of each artefact compute in
-            bfloat16 where processor, network and clean images allow it, see ``arithmetic``;
-            ``"float32"`` never does. What is counted for a report is counted in float32 anyway.
+        device: Where localize and repel compute, and cut networks learn: cpu or cuda.
+        precision: ``"auto"`` lets localize, repel, the search of each artefact and the learning of
+            cut networks compute in bfloat16 where processor, network and clean images allow it,
+            see ``arithmetic``; ``"float32"`` never does. What is counted for a report is counted
+            in float32 anyway.
         seed: Of everything random, in [0, 2**32); each use has a generator of its own.
         threads: Of ONNX Runtime; None leaves it the choice.
 

@@ -147,7 +147,8 @@ class Workshop:
         folder = self.folder / step
         folder.mkdir()
         prunings = list(dict.fromkeys(recipe.prune for recipe in chosen))
-        cutter = sweep.Cutter(classifier, self.clean, self.progress)
+        working = partial(self.settings.working, images=self.clean.repair)
+        cutter = sweep.Cutter(classifier, self.clean, self.progress, working=working)
         found: dict[str, Variant] = {}
         for done, pruning in enumerate(prunings):
             self.progress(step, done, len(prunings))

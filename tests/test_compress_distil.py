@@ -93,6 +93,28 @@ def test_the_cut_network_comes_nearer_on_images_that_neither_part_holds() -> Non
     assert torch.equal(norms[0].running_mean, norms[1].running_mean)
 
 
+def test_steps_are_computed_as_the_caller_says_and_the_network_is_plain_again() -> None:
+    uncut, made = classifier(), []
+    cut = shaken(uncut)
+
+    def lightly(model: Classifier) -> Classifier:
+        made.append(model.clone().to(memory_format=torch.channels_last))
+        made[-1].light = True
+        return made[-1]
+
+    after = distilled(cut, uncut, lessons(uncut), seeded(), steps=60, working=lightly)
+    taught = predict(uncut, part(2))
+    far, near = (float(distillation_loss(predict(m, part(2)), taught)) for m in (cut, after))
+    assert near < 0.75 * far
+    assert [weights_sha256(model) for model in (made[0], cut)] == [
+        weights_sha256(model) for model in (uncut, shaken(uncut))
+    ]
+    exact = distilled(cut, uncut, lessons(uncut), seeded(), steps=60)
+    assert weights_sha256(exact) != weights_sha256(after)
+    assert (after.light, uncut.light, cut.light) == (False, False, False)
+    assert all(p.is_contiguous() and p.dtype == torch.float32 for p in after.parameters())
+
+
 def test_it_is_reproducible_and_learns_from_no_label() -> None:
     uncut = classifier()
     cut, rng = shaken(uncut), torch.get_rng_state()

@@ -312,7 +312,7 @@ WORK = _all_of(
         type=click.Choice(["auto", "float32"]),
         default="auto",
         show_default=True,
-        help="Search and repair in bfloat16 where it is quicker and clean images do not mind.",
+        help="Search, repair and distil in bfloat16 where quicker and clean images do not mind.",
     ),
     click.option("--seed", type=SEED, default=0, show_default=True),
     BUDGET,

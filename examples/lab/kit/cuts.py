@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import process_time
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from lmr_guard.compress.sweep import Cutter
 from lmr_guard.contracts import Clean
 from lmr_guard.measure import accuracy
 from lmr_guard.redteam.training import Schedule, fit_clean
+from lmr_guard.settings import Settings
 
 __all__ = ["RATIOS", "WAYS", "cut", "table_of_cuts"]
 
@@ -64,7 +66,7 @@ class _Uncut:
         groups, start = Groups(model), process_time()
         damage = measured(model, groups, clean.select, batch_statistics=True)
         seconds = round(process_time() - start, 1)
-        return cls(model, groups, clean, damage, seconds, Cutter(model, clean))
+        return cls(model, groups, clean, damage, seconds, _cutter(model, clean))
 
     def ways(self, ratio: float) -> Iterator[tuple[str, Classifier, float]]:
         """Of each of ``WAYS`` the network and its CPU seconds; ``damage`` counts once for all."""
@@ -93,6 +95,10 @@ class _Uncut:
 
     def _refit(self, plan: prune.PrunePlan, drawn: torch.Generator) -> Classifier:
         return refit(self.model, plan, self.clean.repair, drawn, groups=self.groups)
+
+
+def _cutter(model: Classifier, clean: Clean) -> Cutter:
+    return Cutter(model, clean, working=partial(Settings().working, images=clean.repair))
 
 
 def _timed(act: Callable[[], _Made]) -> tuple[_Made, float]:

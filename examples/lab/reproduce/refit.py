@@ -18,6 +18,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -39,6 +40,7 @@ from lmr_guard.compress.twins import twins
 from lmr_guard.contracts import Clean
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.repel import RepelSettings, repel
+from lmr_guard.settings import Settings
 
 __all__ = ["main", "measured"]
 
@@ -92,7 +94,8 @@ def _forms(
 ) -> Iterator[tuple[str, str, Classifier, float]]:
     """Label, what was done after the cut, the network, and what the refit took."""
     yield "float32", "nothing", model, 0.0
-    groups, cutter = Groups(model), Cutter(model, clean)
+    working = partial(Settings().working, images=clean.repair)
+    groups, cutter = Groups(model), Cutter(model, clean, working=working)
     for ratio in _RATIOS:
         step, drawn = PruneL1(ratio=ratio, shares="calibrated"), generator(cell, "compress")
         plan = prune.plan(model, step, clean.select, drawn, groups=groups)
