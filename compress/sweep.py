@@ -10,12 +10,11 @@ import torch
 from lmr_guard.classifier import Classifier
 from lmr_guard.compress import prune
 from lmr_guard.compress.damage import Damage, measured
-from lmr_guard.compress.distil import DEAR, distance, distilled
+from lmr_guard.compress.distil import DEAR, distance, distilled, turned
 from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import PruneL1, Recipe
 from lmr_guard.compress.refit import refit
 from lmr_guard.contracts import Clean, Progress, silent
-from lmr_guard.measure import accuracy
 from lmr_guard.results import Achieved
 
 __all__ = ["Cutter", "Form", "torch_forms"]
@@ -154,8 +153,7 @@ class Cutter:
         first = made(step)
         if step.shares != "damage" or step.rival in {None, step.shares}:
             return first
-        whole = accuracy(model, clean.select)
-        if whole.value - accuracy(first[1], clean.select).value <= DEAR:
+        if turned(first[1], model, clean.select) <= DEAR:
             return first
         both = (first, made(replace(step, shares=step.rival)))
         return min(both, key=lambda cut: distance(cut[1], model, clean.select))
