@@ -162,6 +162,25 @@ def test_beyond_the_end_where_that_takes_more_pull_than_clean_accuracy(
     assert points[-1].worth == worth[share]
 
 
+def test_not_beyond_the_end_where_little_is_left_and_clean_images_are_lost(
+    model: Classifier, asked: Probe
+) -> None:
+    """Where few images are carried off at the end, each of them is not worth a clean one."""
+    drawn, settings = row_images(200, 2), replace(SETTINGS, strides=(0.001, 0.002))
+    of_it = (drawn.labels == SUSPECT).nonzero().flatten()
+    select = drawn.subset(torch.cat([(drawn.labels != SUSPECT).nonzero().flatten(), of_it[:3]]))
+    end = biased(model, 5.25)
+    kind = int(asked.pulls(model)[0, :, 0].argmax())
+    at = {share: between(model, end, share) for share in (1.0, 1.5)}
+    pull = {share: float(asked.pulls(there)[0, kind, 0]) for share, there in at.items()}
+    clean = {share: accuracy(there, select) for share, there in at.items()}
+    assert 0.05 < pull[1.0] < 0.1
+    assert clean[1.5].hits < clean[1.0].hits
+    assert clean[1.5].value - pull[1.5] > clean[1.0].value - pull[1.0]
+    points, _ = shortest(model, end, select, settings, asked)
+    assert points[-1].share == 1.0
+
+
 def test_without_a_probe_all_of_the_way_is_gone(model: Classifier) -> None:
     end = biased(model, 8.0)
     (taken,), suppresses = shortest(model, end, row_images(30, 2), SETTINGS, None)

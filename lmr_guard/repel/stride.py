@@ -224,6 +224,11 @@ class _Way:
         return bool((pulls[0] <= (_MOST * self.start[0]).clamp_min(_CHANCE)).all())
 
 
+def _asks_more(here: Stride, farther: Stride) -> bool:
+    """Lures still carry off some images, or to go on costs none."""
+    return here.pull > _HELD or farther.clean.hits >= here.clean.hits
+
+
 def shortest(
     received: Classifier,
     repaired: Classifier,
@@ -235,8 +240,8 @@ def shortest(
 
     The nearest at which lures have lost their pull is searched for by halving. Where they still
     carry off some images there, or where no image of ``select`` is lost by it, half as far again is
-    gone, since lures are not the trigger; beyond the repaired weights only where that is worth more
-    than these are.
+    gone, since lures are not the trigger; the part beyond the repaired weights only where the same
+    holds of these, and where that is worth more than they are.
 
     Args:
         received: Start of the way.
@@ -264,9 +269,11 @@ def shortest(
     taken, pulls = look(nearest)
     farther = round(nearest * _FARTHER, 4)
     point = look(min(1.0, farther))
-    if taken.pull > _HELD or point[0].clean.hits >= taken.clean.hits:
+    if _asks_more(taken, point[0]):
         taken, pulls = point
-        if farther > 1 and look(farther)[0].worth > taken.worth:
-            taken, pulls = look(farther)
+        if farther > 1:
+            beyond = look(farther)
+            if _asks_more(taken, beyond[0]) and beyond[0].worth > taken.worth:
+                taken, pulls = beyond
     others = [point for point, _ in seen.values() if point is not taken]
     return (*others, taken), way.suppresses(pulls)
