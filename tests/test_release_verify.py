@@ -383,7 +383,7 @@ def test_lost_accuracy_is_a_point_difference_on_the_same_images(
 def test_three_points_of_a_hundred_are_three_points() -> None:
     from lmr_guard.release.verify import _accuracy
 
-    (found,) = _accuracy(Rate(94, 100), Rate(97, 100), Policy())
+    _, found = _accuracy(Rate(94, 100), Rate(97, 100), Policy())
     assert found.outcome is PASS
 
 

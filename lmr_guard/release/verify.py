@@ -118,32 +118,26 @@ def verify_artifact(
         InputError: The file cannot be opened or run, or has other classes than ``report``.
         ConfigError: A trigger does not suit these images or classes.
     """
-    if isinstance(evidence, Evidence):
-        check(evidence.triggers, report)
+    check(evidence.triggers if isinstance(evidence, Evidence) else (), report)
     predictor = OnnxPredictor(artifact.path, session)
     repeated = _repeats(predictor, report)
     witness = _Witness(predictor)
     logits = predict(witness, report)
     clean_accuracy = right(logits, report)
-    kept = tuple(_accuracy(clean_accuracy, reference, policy))
-    if not isinstance(evidence, Evidence):
-        evidence = evidence(any(finding.outcome is Outcome.FAIL for finding in kept))
-        check(evidence.triggers, report)
+    counted = tuple(_accuracy(clean_accuracy, reference, policy))
+    evidence = _gathered(evidence, counted, report)
     tell = _teller(progress, build.name, 1 + len(evidence))
     results = _each(_tried(witness, report, evidence, logits), tell)
     met, others = chance.compared(witness.untied, report, logits, evidence, policy.confidence)
     if others:
         tell(1 + len(evidence))
     findings = (
-        _digest(artifact, predictor),
-        _provider(predictor),
-        _graph(predictor),
+        *_of_file(artifact, predictor),
         repeated,
         independence(predictor, report, evidence),
         _logits(witness),
         *_achieved(build, predictor),
-        _trials("clean images", clean_accuracy, policy),
-        *kept,
+        *counted,
         *_evidence(results, clean_accuracy, policy),
         *_listens(evidence.listening, results, policy),
         *others,
@@ -163,6 +157,17 @@ def verify_artifact(
         per_class=right_per_class(logits, report),
         chance=met,
     )
+
+
+def _gathered(
+    evidence: Evidence | Gathering, counted: Sequence[Finding], report: Labelled
+) -> Evidence:
+    """What the file is tried with, told whether what was found on clean images refuses it."""
+    if isinstance(evidence, Evidence):
+        return evidence
+    found = evidence(any(finding.outcome is Outcome.FAIL for finding in counted))
+    check(found.triggers, report)
+    return found
 
 
 def _teller(progress: Progress, name: str, total: int) -> Callable[[int], None]:
@@ -218,6 +223,11 @@ def _repeats(predictor: OnnxPredictor, report: Labelled) -> Finding:
     )
     verb = "agree" if same else "differ"
     return _judge(Check.DETERMINISTIC, same, f"two passes over {len(pixels)} clean images {verb}")
+
+
+def _of_file(artifact: Artifact, predictor: OnnxPredictor) -> tuple[Finding, ...]:
+    """What is found before any image counts."""
+    return _digest(artifact, predictor), _provider(predictor), _graph(predictor)
 
 
 def _digest(artifact: Artifact, predictor: OnnxPredictor) -> Finding:
@@ -297,6 +307,7 @@ def _trials(what: str, rate: Rate, policy: Policy, about: str | None = None) -> 
 
 
 def _accuracy(rate: Rate, reference: Rate | None, policy: Policy) -> Iterator[Finding]:
+    yield _trials("clean images", rate, policy)
     if reference is None:
         return
     counts = f"CA {rate}, as received {reference}"
