@@ -9,8 +9,8 @@ the Knowledge in a Neural Network", 2015) on mixed images (mixup, ICLR 2018), wh
 and so is not bound to what a few hundred of them tell. It learns not only what is said of them but
 what the head sees of them too, which tells far more of one image than K logits do: few images are
 all that there are (Wang et al., "Compressing Models with Few Samples: Mimicking then Replacing",
-CVPR 2022). Batch norm stays as it was. Both may compute in
-bfloat16 meanwhile, see ``lmr_guard.arithmetic``; whether it helped is asked in float32.
+CVPR 2022). Batch norm stays as it was. Both may compute in bfloat16 meanwhile, see
+``lmr_guard.arithmetic``; whether it helped is asked in float32.
 """
 
 from collections.abc import Callable, Iterator
@@ -54,9 +54,9 @@ def distilled(
     """The cut network after some steps, or as it was where it needs none or they do not help.
 
     It needs none where it answers as the uncut one does all but a hundredth of the images that it
-    does not learn from, and twice as many where it turned more than three; they help where
-    they bring it nearer there. Clean accuracy would not tell: of a few hundred images a cut that
-    costs three points may well lose none.
+    does not learn from, and twice as many where it turned more than three of a hundred; they help
+    where they bring it nearer there. Clean accuracy would not tell: of a few hundred images a cut
+    that costs three points may well lose none.
 
     Args:
         cut: Refit; left as it is.

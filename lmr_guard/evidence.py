@@ -74,7 +74,7 @@ class Evidence:
 
 Gathering = Callable[[bool], Evidence]
 """Gathers what a file is tried with once its clean accuracy is known, told whether that refuses it:
-what can not ship whatever is found need not be searched for hours."""
+what cannot ship whatever is found need not be searched for minutes."""
 
 
 @dataclass(frozen=True, slots=True)
