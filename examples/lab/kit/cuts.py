@@ -24,7 +24,7 @@ from lmr_guard.measure import accuracy
 from lmr_guard.redteam.training import Schedule, fit_clean
 from lmr_guard.settings import Settings
 
-__all__ = ["RATIOS", "WAYS", "cut", "table_of_cuts"]
+__all__ = ["RATIOS", "WAYS", "cut", "cutter", "table_of_cuts"]
 
 _Made = TypeVar("_Made")
 
@@ -66,7 +66,7 @@ class _Uncut:
         groups, start = Groups(model), process_time()
         damage = measured(model, groups, clean.select, batch_statistics=True)
         seconds = round(process_time() - start, 1)
-        return cls(model, groups, clean, damage, seconds, _cutter(model, clean))
+        return cls(model, groups, clean, damage, seconds, cutter(model, clean))
 
     def ways(self, ratio: float) -> Iterator[tuple[str, Classifier, float]]:
         """Of each of ``WAYS`` the network and its CPU seconds; ``damage`` counts once for all."""
@@ -97,7 +97,8 @@ class _Uncut:
         return refit(self.model, plan, self.clean.repair, drawn, groups=self.groups)
 
 
-def _cutter(model: Classifier, clean: Clean) -> Cutter:
+def cutter(model: Classifier, clean: Clean) -> Cutter:
+    """Cuts a network as the guard does with default settings, in its precision too."""
     return Cutter(model, clean, working=partial(Settings().working, images=clean.repair))
 
 

@@ -18,13 +18,13 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from time import process_time
 from typing import Any
 
 import torch
 
+from examples.lab.kit.cuts import cutter
 from examples.lab.kit.measuring import counts
 from examples.lab.reproduce import tables
 from examples.lab.reproduce.cells import Cell
@@ -35,12 +35,10 @@ from lmr_guard.compress import prune
 from lmr_guard.compress.groups import Groups
 from lmr_guard.compress.recipes import PruneL1, Recipe
 from lmr_guard.compress.refit import refit
-from lmr_guard.compress.sweep import Cutter
 from lmr_guard.compress.twins import twins
 from lmr_guard.contracts import Clean
 from lmr_guard.measure import accuracy, against_trigger
 from lmr_guard.repel import RepelSettings, repel
-from lmr_guard.settings import Settings
 
 __all__ = ["main", "measured"]
 
@@ -94,8 +92,7 @@ def _forms(
 ) -> Iterator[tuple[str, str, Classifier, float]]:
     """Label, what was done after the cut, the network, and what the refit took."""
     yield "float32", "nothing", model, 0.0
-    working = partial(Settings().working, images=clean.repair)
-    groups, cutter = Groups(model), Cutter(model, clean, working=working)
+    groups, usually = Groups(model), cutter(model, clean)
     for ratio in _RATIOS:
         step, drawn = PruneL1(ratio=ratio, shares="calibrated"), generator(cell, "compress")
         plan = prune.plan(model, step, clean.select, drawn, groups=groups)
@@ -109,7 +106,7 @@ def _forms(
         yield label, "refit, batch norm", prune.reestimate_bn(fitted, clean.repair), seconds
         start = process_time()
         usual = PruneL1(ratio=ratio, distil=1) if tiny else PruneL1(ratio=ratio)
-        default = cutter.pruned(usual, groups, drawn).classifier
+        default = usually.pruned(usual, groups, drawn).classifier
         yield label, "default", default, round(process_time() - start, 2)
 
 
